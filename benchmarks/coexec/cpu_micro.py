@@ -1,0 +1,144 @@
+"""Small figures: host cost of an operator, of recording, of a fetch, and of never settling."""
+
+import functools
+import random
+import statistics
+import time
+
+import outrider
+import torch
+import torch.nn.functional as F
+from outrider import _runtime
+from torch import nn
+
+_REPEATS = 9
+
+
+def _block_ms(step, count):
+    start = time.perf_counter()
+    for i in range(count):
+        step(i)
+    outrider.flush()
+    return (time.perf_counter() - start) / count * 1e3
+
+
+def _pair(make_step, count, repeats=_REPEATS, **options):
+    """Medians over interleaved blocks of two equal steps: (eager ms, co-executed ms, rows)."""
+    _runtime.core().reset()
+    outrider.clear()
+    step, wrapped = make_step(), outrider.coexec(make_step())
+    previous = outrider.options(**options)
+    eager, coexecuted = [], []
+    try:
+        _block_ms(wrapped, count)
+        for _ in range(repeats):
+            coexecuted.append(_block_ms(wrapped, count))
+            _runtime.core().leave()
+            eager.append(_block_ms(step, count))
+        rows = outrider.report()
+    finally:
+        outrider.options(**previous)
+        _runtime.core().leave()
+    return statistics.median(eager), statistics.median(coexecuted), rows
+
+
+def _chain(operations, grad):
+    weight = torch.ones(4, 4, requires_grad=grad)
+
+    def step(_):
+        x = weight
+        for _ in range(operations):
+            x = x.mul(1.0009765625)
+        return x
+
+    return step
+
+
+def operator_cost():
+    """Host nanoseconds per operator of a covered chain of 400 tiny multiplications, Python's own share included."""
+    figures = {}
+    for lane in ("inner", "outer"):
+        for grad in (False, True):
+            eager_ms, _, rows = _pair(functools.partial(_chain, 400, grad), 20, lane=lane)
+            late = [row for row in rows[10:] if row["lane"] == lane]
+            suffix = f"{lane}{'_grad' if grad else ''}"
+            figures[f"eager_ns_per_op_{suffix}"] = eager_ms * 1e6 / 400
+            if late:
+                host_us = statistics.median(row["host_us"] - row["host_wait_us"] for row in late)
+                figures[f"host_ns_per_op_{suffix}"] = host_us * 1e3 / 400
+    return figures
+
+
+def fetch_cost():
+    """Microseconds of one operator and the fetch of its result, eager and covered."""
+
+    def make_step():
+        x = torch.ones(())
+
+        def step(_):
+            for _ in range(50):
+                (x * 2).item()
+
+        return step
+
+    eager_ms, coexec_ms, _ = _pair(make_step, 20)
+    return {"fetch_eager_us": eager_ms * 1e3 / 50, "fetch_coexec_us": coexec_ms * 1e3 / 50}
+
+
+def _training_step(decorate):
+    torch.manual_seed(0)
+    layers = [layer for _ in range(8) for layer in (nn.Linear(32, 32), nn.LayerNorm(32), nn.GELU())]
+    net = nn.Sequential(*layers)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+    inputs, targets = torch.randn(8, 32), torch.randn(8, 32)
+
+    def step(i):
+        optimizer.zero_grad()
+        loss = F.mse_loss(decorate(net(inputs)), targets)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def recording_ratio():
+    """Time of the second and third step, while recording, against eager."""
+    ratios = []
+    for _ in range(_REPEATS):
+        _runtime.core().reset()
+        outrider.clear()
+        step, wrapped = _training_step(lambda x: x), outrider.coexec(_training_step(lambda x: x))
+        _block_ms(step, 5)
+        eager_ms = _block_ms(step, 10)
+        wrapped(0)
+        start = time.perf_counter()
+        wrapped(1)
+        wrapped(2)
+        outrider.flush()
+        elapsed_ms = (time.perf_counter() - start) * 1e3 / 2
+        lanes = [row["lane"] for row in outrider.report()[1:3]]
+        _runtime.core().leave()
+        if lanes == ["record", "record"]:
+            ratios.append(elapsed_ms / eager_ms)
+    return {"recording_ratio": statistics.median(ratios) if ratios else None, "recording_samples": len(ratios)}
+
+
+def never_stable_ratio():
+    """A program that takes a new path in every step, against eager."""
+    generator = random.Random(0)
+    operations = [torch.sin, torch.cos, torch.tanh, torch.abs, torch.neg, torch.relu, torch.sigmoid, torch.square]
+
+    def decorate(x):
+        for _ in range(12):
+            x = generator.choice(operations)(x)
+        return x
+
+    eager_ms, coexec_ms, rows = _pair(functools.partial(_training_step, decorate), 20)
+    covered = sum(row["covered_ops"] for row in rows) / max(1, sum(row["device_ops"] for row in rows))
+    return {"never_stable_ratio": coexec_ms / eager_ms, "never_stable_covered_share": covered}
+
+
+def measure_all():
+    """All small figures, name -> value."""
+    return operator_cost() | fetch_cost() | recording_ratio() | never_stable_ratio()

@@ -1,0 +1,152 @@
+// outrider._core: the extension module. Thin: converts, holds no state.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include <torch/headeronly/version.h>
+
+#include "backward.h"
+#include "coexec/session.h"
+#include "seam/gil.h"
+#include "seam/env.h"
+
+namespace py = pybind11;
+using outrider::coexec::Session;
+using outrider::seam::FlushReason;
+
+namespace {
+
+bool HoldsLock() { return Py_IsInitialized() != 0 && PyGILState_Check() == 1; }
+void* ReleaseLock() { return PyEval_SaveThread(); }
+void AcquireLock(void* state) { PyEval_RestoreThread(static_cast<PyThreadState*>(state)); }
+
+// Folders of packages whose frames are not the user's: torch and this one. Filled at import.
+std::vector<std::string>& LibraryFolders() {
+  static auto* folders = new std::vector<std::string>();
+  return *folders;
+}
+
+bool IsLibraryFile(const std::string& file) {
+  if (file.rfind("<frozen", 0) == 0) return true;
+  for (const auto& folder : LibraryFolders()) {
+    if (file.rfind(folder, 0) == 0) return true;
+  }
+  return false;
+}
+
+void NoteLibraryFolder(const char* package) {
+  const auto file = py::module_::import(package).attr("__file__").cast<std::string>();
+  LibraryFolders().push_back(file.substr(0, file.rfind('/') + 1));
+}
+
+// The innermost frame outside torch and outrider.
+const char* LocateUserFrame() {
+  thread_local std::string text;
+  text.clear();
+  py::object frame = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(PyEval_GetFrame()));
+  while (frame && !frame.is_none()) {
+    const auto file = py::str(frame.attr("f_code").attr("co_filename")).cast<std::string>();
+    if (!IsLibraryFile(file)) {
+      text = file + ":" + std::to_string(frame.attr("f_lineno").cast<int>());
+      break;
+    }
+    frame = frame.attr("f_back");
+  }
+  return text.c_str();
+}
+
+py::dict RowToDict(const outrider::Row& row) {
+  py::dict out;
+  out["step"] = row.step;
+  out["name"] = row.name;
+  out["lane"] = row.lane;
+  out["tier"] = row.tier;
+  out["events"] = row.events;
+  out["device_ops"] = row.device_ops;
+  out["covered_ops"] = row.covered_ops;
+  out["covered_share"] = row.CoveredShare();
+  out["host_ops"] = row.host_ops;
+  out["inline_ops"] = py::cast(row.inline_ops);
+  out["feeds"] = row.feeds;
+  out["fetches"] = row.fetches;
+  out["flushes"] = py::cast(row.flushes);
+  py::list divergences;
+  for (const auto& divergence : row.divergences) {
+    py::dict entry;
+    entry["event"] = divergence.event;
+    entry["code"] = divergence.code;
+    entry["expected"] = divergence.expected;
+    entry["got"] = divergence.got;
+    entry["field"] = divergence.field;
+    entry["where"] = divergence.where;
+    divergences.append(entry);
+  }
+  out["divergences"] = divergences;
+  out["replayed_events"] = row.replayed_events;
+  out["host_us"] = row.host_us;
+  out["host_wait_us"] = row.host_wait_us;
+  out["runner_busy_us"] = row.runner_busy_us;
+  out["runner_wait_us"] = row.runner_wait_us;
+  out["note"] = row.note;
+  return out;
+}
+
+py::list Spans() {
+  static constexpr const char* kKinds[] = {"step", "wait", "run", "record", "replay", "capture"};
+  py::list out;
+  for (const auto& span : Session::Get().Spans().Copy()) {
+    py::dict entry, args;
+    args["step"] = span.step;
+    entry["name"] = span.name;
+    entry["thread"] = span.thread == outrider::coexec::SpanThread::kImperative ? "imperative" : "graph runner";
+    entry["start_us"] = static_cast<double>(span.start_ns) / 1e3;
+    entry["dur_us"] = static_cast<double>(span.duration_ns) / 1e3;
+    entry["kind"] = kKinds[static_cast<size_t>(span.kind)];
+    entry["args"] = args;
+    out.append(entry);
+  }
+  return out;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  outrider::seam::InstallGilHooks({&HoldsLock, &ReleaseLock, &AcquireLock});
+  outrider::seam::InstallFrameLocator(&LocateUserFrame);
+  NoteLibraryFolder("torch");
+  NoteLibraryFolder("outrider");
+  m.def("step_begin", [](const std::string& name) { return Session::Get().BeginStep(name); });
+  m.def("step_end", [] { Session::Get().EndStep(); });
+  m.def("step_abort", [] { Session::Get().AbortStep(); });
+  m.def("flush", [] { Session::Get().Flush(FlushReason::kStepOutside); });
+  m.def("flush_for_flag", [] { Session::Get().Flush(FlushReason::kFlag); });
+  m.def("flag_changed", [] { outrider::seam::BumpFlagEpoch(); });
+  m.def("leave", [] { Session::Get().Leave(); });
+  m.def("reset", [] { Session::Get().Reset(); });
+  m.def("shutdown", [] { Session::Get().Shutdown(); });
+  m.def("set_option", [](const std::string& key, int64_t value) { Session::Get().SetOption(key, value); });
+  m.def("get_option", [](const std::string& key) { return Session::Get().GetOption(key); });
+  m.def("describe", [] { return Session::Get().Describe(); });
+  m.def("rows", [] {
+    py::list out;
+    for (const auto& row : Session::Get().Rows().Rows()) out.append(RowToDict(row));
+    return out;
+  });
+  m.def("clear_rows", [] { Session::Get().ClearRows(); });
+  m.def("timeline", &Spans);
+  m.def("flush_for_fork", [] { Session::Get().Flush(FlushReason::kFork); });
+  m.def("suspend", [] { Session::Get().Suspend(); });
+  m.def("resume", [] { Session::Get().Resume(); });
+  m.def("graph", [](const std::string& format, const std::string& lane) { return Session::Get().Graph(format, lane); });
+  m.def("version", [] {
+    py::dict out;
+    out["outrider"] = OUTRIDER_VERSION;
+    out["built for torch"] = std::to_string(TORCH_VERSION_MAJOR) + "." + std::to_string(TORCH_VERSION_MINOR);
+    out["mechanisms"] = Session::Get().Describe();
+    return out;
+  });
+  DefineBackward(m);
+}

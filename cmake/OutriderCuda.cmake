@@ -1,0 +1,47 @@
+# OUTRIDER_CUDA: AUTO takes CUDA when torch has it and a toolkit is there. Sets OUTRIDER_CUDA_FOLDER, the sub-folder of
+# a torch room that holds the chosen backend: cuda or no_cuda.
+# Target cuda_checks compiles the CUDA units against torch's headers on a machine without a GPU; nothing is linked.
+set(OUTRIDER_CUDA "AUTO" CACHE STRING "CUDA backend: AUTO, ON or OFF")
+set_property(CACHE OUTRIDER_CUDA PROPERTY STRINGS AUTO ON OFF)
+set(OUTRIDER_TORCH211_INCLUDE "" CACHE PATH "Headers of torch 2.11 for a second compile check")
+
+find_package(CUDAToolkit QUIET)
+set(OUTRIDER_CUDA_FOLDER no_cuda)
+if(OUTRIDER_CUDA STREQUAL "ON" AND NOT (OUTRIDER_TORCH_CUDA_VERSION AND CUDAToolkit_FOUND))
+  message(FATAL_ERROR "OUTRIDER_CUDA=ON needs a CUDA build of torch and a CUDA toolkit")
+endif()
+if(OUTRIDER_CUDA MATCHES "^(AUTO|ON)$" AND OUTRIDER_TORCH_CUDA_VERSION AND CUDAToolkit_FOUND)
+  set(OUTRIDER_CUDA_FOLDER cuda)
+  target_include_directories(outrider_torch SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS})
+  target_link_libraries(outrider_torch_libraries INTERFACE
+    ${OUTRIDER_TORCH_LIB_DIR}/libtorch_cuda.so ${OUTRIDER_TORCH_LIB_DIR}/libc10_cuda.so CUDA::cudart)
+endif()
+message(STATUS "device backend: ${OUTRIDER_CUDA_FOLDER}")
+
+# outrider_cuda_check(<target> <torch include folder>)
+function(outrider_cuda_check target torch_include)
+  file(GLOB units CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/*/cuda/*.cc)
+  if(NOT units)
+    add_custom_command(TARGET cuda_checks COMMAND ${CMAKE_COMMAND} -E echo "cuda-check: no CUDA unit in src/*/cuda")
+    return()
+  endif()
+  # The CPU wheel ships the CUDA headers, but not this one, which torch's own build generates.
+  set(stub_folder ${PROJECT_BINARY_DIR}/cuda_check_include)
+  file(CONFIGURE OUTPUT ${stub_folder}/c10/cuda/impl/cuda_cmake_macros.h CONTENT "#pragma once\n")
+  add_library(${target} OBJECT EXCLUDE_FROM_ALL ${units})
+  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
+  target_include_directories(${target} SYSTEM PRIVATE ${torch_include} ${stub_folder} ${CUDAToolkit_INCLUDE_DIRS})
+  target_link_libraries(${target} PRIVATE outrider_options outrider_headers)
+  add_dependencies(cuda_checks ${target})
+  add_custom_command(TARGET cuda_checks COMMAND ${CMAKE_COMMAND} -E echo "cuda-check: compiled against ${torch_include}")
+endfunction()
+
+add_custom_target(cuda_checks)
+if(CUDAToolkit_FOUND)
+  outrider_cuda_check(cuda_check ${OUTRIDER_TORCH_DIR}/include)
+  if(OUTRIDER_TORCH211_INCLUDE)
+    outrider_cuda_check(cuda_check_torch211 ${OUTRIDER_TORCH211_INCLUDE})
+  endif()
+else()
+  add_custom_command(TARGET cuda_checks COMMAND ${CMAKE_COMMAND} -E echo "cuda-check: skipped, no CUDA toolkit here")
+endif()

@@ -1,0 +1,5 @@
+"""``python -m outrider`` is the console program."""
+
+from outrider.cli import main
+
+main()

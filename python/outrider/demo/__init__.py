@@ -1,0 +1,1 @@
+"""Demonstrations of Outrider on real programs; `python -m outrider.demo --help`."""

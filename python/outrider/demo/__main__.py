@@ -1,0 +1,36 @@
+"""`python -m outrider.demo coexec`: imperative programs, eager and co-executed side by side."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from outrider import _runtime
+
+application = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help="Demonstrations of Outrider."
+)
+
+
+@application.callback()
+def main() -> None:
+    """Keeps `coexec` a subcommand while it is the only one."""
+
+
+@application.command()
+def coexec(
+    steps: Annotated[int, typer.Option(min=30, help="Steps per program and side.")] = 200,
+    output: Annotated[Path, typer.Option(help="Folder for pictures, timelines and graphs.")] = Path("out"),
+) -> None:
+    """Trains three programs on real data twice, checks every bit, and shows what ran where."""
+    if not _runtime.enabled():
+        print("OUTRIDER=0 is set: there is nothing to show.", file=sys.stderr)
+        raise typer.Exit(2)
+    from outrider.demo.coexec import run
+
+    raise typer.Exit(run(steps, output))
+
+
+if __name__ == "__main__":
+    application()

@@ -1,0 +1,233 @@
+"""The few places where Python reaches torch's state without passing the dispatcher.
+
+The core intercepts operators. What never becomes an operator call has to be caught here:
+
+* a backward pass enters the engine as one call (``_engine_run_backward``);
+* a setting that changes numerics must not change under operations that are still pending, so every
+  setter first completes them, then changes the setting, then tells the core that it changed;
+* random generator state, stream and event calls, and ``fork`` first complete what is pending;
+* code under ``torch.compile`` has its own way to the device (see ``compile_pause``).
+
+Not reachable, because the types are written in C: methods of ``torch.Generator``, ``torch.Stream`` and
+``torch.Event`` objects. Programs that use those of a device inside a step call ``outrider.flush()`` first.
+
+Owner: the first step or ``coexec`` call of the process installs; :func:`uninstall` removes. Idempotent.
+"""
+
+import functools
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+from outrider import _runtime, compile_pause
+from outrider.patching import PatchSet
+
+_patches = PatchSet()
+_installed = False
+_fork_handlers_registered = False
+
+_NUMERIC_SETTER = re.compile(
+    r"_set_(cudnn|mkldnn|onednn|miopen|nnpack|cublas|blas|linalg|rocm|sdp|math_sdp|sm_carveout|float32|fp32"
+    r"|cpu_allow|deterministic|default_dtype|default_tensor_type|qengine)(_|$)"
+    r"|set_(num_threads|flush_denormal|anomaly_enabled)$"
+)
+_CPU_GENERATOR = ("manual_seed", "seed", "get_rng_state", "set_rng_state")
+_CUDA_GENERATOR = (
+    "manual_seed",
+    "manual_seed_all",
+    "seed",
+    "seed_all",
+    "get_rng_state",
+    "get_rng_state_all",
+    "set_rng_state",
+    "set_rng_state_all",
+    "_get_rng_state_offset",
+    "_set_rng_state_offset",
+)
+_STREAM_METHODS = ("synchronize", "query", "wait_event", "wait_stream", "record_event")
+_EVENT_METHODS = ("synchronize", "query", "record", "wait", "elapsed_time")
+
+# Answers of the core's backward_enter.
+_PLAIN, _HANDLED, _FOLLOWED = 0, 1, 2
+
+
+def install() -> None:
+    """Installs all shims. Does nothing when they are installed."""
+    global _installed
+    if _installed:
+        return
+    _runtime.core()
+    _install_backward()
+    _install_setters()
+    _install_generators()
+    _install_streams()
+    compile_pause.install(_patches)
+    _register_fork_handlers()
+    _installed = True
+
+
+def uninstall() -> None:
+    """Completes pending work, un-enrols this thread and removes all shims. Does nothing when none is installed."""
+    global _installed
+    if not _installed:
+        return
+    if not _runtime.in_forked_child():
+        _runtime.core().flush()
+        _runtime.core().leave()
+    compile_pause.uninstall()
+    _patches.remove()
+    _installed = False
+
+
+def installed() -> bool:
+    """True between :func:`install` and :func:`uninstall`."""
+    return _installed
+
+
+def numeric_setters(namespace: Any) -> list[str]:
+    """Names of the functions in ``namespace`` (``torch._C``) that change how operators compute."""
+    return sorted(name for name in dir(namespace) if _NUMERIC_SETTER.match(name))
+
+
+def _bypassed() -> bool:
+    """True where a shim must do nothing: while torch.compile traces us, in a forked child, and after
+    :func:`uninstall`, when somebody still holds a shim (``torch._dynamo`` wraps ``torch.manual_seed``, for one).
+    """
+    import torch
+
+    return not _installed or torch.compiler.is_compiling() or _runtime.in_forked_child()
+
+
+def _flushes_first(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a function that reads or changes device or generator state."""
+
+    @functools.wraps(original)
+    def flushing(*args: Any, **kwargs: Any) -> Any:
+        if not _bypassed():
+            _runtime.core().flush_for_flag()
+        return original(*args, **kwargs)
+
+    return flushing
+
+
+def _sets_a_flag(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a function that changes how operators compute. Pending operations keep the old setting."""
+
+    @functools.wraps(original)
+    def setting(*args: Any, **kwargs: Any) -> Any:
+        if _bypassed():
+            return original(*args, **kwargs)
+        core = _runtime.core()
+        core.flush_for_flag()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            core.flag_changed()
+
+    return setting
+
+
+def _runs_backward(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps the one call through which every Python backward pass enters the autograd engine.
+
+    ``t_outputs`` and ``inputs`` may hold ``GradientEdge`` objects, ``grad_tensors`` may hold None.
+    """
+
+    @functools.wraps(original)
+    def run_backward(
+        t_outputs: Any,
+        grad_tensors: Any,
+        keep_graph: Any,
+        create_graph: Any,
+        inputs: Any = (),
+        allow_unreachable: Any = False,
+        accumulate_grad: Any = False,
+    ) -> Any:
+        def run_engine() -> Any:
+            return original(
+                t_outputs,
+                grad_tensors,
+                keep_graph,
+                create_graph,
+                inputs,
+                allow_unreachable=allow_unreachable,
+                accumulate_grad=accumulate_grad,
+            )
+
+        if _bypassed():
+            return run_engine()
+        core = _runtime.core()
+        decision = core.backward_enter(
+            t_outputs, grad_tensors, bool(keep_graph), bool(create_graph), inputs, bool(accumulate_grad)
+        )
+        if decision == _HANDLED:
+            return ()
+        if decision == _PLAIN:
+            return run_engine()
+        assert decision == _FOLLOWED, f"backward_enter answered {decision}"
+        try:
+            return run_engine()
+        finally:
+            core.backward_exit()
+
+    return run_backward
+
+
+def _install_backward() -> None:
+    import torch.autograd.graph
+
+    _patches.wrap(torch.autograd.graph, "_engine_run_backward", _runs_backward, also_in=(torch.autograd,))
+
+
+def _install_setters() -> None:
+    import torch.backends
+
+    for name in numeric_setters(torch._C):
+        _patches.wrap(torch._C, name, _sets_a_flag, also_in=(torch,))
+    # Properties such as torch.backends.cudnn.enabled keep their own reference to the setter.
+    _patches.wrap(torch.backends.ContextProp, "__set__", _sets_a_flag)
+
+
+def _install_generators() -> None:
+    import torch.cuda.random
+    import torch.random
+
+    for name in _CPU_GENERATOR:
+        _patches.wrap(torch.random, name, _flushes_first, also_in=(torch,))
+    for name in _CUDA_GENERATOR:
+        _patches.wrap(torch.cuda.random, name, _flushes_first, also_in=(torch.cuda,))
+
+
+def _install_streams() -> None:
+    import torch
+
+    _patches.wrap(torch.Tensor, "record_stream", _flushes_first)
+    _patches.wrap(torch.cuda, "synchronize", _flushes_first)
+    if hasattr(torch, "accelerator"):
+        _patches.wrap(torch.accelerator, "synchronize", _flushes_first)
+    for name in _STREAM_METHODS:
+        _patches.wrap(torch.cuda.Stream, name, _flushes_first)
+    for name in _EVENT_METHODS:
+        _patches.wrap(torch.cuda.Event, name, _flushes_first)
+
+
+def _register_fork_handlers() -> None:
+    """Handlers cannot be removed again, so they ask whether the shims are installed."""
+    global _fork_handlers_registered
+    if _fork_handlers_registered:
+        return
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+    _fork_handlers_registered = True
+
+
+def _before_fork() -> None:
+    if _installed and not _runtime.in_forked_child():
+        _runtime.core().flush()
+
+
+def _after_fork_in_child() -> None:
+    """Only the forking thread exists here: the graph runner is gone, so the child runs plainly."""
+    if _installed and not _runtime.in_forked_child():
+        _runtime.mark_forked_child()
+        _runtime.core().leave()

@@ -1,0 +1,69 @@
+// Session, first use: claims the keys, verifies the mechanisms on this torch, starts the runner.
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/cos.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/sin.h>
+#include <ATen/ops/sum.h>
+#include <pthread.h>
+
+#include "coexec/session.h"
+#include "seam/gil.h"
+#include "seam/keys.h"
+#include "seam/lazy_impl.h"
+
+namespace outrider::coexec {
+
+bool Session::Load() {
+  loaded_ = true;
+  const auto& keys = seam::ClaimKeys(&Session::InnerHandler, &Session::OuterHandler);
+  if (!keys.HasInner()) return false;
+  seam::ProbeDataPointerLayout();
+  seam::SetGraftEnabled(seam::ProbeGraft() && options_["graft"] != 0);
+  inner_ = std::make_unique<seam::InnerLane>(runner_, stats_);
+  outer_ = std::make_unique<seam::OuterLane>(runner_, stats_, *inner_);
+  runner_.Start();
+  seam::InstallSettler(this);
+  LearnEngineCallSites();
+  InstallForkHandlers();
+  return true;
+}
+
+// The autograd engine asks for the storage of every second gradient that reaches a node, without reading it.
+void Session::LearnEngineCallSites() {
+  seam::EnrolThread(true);
+  inner_->BeginStep(0);
+  {
+    at::Tensor x = at::ones({4, 4}).requires_grad_();
+    at::Tensor y = at::mul(x, x);
+    at::Tensor loss = at::sum(at::add(at::add(at::sin(y), at::cos(y)), at::exp(y)));
+    seam::GilRelease without_lock;
+    seam::LearnCallSites learning;
+    loss.backward();
+  }
+  inner_->EndStep();
+  seam::EnrolThread(false);
+  runner_.WaitAll();
+  stats_ = {};
+}
+
+void Session::InstallForkHandlers() {
+  pthread_atfork(
+      [] {
+        auto& session = Get();
+        if (session.usable_) session.runner_.WaitQuietly(session.runner_.NextSequence() - 1);
+      },
+      nullptr,
+      [] {
+        auto& session = Get();
+        session.usable_ = false;
+        session.in_step_ = false;
+        session.runner_.AbandonAfterFork();
+        seam::EnrolThread(false);
+      });
+}
+
+}  // namespace outrider::coexec

@@ -1,0 +1,29 @@
+#include <exception>
+
+#include "coexec/session.h"
+#include "outrider/coexec.h"
+
+namespace outrider {
+
+using coexec::Session;
+
+StepScope::StepScope(const char* name) : active_(Session::Get().BeginStep(name)), exceptions_(std::uncaught_exceptions()) {}
+
+StepScope::~StepScope() {
+  if (!active_) return;
+  if (std::uncaught_exceptions() > exceptions_) {
+    Session::Get().AbortStep();
+  } else {
+    Session::Get().EndStep();
+  }
+}
+
+std::vector<Row> Rows() {
+  const auto& rows = Session::Get().Rows().Rows();
+  return {rows.begin(), rows.end()};
+}
+
+void Flush() { Session::Get().Flush(seam::FlushReason::kStepOutside); }
+void Leave() { Session::Get().Leave(); }
+
+}  // namespace outrider

@@ -1,0 +1,195 @@
+#include "coexec/session.h"
+
+#include "base/clock.h"
+#include "seam/gil.h"
+#include "seam/keys.h"
+#include "seam/lazy_impl.h"
+
+namespace outrider::coexec {
+
+using seam::FlushReason;
+
+Session& Session::Get() {
+  // Never destroyed: tensors of the program may outlive every static object.
+  static auto* session = new Session();
+  return *session;
+}
+
+Session::Session()
+    : options_{{"lane", 0},        {"flush", 0},          {"flush_seed", 1},    {"flush_one_in", 3},    {"force_step", -1},
+               {"force_event", -1}, {"graft", 1},          {"feed_clone", 1},    {"version_replay", 1},  {"runner_delay_us", 0},
+               {"run_ahead_steps", 1}, {"wait_deadline_ms", 600'000}} {}
+
+bool Session::BeginStep(const std::string& name) {
+  if (in_step_) return false;
+  if (owner_ != std::thread::id() && owner_ != std::this_thread::get_id()) return false;
+  if (!loaded_) usable_ = Load();
+  if (!usable_ || options_["lane"] == static_cast<int64_t>(LaneChoice::kOff)) return false;
+  owner_ = std::this_thread::get_id();
+  // Run-ahead: at most one step may be under way when the next begins.
+  runner_.WaitQuietly(options_["run_ahead_steps"] > 0 ? previous_step_end_ : runner_.NextSequence() - 1);
+  runner_.RethrowError();
+  ++step_;
+  name_ = name;
+  note_.clear();
+  stats_ = {};
+  timeline_.SetStep(static_cast<int64_t>(step_));
+  step_start_ns_ = base::NowNs();
+  seam::EnrolThread(true);
+  ApplyThreadState();
+  ApplyOptions();
+  previous_step_end_ = runner_.NextSequence() - 1;
+  inner_->BeginStep(step_);
+  const bool outer_allowed = seam::Keys().HasOuter() && options_["lane"] != static_cast<int64_t>(LaneChoice::kInner);
+  switch (outer_->BeginStep(step_, name, outer_allowed)) {
+    case seam::OuterLane::Mode::kCover: inner_->SetMode(seam::InnerLane::Mode::kPassThrough); break;
+    case seam::OuterLane::Mode::kRecord: inner_->SetListener(outer_->Listener()); break;
+    default: break;
+  }
+  in_step_ = true;
+  return true;
+}
+
+void Session::ApplyThreadState() {
+  const auto state = seam::ThreadState::Current();
+  if (state == thread_state_) return;
+  thread_state_ = state;
+  auto& work = runner_.NextSlot();
+  work.Clear();
+  work.thread_state = std::make_unique<seam::ThreadState>(state);
+  runner_.Submit();
+}
+
+void Session::ApplyOptions() {
+  runner_.Options().delay_us.store(options_["runner_delay_us"]);
+  runner_.Options().wait_deadline_ms = options_["wait_deadline_ms"];
+  auto& inner = inner_->Options();
+  inner.feed_clone = options_["feed_clone"] != 0;
+  inner.version_replay = options_["version_replay"] != 0;
+  inner.flush_every_op = options_["flush"] == 1;
+  inner.flush_random_one_in = options_["flush"] == 2 ? static_cast<uint32_t>(options_["flush_one_in"]) : 0;
+  inner.flush_random_seed = static_cast<uint64_t>(options_["flush_seed"]) * 2 + 1;
+  if (options_["force_step"] + static_cast<int64_t>(first_step_) + 1 != static_cast<int64_t>(step_)) return;
+  inner_->ForceDivergenceAt(options_["force_event"]);
+  outer_->ForceDivergenceAt(options_["force_event"]);
+}
+
+void Session::EndStep() { FinishStep(false); }
+void Session::AbortStep() { FinishStep(true); }
+
+void Session::FinishStep(bool aborted) {
+  if (!in_step_) return;
+  in_step_ = false;
+  const int64_t events = outer_->EventIndex();
+  const bool covered = outer_->CurrentMode() == seam::OuterLane::Mode::kCover;
+  aborted ? outer_->AbortStep() : outer_->EndStep();
+  note_ = outer_->Note();
+  inner_->EndStep();
+  if (aborted) stats_.Diverge({seam::DivergenceReason::kException, events > 0 ? events : inner_->OpIndex(), "end of step", "exception", "", seam::UserFrame()});
+  Report::StepFacts facts;
+  facts.step = static_cast<int64_t>(step_ - first_step_) - 1;
+  facts.name = name_;
+  facts.lane = covered ? "outer" : stats_.covered_ops > 0 ? "inner" : "record";
+  facts.tier = stats_.covered_ops > 0 ? "T0" : "eager";
+  facts.note = note_;
+  facts.host_ns = base::NowNs() - step_start_ns_;
+  facts.host_wait_ns = runner_.TakeHostWaitNs();
+  facts.runner_busy_ns = runner_.TakeBusyNs();
+  timeline_.Add("step", SpanKind::kStep, SpanThread::kImperative, step_start_ns_, facts.host_ns);
+  report_.Add(facts, stats_);
+}
+
+void Session::Flush(FlushReason reason) {
+  if (!usable_ || owner_ != std::this_thread::get_id()) {
+    if (usable_) runner_.WaitQuietly(runner_.NextSequence() - 1);
+    return;
+  }
+  if (!runner_.Idle()) stats_.Flush(reason);
+  runner_.WaitAll();
+}
+
+void Session::Leave() {
+  if (!usable_ || owner_ != std::this_thread::get_id()) return;
+  if (in_step_) FinishStep(false);
+  seam::EnrolThread(false);
+  owner_ = {};
+  runner_.WaitAll();
+}
+
+int Session::BackwardEnter(const torch::autograd::edge_list& roots, const std::vector<at::Tensor>& gradients, bool plain) {
+  if (!in_step_ || owner_ != std::this_thread::get_id() || suspended_ > 0) return 0;
+  return static_cast<int>(outer_->BackwardEnter(roots, gradients, plain));
+}
+
+void Session::BackwardExit() {
+  if (in_step_) outer_->BackwardExit();
+}
+
+void Session::Suspend() {
+  if (!usable_ || owner_ != std::this_thread::get_id() || suspended_++ > 0) return;
+  runner_.WaitAll();
+  seam::EnrolThread(false);
+}
+
+void Session::Resume() {
+  if (suspended_ == 0 || --suspended_ > 0) return;
+  if (usable_ && owner_ == std::this_thread::get_id()) seam::EnrolThread(true);
+}
+
+void Session::Reset() {
+  if (!usable_) return;
+  runner_.WaitAll();
+  // Signatures stay: work records of living tensors point into them.
+  outer_->Reset();
+  inner_->Paths().Reset();
+  first_step_ = step_;
+  report_.Clear();
+  timeline_.Clear();
+}
+
+void Session::Shutdown() {
+  if (!usable_) return;
+  seam::EnrolThread(false);
+  usable_ = false;
+  runner_.WaitQuietly(runner_.NextSequence() - 1);
+  runner_.Stop();
+}
+
+void Session::SetOption(const std::string& key, int64_t value) {
+  auto it = options_.find(key);
+  TORCH_CHECK_VALUE(it != options_.end(), "outrider: unknown option '", key, "'");
+  it->second = value;
+  if (key == "graft" && loaded_) seam::SetGraftEnabled(value != 0);
+}
+
+int64_t Session::GetOption(const std::string& key) const {
+  auto it = options_.find(key);
+  TORCH_CHECK_VALUE(it != options_.end(), "outrider: unknown option '", key, "'");
+  return it->second;
+}
+
+std::string Session::Describe() const {
+  return seam::DescribeKeys() + " graft=" + (seam::GraftEnabled() ? "on" : "off") +
+         " engine call sites=" + std::to_string(seam::LearntCallSites());
+}
+
+void Session::SettleUncommitted(seam::StorageRecord& record) { outer_->SettleUncommitted(record); }
+
+void Session::CountRawAccess(bool waited) {
+  if (waited) stats_.Flush(FlushReason::kRawAccess);
+}
+
+void Session::InnerHandler(const c10::OperatorHandle& op, c10::DispatchKeySet keys, seam::Stack* stack) {
+  const auto inner_key = seam::Keys().inner;
+  c10::impl::ExcludeDispatchKeyGuard guard(inner_key);
+  const auto next = keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, inner_key);
+  Get().inner_->OnOp(op, next, stack);
+}
+
+void Session::OuterHandler(const c10::OperatorHandle& op, c10::DispatchKeySet keys, seam::Stack* stack) {
+  const auto outer_key = seam::Keys().outer;
+  c10::impl::ExcludeDispatchKeyGuard guard(outer_key);
+  Get().outer_->OnEvent(op, keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, outer_key), stack);
+}
+
+}  // namespace outrider::coexec

@@ -1,0 +1,63 @@
+#include "seam/env.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
+#include <c10/core/DefaultDtype.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
+
+#include <atomic>
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+namespace outrider::seam {
+namespace {
+std::atomic<uint64_t> g_flag_epoch{0};
+}
+
+uint64_t FlagEpoch() { return g_flag_epoch.load(std::memory_order_relaxed); }
+void BumpFlagEpoch() { g_flag_epoch.fetch_add(1, std::memory_order_relaxed); }
+
+Env Env::Current() {
+  Env env;
+  env.grad = c10::GradMode::is_enabled();
+  env.inference = c10::InferenceMode::is_enabled();
+  env.autocast_cpu = at::autocast::is_autocast_enabled(at::kCPU);
+  env.autocast_cuda = at::autocast::is_autocast_enabled(at::kCUDA);
+  if (env.autocast_cpu) env.autocast_cpu_dtype = at::autocast::get_autocast_dtype(at::kCPU);
+  if (env.autocast_cuda) env.autocast_cuda_dtype = at::autocast::get_autocast_dtype(at::kCUDA);
+  if (env.autocast_cpu || env.autocast_cuda) env.autocast_cache = at::autocast::is_autocast_cache_enabled();
+  env.default_dtype = c10::typeMetaToScalarType(c10::get_default_dtype());
+  env.flag_epoch = FlagEpoch();
+  return env;
+}
+
+void Env::Restore() const {
+  c10::GradMode::set_enabled(grad);
+  at::autocast::set_autocast_enabled(at::kCPU, autocast_cpu);
+  at::autocast::set_autocast_enabled(at::kCUDA, autocast_cuda);
+  if (autocast_cpu) at::autocast::set_autocast_dtype(at::kCPU, autocast_cpu_dtype);
+  if (autocast_cuda) at::autocast::set_autocast_dtype(at::kCUDA, autocast_cuda_dtype);
+  if (autocast_cpu || autocast_cuda) at::autocast::set_autocast_cache_enabled(autocast_cache);
+}
+
+ThreadState ThreadState::Current() {
+  ThreadState state;
+  state.intra_op_threads = at::get_num_threads();
+#if defined(__x86_64__)
+  state.float_control = _mm_getcsr();
+#endif
+  return state;
+}
+
+void ThreadState::Adopt() const {
+  if (at::get_num_threads() != intra_op_threads) at::set_num_threads(intra_op_threads);
+#if defined(__x86_64__)
+  // The sticky exception bits (0-5) are history, not control.
+  _mm_setcsr(float_control & ~0x3fU);
+#endif
+}
+
+}  // namespace outrider::seam

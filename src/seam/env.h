@@ -1,0 +1,42 @@
+#pragma once
+// The environment of an operator call that its arguments do not show, and the thread state that kernels read.
+
+#include <ATen/core/ATen_fwd.h>
+#include <c10/core/ScalarType.h>
+
+#include <cstdint>
+
+namespace outrider::seam {
+
+// Part of node equality and restored on replay.
+struct Env {
+  bool grad = true;
+  bool inference = false;
+  bool autocast_cpu = false;
+  bool autocast_cuda = false;
+  bool autocast_cache = true;
+  c10::ScalarType autocast_cpu_dtype = c10::ScalarType::BFloat16;
+  c10::ScalarType autocast_cuda_dtype = c10::ScalarType::Half;
+  c10::ScalarType default_dtype = c10::ScalarType::Float;
+  uint64_t flag_epoch = 0;  // bumped by every numeric flag setter
+
+  static Env Current();
+  void Restore() const;  // grad mode and autocast; the rest cannot change inside a step without a flush
+  friend bool operator==(const Env&, const Env&) = default;
+};
+
+uint64_t FlagEpoch();
+void BumpFlagEpoch();
+
+// State that is private to a thread but decides bits: intra-op thread count and the floating-point control word. The
+// imperative thread publishes it before each step; the graph runner adopts it.
+struct ThreadState {
+  int intra_op_threads = 1;
+  uint32_t float_control = 0;
+
+  static ThreadState Current();
+  void Adopt() const;
+  friend bool operator==(const ThreadState&, const ThreadState&) = default;
+};
+
+}  // namespace outrider::seam

@@ -1,0 +1,31 @@
+#pragma once
+// The interpreter lock, seen from code that must also run in a process without Python. The binding installs the three
+// functions at import; without them every call is a no-op.
+
+namespace outrider::seam {
+
+struct GilHooks {
+  bool (*held)() = nullptr;
+  void* (*release)() = nullptr;
+  void (*acquire)(void* state) = nullptr;
+};
+
+void InstallGilHooks(const GilHooks& hooks);
+
+// Releases the interpreter lock for the scope, if this thread holds it.
+class GilRelease {
+ public:
+  GilRelease();
+  ~GilRelease();
+  GilRelease(const GilRelease&) = delete;
+  GilRelease& operator=(const GilRelease&) = delete;
+
+ private:
+  void* state_ = nullptr;
+};
+
+// "file:line" of the user's innermost frame, empty without Python or without the lock. Cold path only.
+void InstallFrameLocator(const char* (*locate)());
+const char* UserFrame();
+
+}  // namespace outrider::seam

@@ -1,0 +1,240 @@
+#include "seam/inner_lane.h"
+
+#include "seam/backend.h"
+#include "seam/gil.h"
+#include "seam/lazy_impl.h"
+#include "seam/settle.h"
+#include "seam/shape_inference.h"
+
+namespace outrider::seam {
+namespace {
+
+using c10::TensorImpl;
+
+// A shared storage that is only read enters as a copy up to this size; larger ones make the operator synchronous.
+constexpr size_t kCopyMaxBytes = 1 << 20;
+
+TensorImpl* Defined(const at::Tensor& tensor) { return tensor.defined() ? tensor.unsafeGetTensorImpl() : nullptr; }
+
+bool IsHostScalar(const TensorImpl& tensor) {
+  return tensor.dim() == 0 && KindOf(tensor) == ImplKind::kPlain && tensor.device().is_cpu();
+}
+
+// The parts of the environment that operators below autograd still see.
+Env InnerEnv() {
+  Env env;
+  env.inference = c10::InferenceMode::is_enabled();
+  env.default_dtype = c10::typeMetaToScalarType(c10::get_default_dtype());
+  env.flag_epoch = FlagEpoch();
+  return env;
+}
+
+}  // namespace
+
+InnerLane::InnerLane(WorkQueue& queue, StepStats& stats) : queue_(queue), stats_(stats), paths_(stats) {}
+
+void InnerLane::BeginStep(uint64_t step) {
+  step_ = step;
+  op_index_ = 0;
+  record_rest_ = false;
+  mode_ = Mode::kActive;
+  paths_.BeginStep(step);
+}
+
+void InnerLane::Resume() {
+  mode_ = Mode::kActive;
+  paths_.PauseGrowth();
+}
+
+void InnerLane::EndStep() {
+  if (mode_ == Mode::kActive) paths_.EndStep();
+  mode_ = Mode::kPassThrough;
+  force_at_ = -1;
+}
+
+void InnerLane::Collect(OpInfo& info, Stack* stack, Call& call) {
+  call.info = &info;
+  call.args = stack->data() + (stack->size() - info.args.size());
+  for (size_t i = 0; i < info.args.size(); ++i) {
+    const auto& value = call.args[i];
+    const ArgSpec spec = info.args[i];
+    int16_t count = -1;
+    auto add = [&](TensorImpl* tensor) {
+      call.tensors.push_back(tensor);
+      call.writes.push_back(spec.writes);
+    };
+    switch (spec.kind) {
+      case ArgKind::kTensor:
+        if (!value.isTensor()) break;
+        count = 1;
+        add(Defined(value.toTensor()));
+        break;
+      case ArgKind::kTensorList:
+      case ArgKind::kOptionalTensorList:
+        if (!value.isList()) break;
+        count = 0;
+        for (const auto& element : value.toListRef()) {
+          add(element.isTensor() ? Defined(element.toTensor()) : nullptr);
+          ++count;
+        }
+        break;
+      default: break;
+    }
+    call.tensor_counts.push_back(count);
+  }
+}
+
+InnerLane::Route InnerLane::Classify(Flow& flow) {
+  const Call& call = flow.call;
+  const OpInfo& info = *call.info;
+  bool any = false, device_work = false, supported = true;
+  for (const auto* tensor : call.tensors) {
+    if (tensor == nullptr) continue;
+    any = true;
+    if (tensor->device().type() == compute_device_ && !(compute_device_ == c10::kCPU && IsHostScalar(*tensor))) device_work = true;
+    supported &= KindOf(*tensor) != ImplKind::kOther && IsPlainStrided(*tensor);
+    // The one other device that may take part is a CPU scalar, by value.
+    if (tensor->device().type() != compute_device_ && !IsHostScalar(*tensor)) supported = false;
+  }
+  if (!any || !device_work || info.profiler) return Route::kHost;
+  if (info.metadata_only || info.changes_metadata) return info.metadata_only ? Route::kHost : Route::kInline;
+  if (info.random && compute_device_ == c10::kCPU) return Route::kHost;
+  if (!supported || info.MustRunInline()) return Route::kInline;
+  return PrepareExternals(flow) ? Route::kDefer : Route::kInline;
+}
+
+// Gives every external storage a record, or decides that the tensor enters as a private copy.
+bool InnerLane::PrepareExternals(Flow& flow) {
+  Call& call = flow.call;
+  flow.clone.assign(call.tensors.size(), false);
+  for (size_t i = 0; i < call.tensors.size(); ++i) {
+    TensorImpl* tensor = call.tensors[i];
+    if (tensor == nullptr || tensor->is_wrapped_number()) continue;
+    if (IsHostScalar(*tensor) && !call.writes[i]) {
+      if (call.info->may_alias) return false;
+      flow.clone[i] = true;
+      continue;
+    }
+    const bool had_record = RecordOf(*tensor) != nullptr;
+    if (!Graft(*tensor)) {
+      if (call.writes[i] || call.info->may_alias) return false;
+      flow.clone[i] = true;
+      ++stats_.feeds;
+      continue;
+    }
+    StorageRecord& record = *RecordOf(*tensor);
+    if (!had_record) {
+      record.created_step = step_;
+      ++stats_.feeds;
+    }
+    if (record.writer_step != step_ && record.first_external_step == 0) record.first_external_step = step_;
+    if (!record.synchronous.load(std::memory_order_relaxed)) continue;
+    if (!call.writes[i] && !call.info->may_alias && tensor->numel() * tensor->itemsize() <= kCopyMaxBytes) {
+      flow.clone[i] = true;
+    } else {
+      flow.synchronous = true;
+    }
+  }
+  return true;
+}
+
+bool InnerLane::IsView(const Flow& flow) const {
+  if (flow.call.info->writes_any) return false;
+  for (const auto& result : flow.shapes->returns) {
+    for (const auto& output : result.outputs) {
+      if (output.alias_input < 0 || flow.clone[output.alias_input]) return false;
+    }
+  }
+  return flow.shapes->output_count > 0;
+}
+
+void InnerLane::DebugFlush() {
+  if (options_.flush_every_op) queue_.WaitAll();
+  if (options_.flush_random_one_in != 0) {
+    random_state_ = random_state_ * 6364136223846793005ULL + options_.flush_random_seed;
+    if ((random_state_ >> 33) % options_.flush_random_one_in == 0) queue_.WaitAll();
+  }
+}
+
+void InnerLane::OnOp(const c10::OperatorHandle& op, c10::DispatchKeySet next, Stack* stack) {
+  Flow flow;
+  OpInfo& info = InfoOf(op);
+  Collect(info, stack, flow.call);
+  if (mode_ == Mode::kPassThrough) {
+    RunInline(flow, Route::kHost, next, stack);
+    return;
+  }
+  const Route route = Classify(flow);
+  if (route != Route::kDefer) {
+    if (route == Route::kInline) ++op_index_;
+    RunInline(flow, route, next, stack);
+    return;
+  }
+  flow.signature = &paths_.Locate(flow.call, InnerEnv(), signatures_);
+  flow.shapes = flow.signature->FindShapes(flow.call);
+  if (flow.shapes == nullptr && flow.signature->inference_trusted) {
+    if (auto inferred = InferShapes(flow.call)) flow.shapes = flow.signature->AddShapes(std::move(inferred), flow.call);
+  }
+  if (op_index_ == force_at_) {
+    stats_.Diverge({DivergenceReason::kForced, op_index_, info.name, info.name, "", UserFrame()});
+    record_rest_ = true;
+  }
+  if (flow.shapes == nullptr || record_rest_) {
+    Record(flow, next, stack);
+  } else {
+    Defer(flow, stack);
+  }
+  ++op_index_;
+  DebugFlush();
+}
+
+void InnerLane::CountInline(const OpInfo& info, Route route) {
+  if (mode_ == Mode::kPassThrough || info.profiler) return;
+  if (route == Route::kHost) {
+    ++stats_.host_ops;
+    return;
+  }
+  if (info.fetch) {
+    ++stats_.fetches;
+    return;  // hands over a value, computes nothing
+  }
+  if (info.changes_metadata) return;
+  ++stats_.inline_ops[info.name];
+  stats_.Flush(info.foreign ? FlushReason::kForeignOp : FlushReason::kDataDependent);
+}
+
+void InnerLane::RunInline(Flow& flow, Route route, c10::DispatchKeySet next, Stack* stack) {
+  const Call& call = flow.call;
+  HandlerDepth depth;
+  CountInline(*call.info, route);
+  if (call.info->foreign && !call.info->profiler) queue_.WaitAll();
+  if (call.info->random && compute_device_ == c10::kCUDA) queue_.WaitAll();
+  if (!call.info->metadata_only) {
+    for (size_t i = 0; i < call.tensors.size(); ++i) {
+      if (call.tensors[i] == nullptr) continue;
+      if (call.info->fetch) paths_.MarkFetched(*call.tensors[i]);
+      SettleTensor(*call.tensors[i]);
+    }
+  }
+  const bool seen = listener_ != nullptr && mode_ == Mode::kActive;
+  if (seen) listener_->BeforeDeviceOp(call);
+  call.info->handle.redispatchBoxed(next, stack);
+  const size_t count = call.info->returned_arg.size();
+  const c10::ArrayRef<c10::IValue> results(stack->data() + stack->size() - count, count);
+  for (const auto& result : results) {
+    // A new alias of a storage with a record needs the gate as well.
+    auto graft = [](const at::Tensor& tensor) {
+      if (tensor.defined() && KindOf(*tensor.unsafeGetTensorImpl()) == ImplKind::kPlain && tensor.unsafeGetTensorImpl()->unsafe_storage() &&
+          RecordOf(*tensor.unsafeGetTensorImpl()) != nullptr) {
+        GraftAlias(*tensor.unsafeGetTensorImpl());
+      }
+    };
+    if (result.isTensor()) graft(result.toTensor());
+    if (result.isTensorList()) {
+      for (const auto& element : result.toListRef()) graft(element.toTensor());
+    }
+  }
+  if (seen) listener_->AfterDeviceOp(call, results);
+}
+
+}  // namespace outrider::seam

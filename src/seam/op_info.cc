@@ -1,0 +1,119 @@
+#include "seam/op_info.h"
+
+#include <ATen/core/jit_type.h>
+
+#include <array>
+#include <memory>
+#include <string_view>
+#include <unordered_map>
+
+namespace outrider::seam {
+namespace {
+
+// Operators without a tag that tells what they do. Checked against the schema list of every supported torch minor.
+constexpr std::array<std::string_view, 6> kMetadataOnly = {"aten::empty_like", "aten::new_empty", "aten::new_empty_strided",
+                                                          "aten::is_set_to", "aten::is_pinned", "aten::_has_same_storage_numel"};
+constexpr std::array<std::string_view, 5> kChangesMetadata = {"aten::set_", "aten::resize_", "aten::resize_as_", "aten::set_data",
+                                                             "aten::_resize_output_"};
+constexpr std::array<std::string_view, 5> kFetch = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal",
+                                                   "aten::allclose"};
+constexpr std::array<std::string_view, 10> kRandomFill = {
+    "aten::bernoulli_.float", "aten::normal_",     "aten::uniform_", "aten::random_",    "aten::random_.from",
+    "aten::random_.to",       "aten::exponential_", "aten::cauchy_",  "aten::geometric_", "aten::log_normal_"};
+
+// Outputs that share an input's storage although the schema says nothing.
+constexpr std::array<std::string_view, 5> kUnannotatedAlias = {"aten::_unsafe_view", "aten::_reshape_alias", "aten::contiguous",
+                                                              "aten::reshape", "aten::to"};
+
+template <size_t N>
+bool Contains(const std::array<std::string_view, N>& list, std::string_view name) {
+  for (auto entry : list) {
+    if (entry == name) return true;
+  }
+  return false;
+}
+
+ArgKind KindOf(const c10::TypePtr& real, const c10::TypePtr& type) {
+  using c10::TypeKind;
+  if (type->kind() == TypeKind::OptionalType) {
+    return KindOf(real->castRaw<c10::OptionalType>()->getElementType(), type->castRaw<c10::OptionalType>()->getElementType());
+  }
+  switch (type->kind()) {
+    case TypeKind::TensorType: return ArgKind::kTensor;
+    case TypeKind::NumberType:
+    case TypeKind::FloatType: return ArgKind::kLateScalar;
+    case TypeKind::IntType: return real->kind() == TypeKind::SymIntType ? ArgKind::kSize : ArgKind::kStructural;
+    case TypeKind::ListType: {
+      auto element = type->castRaw<c10::ListType>()->getElementType();
+      auto real_element = real->castRaw<c10::ListType>()->getElementType();
+      switch (element->kind()) {
+        case TypeKind::TensorType: return ArgKind::kTensorList;
+        case TypeKind::OptionalType:
+          return element->castRaw<c10::OptionalType>()->getElementType()->kind() == TypeKind::TensorType ? ArgKind::kOptionalTensorList
+                                                                                                         : ArgKind::kStructural;
+        case TypeKind::NumberType:
+        case TypeKind::FloatType: return ArgKind::kLateScalarList;
+        case TypeKind::IntType: return real_element->kind() == TypeKind::SymIntType ? ArgKind::kSizeList : ArgKind::kStructural;
+        default: return ArgKind::kStructural;
+      }
+    }
+    default: return ArgKind::kStructural;
+  }
+}
+
+// Batch norm updates its running statistics although its schema does not say so.
+bool HiddenWrite(std::string_view op, std::string_view argument) {
+  const bool batch_norm = op == "aten::native_batch_norm" || op == "aten::batch_norm" || op == "aten::cudnn_batch_norm" ||
+                          op == "aten::miopen_batch_norm" || op == "aten::_batch_norm_impl_index" || op == "aten::instance_norm";
+  return batch_norm && (argument == "running_mean" || argument == "running_var");
+}
+
+int ReturnedArgument(const c10::FunctionSchema& schema, const c10::Argument& result) {
+  const auto* alias = result.alias_info();
+  if (alias == nullptr || !alias->isWrite()) return -1;
+  for (size_t i = 0; i < schema.arguments().size(); ++i) {
+    const auto* candidate = schema.arguments()[i].alias_info();
+    if (candidate != nullptr && candidate->isWrite() && candidate->beforeSets() == alias->beforeSets()) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+}  // namespace
+
+OpInfo::OpInfo(const c10::OperatorHandle& op) : handle(op) {
+  const auto& schema = op.schema();
+  const std::string_view base = schema.name();
+  name = schema.overload_name().empty() ? schema.name() : schema.name() + "." + schema.overload_name();
+  foreign = base.rfind("aten::", 0) != 0;
+  profiler = base.rfind("profiler::", 0) == 0;
+  random = op.hasTag(at::Tag::nondeterministic_seeded);
+  random_fill = random && Contains(kRandomFill, name);
+  fetch = Contains(kFetch, base);
+  data_dependent = op.hasTag(at::Tag::data_dependent_output) || op.hasTag(at::Tag::dynamic_output_shape);
+  changes_metadata = op.hasTag(at::Tag::inplace_view) || Contains(kChangesMetadata, base);
+  may_alias = Contains(kUnannotatedAlias, base);
+  metadata_only = Contains(kMetadataOnly, base);
+  for (const auto& argument : schema.arguments()) {
+    ArgSpec spec;
+    spec.kind = KindOf(argument.real_type(), argument.type());
+    const auto* alias = argument.alias_info();
+    spec.writes = (alias != nullptr && alias->isWrite()) || HiddenWrite(base, argument.name());
+    writes_any |= spec.writes;
+    args.push_back(spec);
+  }
+  for (const auto& result : schema.returns()) {
+    returned_arg.push_back(ReturnedArgument(schema, result));
+    may_alias |= result.alias_info() != nullptr && !result.alias_info()->isWrite();
+    const ArgKind kind = KindOf(result.real_type(), result.type());
+    odd_returns |= kind != ArgKind::kTensor && kind != ArgKind::kTensorList;
+  }
+}
+
+OpInfo& InfoOf(const c10::OperatorHandle& op) {
+  static auto* table = new std::unordered_map<c10::OperatorHandle, std::unique_ptr<OpInfo>>();
+  auto& entry = (*table)[op];
+  if (entry == nullptr) entry = std::make_unique<OpInfo>(op);
+  return *entry;
+}
+
+}  // namespace outrider::seam

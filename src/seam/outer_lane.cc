@@ -1,0 +1,219 @@
+#include "seam/outer_lane.h"
+
+#include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/graph_task.h>
+
+#include <algorithm>
+
+#include "seam/gil.h"
+#include "seam/settle.h"
+
+namespace outrider::seam {
+namespace {
+
+constexpr size_t kPlansMax = 16;        // per program
+constexpr size_t kRecordingsMax = 6;    // waiting for a second, agreeing one
+constexpr int kFruitlessMax = 12;       // recordings in a row before recording pauses
+constexpr uint64_t kRecordAfterDivergence = 3;  // steps
+constexpr uint64_t kPauseMax = 1024;    // steps
+
+}  // namespace
+
+OuterStep::OuterStep(std::shared_ptr<const OuterPlan> plan_in, uint64_t id_in) : plan(std::move(plan_in)), id(id_in) {
+  live.assign(plan->values.size(), nullptr);
+  tokens.resize(plan->slots.size());
+  bound.resize(plan->externals.size());
+  late.resize(plan->late_sources.size());
+}
+
+OuterLane::OuterLane(WorkQueue& queue, StepStats& stats, InnerLane& inner) : queue_(queue), stats_(stats), inner_(inner) {}
+OuterLane::~OuterLane() = default;
+
+void OuterLane::Reset() {
+  programs_.clear();
+  retired_.clear();
+  step_.reset();
+  program_ = nullptr;
+}
+
+OuterLane::Mode OuterLane::BeginStep(uint64_t step, const std::string& program, bool allowed) {
+  step_number_ = step;
+  program_ = &programs_[program];
+  note_.clear();
+  diverge_requested_ = diverged_this_step_ = false;
+  mode_ = Mode::kOff;
+  if (queue_.Idle()) retired_.clear();
+  if (!allowed) {
+    note_ = "INNER_OPTION: the outer lane is switched off";
+    return mode_;
+  }
+  auto& plans = program_->plans;
+  for (auto& plan : plans) {
+    if (plan->Expired()) retired_.push_back(std::move(plan));
+  }
+  std::erase(plans, nullptr);
+  if (step < program_->pause_until) {
+    note_ = program_->why_not;
+    return mode_;
+  }
+  if (!plans.empty() && step > program_->record_until) {
+    step_ = std::make_shared<OuterStep>(plans.front(), step);
+    MakeDummyNode();
+    mode_ = Mode::kCover;
+  } else {
+    recorder_ = std::make_unique<OuterRecorder>(inner_.ComputeDevice());
+    mode_ = Mode::kRecord;
+    note_ = program_->why_not;
+  }
+  return mode_;
+}
+
+void OuterLane::EndStep() {
+  if (mode_ == Mode::kCover) {
+    const auto ends_here = [this](const OuterPlan& plan) { return plan.events.size() == static_cast<size_t>(step_->cursor); };
+    if (ends_here(*step_->plan) || SwitchPlan(ends_here)) {
+      Launch(/*final=*/true);
+      step_->over = true;
+      if (++program_->clean >= 1000) program_->pause_steps = 8;
+    } else {
+      Diverge(DivergenceReason::kStepEnded, "more events", "end of step", "");
+    }
+  }
+  if (mode_ == Mode::kRecord) FinishRecording();
+  mode_ = Mode::kOff;
+  step_.reset();
+  dummy_ = {};
+  force_at_ = -1;
+}
+
+void OuterLane::AbortStep() {
+  if (mode_ == Mode::kCover) Diverge(DivergenceReason::kException, "more events", "exception", "");
+  recorder_.reset();
+  inner_.SetListener(nullptr);
+  mode_ = Mode::kOff;
+  step_.reset();
+  dummy_ = {};
+  force_at_ = -1;
+}
+
+void OuterLane::AddPlan(Program& program, std::shared_ptr<const OuterPlan> plan) {
+  program.plans.insert(program.plans.begin(), std::move(plan));
+  while (program.plans.size() > kPlansMax) {
+    retired_.push_back(std::move(program.plans.back()));
+    program.plans.pop_back();
+  }
+  program.fruitless = 0;
+  program.record_until = 0;
+  program.why_not.clear();
+}
+
+void OuterLane::FinishRecording() {
+  inner_.SetListener(nullptr);
+  std::unique_ptr<OuterTrace> trace = recorder_->Finish();
+  recorder_.reset();
+  Program& program = *program_;
+  program.why_not = trace->refusal;
+  if (trace->refusal.empty()) {
+    program.why_not = "INNER_UNSTABLE: no second recording of this path yet";
+    for (auto it = program.recordings.rbegin(); it != program.recordings.rend(); ++it) {
+      PlanResult result = MakePlan(**it, std::move(*trace));
+      if (result.plan != nullptr) {
+        program.recordings.erase(std::next(it).base());
+        AddPlan(program, std::move(result.plan));
+        return;
+      }
+      program.why_not = result.why_not;
+    }
+    program.recordings.push_back(std::move(trace));
+    if (program.recordings.size() > kRecordingsMax) program.recordings.erase(program.recordings.begin());
+  }
+  note_ = program.why_not;
+  if (++program.fruitless < kFruitlessMax) return;
+  program.fruitless = 0;
+  program.record_until = 0;
+  if (!program.plans.empty()) return;
+  program.pause_until = step_number_ + program.pause_steps;
+  program.pause_steps = std::min(program.pause_steps * 2, kPauseMax);
+}
+
+void OuterLane::OnEvent(const c10::OperatorHandle& op, c10::DispatchKeySet next, Stack* stack) {
+  const bool inside_backward = torch::autograd::get_current_graph_task_id() != -1;
+  if (mode_ == Mode::kOff || mode_ == Mode::kDiverged || inside_backward) {
+    op.redispatchBoxed(next, stack);
+    return;
+  }
+  OpInfo& info = InfoOf(op);
+  if (info.profiler) {
+    op.redispatchBoxed(next, stack);
+  } else if (mode_ == Mode::kRecord) {
+    RecordEvent(info, next, stack);
+  } else {
+    CoverEvent(info, next, stack);
+  }
+}
+
+bool OuterLane::IsBarrier(const OpInfo& info) const { return info.fetch || info.data_dependent || info.odd_returns; }
+
+// True for arithmetic on host numbers and for operators without tensor operands.
+bool OuterLane::IsHostOnly(const OpInfo& info, const Stack& stack) const {
+  const auto device = inner_.ComputeDevice();
+  auto is_host = [&](const at::Tensor& tensor) {
+    if (!tensor.defined()) return true;
+    const auto& impl = *tensor.unsafeGetTensorImpl();
+    return device == c10::kCPU ? IsHostNumber(impl, device) : impl.device().is_cpu();
+  };
+  bool factory_on_device = false;
+  for (size_t i = stack.size() - info.args.size(); i < stack.size(); ++i) {
+    const auto& value = stack[i];
+    if (value.isTensor()) {
+      if (!is_host(value.toTensor())) return false;
+    } else if (value.isList()) {
+      for (const auto& element : value.toListRef()) {
+        if (!element.isTensor()) break;
+        if (!is_host(element.toTensor())) return false;
+      }
+    } else if (value.isDevice()) {
+      factory_on_device = value.toDevice().type() != c10::kCPU && device != c10::kCPU;
+    }
+  }
+  return !factory_on_device;
+}
+
+void OuterLane::RecordEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack) {
+  if (IsHostOnly(info, *stack) || IsBarrier(info)) {
+    if (IsBarrier(info)) recorder_->NoteFetch();
+    info.handle.redispatchBoxed(next, stack);
+    return;
+  }
+  recorder_->BeginEvent(info, *stack);
+  try {
+    info.handle.redispatchBoxed(next, stack);
+  } catch (...) {
+    recorder_->DropEvent();
+    throw;
+  }
+  recorder_->EndEvent(*stack);
+}
+
+std::string OuterLane::Describe() const {
+  std::string text;
+  for (const auto& [name, program] : programs_) {
+    for (const auto& plan : program.plans) {
+      text += name + ": events " + std::to_string(plan->events.size()) + ", device ops " + std::to_string(plan->ops.size()) +
+              ", late-bound scalars " + std::to_string(plan->late_sources.size()) + ", feeds " + std::to_string(plan->feeds.size()) +
+              ", persistent storages " + std::to_string(plan->persistent_records.size()) + "\n";
+    }
+    if (program.plans.empty()) text += name + ": no plan, " + program.why_not + "\n";
+  }
+  return text;
+}
+
+std::vector<const OuterPlan*> OuterLane::Plans() const {
+  std::vector<const OuterPlan*> plans;
+  for (const auto& [name, program] : programs_) {
+    for (const auto& plan : program.plans) plans.push_back(plan.get());
+  }
+  return plans;
+}
+
+}  // namespace outrider::seam

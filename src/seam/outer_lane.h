@@ -1,0 +1,141 @@
+#pragma once
+// The lane above autograd. A step whose path is known builds no autograd graph and dispatches nothing: its host events are
+// validated one by one against a plan, and the device ops behind them run on the graph runner in a few large parts.
+//
+// What it may not do wrong: any difference is found before an effect that could not be taken back. Until a commit, the
+// validated events are logged with their arguments; divergence replays the log through the real operators with autograd.
+// A commit is possible where no living tensor still needs history that only a replay could build.
+
+#include <torch/csrc/autograd/function.h>
+
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "seam/inner_lane.h"
+#include "seam/outer_part.h"
+#include "seam/outer_plan.h"
+#include "seam/outer_recorder.h"
+#include "seam/outer_step.h"
+
+namespace outrider::seam {
+
+struct OuterOptions {
+  bool replay_versions = true;  // false: negative control
+  bool cut_at_backward = true;
+};
+
+class OuterLane {
+ public:
+  enum class Mode { kOff, kRecord, kCover, kDiverged };
+  enum class Backward { kPlain = 0, kHandled = 1, kFollow = 2 };
+
+  OuterLane(WorkQueue& queue, StepStats& stats, InnerLane& inner);
+  ~OuterLane();
+
+  // --- step boundaries ---
+  Mode BeginStep(uint64_t step, const std::string& program, bool allowed);
+  void EndStep();
+  void AbortStep();
+  Mode CurrentMode() const { return mode_; }
+  DeviceOpListener* Listener() { return recorder_.get(); }
+  const std::string& Note() const { return note_; }
+  void ForceDivergenceAt(int64_t event) { force_at_ = event; }
+  int64_t EventIndex() const { return step_ ? step_->cursor : 0; }
+  // Forgets traces and plans; the queue must be idle.
+  void Reset();
+  OuterOptions& Options() { return options_; }
+
+  // --- the program's events ---
+  void OnEvent(const c10::OperatorHandle& op, c10::DispatchKeySet next, Stack* stack);
+  Backward BackwardEnter(const torch::autograd::edge_list& roots, const std::vector<at::Tensor>& gradients, bool plain);
+  void BackwardExit();
+  // The dummy node was applied by the engine. True: handled; false: the step has diverged and the real root must run.
+  bool BackwardFromNode(OuterStep* step, const std::vector<at::Tensor>& gradients, bool plain);
+
+  // Bytes are wanted that may belong to validated events not launched yet.
+  void SettleUncommitted(StorageRecord& record);
+  bool HasUncommitted() const { return mode_ == Mode::kCover && step_ != nullptr && step_->launched_events < step_->cursor; }
+
+  // Plans and recordings, for reports: "events 212, device ops 1130, ..." per plan.
+  std::string Describe() const;
+  std::vector<const OuterPlan*> Plans() const;
+
+ private:
+  struct Program {  // what is known of the steps with one name
+    std::vector<std::shared_ptr<const OuterPlan>> plans;   // most recently taken first
+    std::vector<std::unique_ptr<OuterTrace>> recordings;   // not yet confirmed, newest last
+    uint64_t record_until = 0;   // recording was asked for up to this step
+    uint64_t pause_until = 0;    // recording or covering did not pay; not before this step
+    uint64_t pause_steps = 8;
+    int fruitless = 0;           // recordings in a row without a plan
+    int clean = 0;               // covered steps in a row without divergence
+    std::string why_not;
+  };
+
+  // Recording.
+  void FinishRecording();
+  void AddPlan(Program& program, std::shared_ptr<const OuterPlan> plan);
+  void RecordEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack);
+
+  // Validation (outer_match.cc).
+  bool IsHostOnly(const OpInfo& info, const Stack& stack) const;
+  void CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack);
+  bool MatchHere(OpInfo& info, const c10::IValue* args);
+  bool MatchEvent(const OuterEvent& event, const c10::IValue* args);
+  bool MatchArg(const Arg& arg, const c10::IValue& value);
+  bool MatchTensor(const Arg& arg, const at::Tensor& tensor);
+  bool MatchExternal(int id, const at::Tensor& tensor);
+  bool BindFeed(int id, const at::Tensor& tensor);
+  void Unbind(size_t keep);
+  bool SwitchPlan(const std::function<bool(const OuterPlan&)>& fits);
+  void ReturnEvent(const OuterEvent& event, Stack* stack, LogEntry& entry);
+  at::Tensor MakePlaceholder(int value);
+  void BumpVersions(const OuterEvent& event, const LogEntry& entry, int direction);
+  void TakeSnapshots(const OuterEvent& event);
+  void DrawNumbers(const OuterEvent& event, LogEntry& entry);
+  bool IsBarrier(const OpInfo& info) const;
+
+  // Backward (outer_backward.cc).
+  bool CoverBackward(const std::vector<int>& root_values, const std::vector<at::Tensor>& gradients);
+  bool LeavesMatch(const OuterEvent& event) const;
+  void MakeDummyNode();
+
+  // Effects (outer_launch.cc).
+  bool CommitAllowed() const;
+  void Launch(bool final);
+  void Commit();
+  void CountOps(int first_op, int end_op);
+  void Diverge(DivergenceReason reason, const std::string& expected, const std::string& got, const std::string& field);
+  void LeaveCover();
+
+  // Recovery (outer_replay.cc).
+  void Replay();
+  void RestorePreimages();
+  void ReplayEvent(LogEntry& entry);
+  void ReplayBackward(const OuterEvent& event, LogEntry& entry);
+  void Adopt(int value, const at::Tensor& result);
+
+  WorkQueue& queue_;
+  StepStats& stats_;
+  InnerLane& inner_;
+  OuterOptions options_;
+  std::map<std::string, Program> programs_;
+  std::vector<std::shared_ptr<const OuterPlan>> retired_;  // until the queue is idle
+  std::recursive_mutex launch_mutex_;  // a foreign thread may launch what the imperative thread has validated
+
+  Mode mode_ = Mode::kOff;
+  Program* program_ = nullptr;
+  uint64_t step_number_ = 0;
+  std::unique_ptr<OuterRecorder> recorder_;
+  std::shared_ptr<OuterStep> step_;
+  torch::autograd::Edge dummy_;
+  std::string note_;
+  std::vector<int> newly_bound_;
+  int64_t force_at_ = -1;
+  bool diverge_requested_ = false;
+  bool diverged_this_step_ = false;
+};
+
+}  // namespace outrider::seam

@@ -1,0 +1,318 @@
+// OuterLane: validation of host events and what the program gets back.
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/List.h>
+#include <ATen/ops/empty_strided.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include "seam/cpu_generator.h"
+#include "seam/gil.h"
+#include "seam/keys.h"
+#include "seam/lazy_impl.h"
+#include "seam/outer_lane.h"
+#include "seam/settle.h"
+
+namespace outrider::seam {
+
+using c10::TensorImpl;
+using Code = Arg::Code;
+
+namespace {
+
+// A tensor of its own with the same sizes and strides, offset 0.
+at::Tensor StridedCopy(const at::Tensor& tensor) {
+  LanesOff off;
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  HandlerDepth depth;
+  at::Tensor copy = at::empty_strided(tensor.sizes(), tensor.strides(), tensor.options());
+  copy.copy_(tensor);
+  return copy;
+}
+
+}  // namespace
+
+bool OuterLane::BindFeed(int id, const at::Tensor& tensor) {
+  const OuterPlan& plan = *step_->plan;
+  const External& external = plan.externals[id];
+  TensorImpl* impl = tensor.unsafeGetTensorImpl();
+  if (KindOf(*impl) == ImplKind::kOuterPlaceholder && static_cast<OuterPlaceholder*>(impl)->Step() == step_.get()) return false;
+  if (tensor.requires_grad() != external.requires_grad || !tensor.is_leaf() || !IsPlainStrided(*impl)) return false;
+  Geometry geometry = Geometry::Of(*impl);
+  if (external.snapshot) geometry.offset = 0;
+  if (!(geometry == external.geometry)) return false;
+  const bool owned = Graft(*impl);
+  StorageRecord* record = owned ? RecordOf(*impl) : nullptr;
+  if (record != nullptr && plan.slot_of_persistent.count(record) != 0) return false;
+  if (!external.snapshot) {
+    if (record == nullptr || record->synchronous.load(std::memory_order_relaxed)) return false;
+    // The same storages must be shared between inputs as in the recording.
+    for (int other : plan.feeds) {
+      const at::Tensor& bound = step_->bound[other];
+      if (!bound.defined() || plan.externals[other].snapshot) continue;
+      const bool shared = bound.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl() == impl->unsafe_storage().unsafeGetStorageImpl();
+      if (shared != (plan.externals[other].slot == external.slot)) return false;
+    }
+  }
+  step_->bound[id] = tensor;
+  newly_bound_.push_back(id);
+  return true;
+}
+
+bool OuterLane::MatchExternal(int id, const at::Tensor& tensor) {
+  const External& external = step_->plan->externals[id];
+  TensorImpl* impl = tensor.unsafeGetTensorImpl();
+  if (external.persistent) {
+    if (impl != external.identity || impl->unsafe_storage().unsafeGetStorageImpl() != external.storage) return false;
+    const StorageRecord* record = RecordOf(*impl);
+    return record != nullptr && !record->synchronous.load(std::memory_order_relaxed) && external.geometry.Matches(*impl) &&
+           tensor.requires_grad() == external.requires_grad;
+  }
+  const at::Tensor& bound = step_->bound[id];
+  return bound.defined() ? bound.unsafeGetTensorImpl() == impl : BindFeed(id, tensor);
+}
+
+bool OuterLane::MatchTensor(const Arg& arg, const at::Tensor& tensor) {
+  if (!tensor.defined()) return arg.code == Code::kUndefined;
+  TensorImpl* impl = tensor.unsafeGetTensorImpl();
+  switch (arg.code) {
+    case Code::kValue: {
+      if (KindOf(*impl) != ImplKind::kOuterPlaceholder) return false;
+      const auto* placeholder = static_cast<OuterPlaceholder*>(impl);
+      return placeholder->Step() == step_.get() && placeholder->Value() == arg.id;
+    }
+    case Code::kNumber: return IsHostNumber(*impl, inner_.ComputeDevice()) && SameNumber(tensor, arg.constant.toTensor());
+    case Code::kExternal: return MatchExternal(arg.id, tensor);
+    default: return false;
+  }
+}
+
+bool OuterLane::MatchArg(const Arg& arg, const c10::IValue& value) {
+  switch (arg.code) {
+    case Code::kNone: return value.isNone();
+    case Code::kConstant: return StructurallyEqual(arg.constant, value);
+    case Code::kLate: {
+      if (value.isDouble() != arg.constant.isDouble() || value.isList() != arg.constant.isList()) return false;
+      if (value.isList() && (value.toListRef().size() != arg.constant.toListRef().size() || !value.toListRef().front().isDouble())) return false;
+      step_->late[arg.id] = value;
+      return true;
+    }
+    case Code::kList: {
+      if (!value.isList()) return false;
+      const auto list = value.toListRef();
+      if (list.size() != arg.list.size()) return false;
+      for (size_t i = 0; i < list.size(); ++i) {
+        if (list[i].isNone() ? arg.list[i].code != Code::kNone : !list[i].isTensor() || !MatchTensor(arg.list[i], list[i].toTensor())) return false;
+      }
+      return true;
+    }
+    default: return value.isTensor() && MatchTensor(arg, value.toTensor());
+  }
+}
+
+void OuterLane::Unbind(size_t keep) {
+  while (newly_bound_.size() > keep) {
+    step_->bound[newly_bound_.back()] = at::Tensor();
+    newly_bound_.pop_back();
+  }
+}
+
+bool OuterLane::MatchEvent(const OuterEvent& event, const c10::IValue* args) {
+  if (!(event.env == Env::Current())) return false;
+  newly_bound_.clear();
+  for (size_t i = 0; i < event.args.size(); ++i) {
+    if (!MatchArg(event.args[i], args[i])) {
+      Unbind(0);
+      return false;
+    }
+  }
+  return true;
+}
+
+// Another plan that has been the same so far and fits from here.
+bool OuterLane::SwitchPlan(const std::function<bool(const OuterPlan&)>& fits) {
+  if (!step_->may_switch) return false;
+  auto& plans = program_->plans;
+  for (size_t i = 0; i < plans.size(); ++i) {
+    if (plans[i] == step_->plan || plans[i]->SharedPrefix(*step_->plan) < static_cast<size_t>(step_->cursor)) continue;
+    const auto before = step_->plan;
+    step_->plan = plans[i];
+    step_->live.resize(std::max(step_->live.size(), plans[i]->values.size()), nullptr);
+    step_->tokens.resize(std::max(step_->tokens.size(), plans[i]->slots.size()));
+    step_->bound.resize(std::max(step_->bound.size(), plans[i]->externals.size()));
+    step_->late.resize(std::max(step_->late.size(), plans[i]->late_sources.size()));
+    if (fits(*plans[i])) {
+      std::rotate(plans.begin(), plans.begin() + static_cast<std::ptrdiff_t>(i), plans.begin() + static_cast<std::ptrdiff_t>(i) + 1);
+      return true;
+    }
+    step_->plan = before;
+  }
+  return false;
+}
+
+bool OuterLane::MatchHere(OpInfo& info, const c10::IValue* args) {
+  if (diverge_requested_ || step_->cursor == force_at_) return false;
+  const auto fits = [&](const OuterPlan& plan) {
+    if (plan.events.size() <= static_cast<size_t>(step_->cursor)) return false;
+    const OuterEvent& event = plan.events[step_->cursor];
+    return event.info == &info && MatchEvent(event, args);
+  };
+  return fits(*step_->plan) || SwitchPlan(fits);
+}
+
+at::Tensor OuterLane::MakePlaceholder(int id) {
+  const OuterPlan& plan = *step_->plan;
+  const OuterValue& value = plan.values[id];
+  const Slot& slot = plan.slots[value.slot];
+  Geometry geometry = value.geometry;
+  c10::Storage storage;
+  if (slot.external) {
+    for (size_t i = 0; !storage && i < plan.externals.size(); ++i) {
+      const External& external = plan.externals[i];
+      const bool here = slot.snapshot ? external.snapshot && step_->bound[i].defined() : external.slot == value.slot;
+      if (!here) continue;
+      if (external.persistent) {
+        storage = c10::Storage(external.tensor.lock()->unsafe_storage());
+      } else if (step_->bound[i].defined()) {
+        storage = step_->bound[i].unsafeGetTensorImpl()->unsafe_storage();
+        if (slot.snapshot) geometry.offset += step_->bound[i].storage_offset();
+      }
+    }
+  } else {
+    c10::Storage& token = step_->tokens[value.slot];
+    if (!token) {
+      StorageRecord* record = nullptr;
+      token = MakeToken(slot.nbytes, slot.device, &record);
+      record->created_step = step_->id;
+      record->uncommitted_step.store(step_->id, std::memory_order_relaxed);
+      record->uncommitted_slot = value.slot;
+    }
+    storage = token;
+  }
+  auto impl = c10::make_intrusive<OuterPlaceholder>(TensorImpl::VIEW, std::move(storage), value.keys,
+                                                    c10::scalarTypeToTypeMeta(geometry.dtype), step_, id);
+  impl->set_sizes_and_strides(geometry.sizes, geometry.strides, geometry.offset);
+  if (geometry.wrapped_number) impl->set_wrapped_number(true);
+  for (uint32_t i = 0; i < value.version && !impl->is_inference(); ++i) impl->bump_version();
+  if (value.requires_grad) {
+    const int root = value.root < 0 ? plan.roots : value.root;
+    impl->set_autograd_meta(std::make_unique<torch::autograd::AutogradMeta>(
+        impl.get(), false, torch::autograd::Edge(dummy_.function, static_cast<uint32_t>(root))));
+  }
+  step_->live[id] = impl.get();
+  return at::Tensor(std::move(impl));
+}
+
+void OuterLane::BumpVersions(const OuterEvent& event, const LogEntry& entry, int direction) {
+  for (const auto& bump : event.bumps) {
+    const auto& value = entry.args[bump.arg];
+    const at::Tensor tensor = bump.element < 0 ? value.toTensor() : value.toListRef()[bump.element].toTensor();
+    if (tensor.is_inference()) continue;
+    auto counter = tensor.unsafeGetTensorImpl()->version_counter();
+    counter.set_version(counter.current_version() + direction * static_cast<int64_t>(bump.count));
+  }
+}
+
+void OuterLane::TakeSnapshots(const OuterEvent& event) {
+  for (const auto& snapshot : event.snapshots) {
+    const at::Tensor& source = step_->bound[snapshot.external];
+    TORCH_CHECK(source.defined(), "outrider: an input was not bound before it was needed");
+    Operand operand;
+    operand.tensor = StridedCopy(source);
+    step_->inputs.emplace_back(snapshot.slot, std::move(operand));
+  }
+  for (int id : newly_bound_) {
+    const External& external = step_->plan->externals[id];
+    ++stats_.feeds;
+    if (external.snapshot || external.slot < 0) continue;
+    Operand operand;
+    operand.record = RecordPtr::reclaim_copy(RecordOf(*step_->bound[id].unsafeGetTensorImpl()));
+    step_->inputs.emplace_back(external.slot, std::move(operand));
+  }
+}
+
+// Random numbers of the CPU are drawn here and now, in the order of the program; the graph runner gets them as feeds.
+void OuterLane::DrawNumbers(const OuterEvent& event, LogEntry& entry) {
+  if (!event.host_draw) return;
+  entry.generator_state = CpuGeneratorState();
+  LanesOff off;
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const OuterPlan& plan = *step_->plan;
+  for (int i = event.first_op; i < event.end_op; ++i) {
+    const DeviceOp& op = plan.ops[i];
+    if (!op.host_draw) continue;
+    const Geometry& geometry = plan.variables[op.args[0].id].geometry;
+    at::Tensor drawn = at::empty_strided(geometry.sizes, geometry.strides, at::TensorOptions().dtype(geometry.dtype));
+    Stack stack;
+    stack.emplace_back(drawn);
+    for (size_t k = 1; k < op.args.size(); ++k) stack.push_back(op.args[k].code == Code::kLate ? step_->late[op.args[k].id] : op.args[k].constant);
+    op.info->handle.callBoxed(&stack);
+    step_->draws.emplace_back(i, std::move(drawn));
+    ++stats_.host_ops;
+  }
+}
+
+void OuterLane::ReturnEvent(const OuterEvent& event, Stack* stack, LogEntry& entry) {
+  const size_t count = event.args.size();
+  const size_t first = stack->size() - count;
+  entry.args.assign(std::make_move_iterator(stack->begin() + static_cast<std::ptrdiff_t>(first)), std::make_move_iterator(stack->end()));
+  torch::jit::drop(*stack, count);
+  BumpVersions(event, entry, +1);
+  for (const auto& output : event.outputs) {
+    switch (output.kind) {
+      case OuterOutput::Kind::kUndefined: stack->emplace_back(at::Tensor()); break;
+      case OuterOutput::Kind::kValue: stack->emplace_back(MakePlaceholder(output.value)); break;
+      case OuterOutput::Kind::kArgument: {
+        const auto& arg = entry.args[output.arg];
+        stack->push_back(output.element < 0 ? arg : c10::IValue(arg.toListRef()[output.element].toTensor()));
+        break;
+      }
+      case OuterOutput::Kind::kList: {
+        c10::List<at::Tensor> list;
+        for (int value : output.values) list.push_back(MakePlaceholder(value));
+        stack->push_back(std::move(list));
+        break;
+      }
+    }
+  }
+}
+
+void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack) {
+  if (IsHostOnly(info, *stack)) {
+    info.handle.redispatchBoxed(next, stack);
+    return;
+  }
+  if (IsBarrier(info)) {
+    // The operator reads values: settle them, then run it on the real ones. Operators below see materialised tensors.
+    stats_.Flush(info.fetch ? FlushReason::kFetch : FlushReason::kDataDependent);
+    if (info.fetch) ++stats_.fetches;
+    HandlerDepth depth;
+    info.handle.redispatchBoxed(next, stack);
+    return;
+  }
+  std::unique_lock<std::recursive_mutex> lock(launch_mutex_);
+  const c10::IValue* args = stack->data() + stack->size() - info.args.size();
+  if (MatchHere(info, args)) {
+    const OuterEvent& event = step_->plan->events[step_->cursor];
+    LogEntry entry;
+    entry.event = step_->cursor;
+    TakeSnapshots(event);
+    DrawNumbers(event, entry);
+    ReturnEvent(event, stack, entry);
+    step_->log.push_back(std::move(entry));
+    ++step_->cursor;
+    ++stats_.events;
+    SetUncommittedWork(true);
+    return;
+  }
+  const bool known = static_cast<size_t>(step_->cursor) < step_->plan->events.size();
+  const OuterEvent* expected = known ? &step_->plan->events[step_->cursor] : nullptr;
+  const std::string name = expected == nullptr ? "end of step" : expected->backward ? "backward" : expected->info->name;
+  const bool forced = step_->cursor == force_at_;
+  Diverge(forced ? DivergenceReason::kForced : diverge_requested_ ? DivergenceReason::kRawAccess
+          : name != info.name ? DivergenceReason::kNewPath : DivergenceReason::kArgument,
+          name, info.name, name == info.name ? "argument or environment" : "operator");
+  lock.unlock();
+  info.handle.redispatchBoxed(next, stack);
+}
+
+}  // namespace outrider::seam

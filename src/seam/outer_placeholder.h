@@ -1,0 +1,28 @@
+#pragma once
+// A placeholder of the outer lane: it knows which value of which step it stands for, so that a diverging step can hand
+// the replayed tensor to it. Once its step is over it is an ordinary lazy tensor.
+
+#include <memory>
+
+#include "seam/lazy_impl.h"
+
+namespace outrider::seam {
+
+class OuterStep;
+
+class OuterPlaceholder final : public LazyImpl {
+ public:
+  OuterPlaceholder(c10::Storage&& storage, c10::DispatchKeySet keys, caffe2::TypeMeta dtype, std::shared_ptr<OuterStep> step, int value);
+  OuterPlaceholder(ImplType view, c10::Storage&& storage, c10::DispatchKeySet keys, caffe2::TypeMeta dtype,
+                   std::shared_ptr<OuterStep> step, int value);
+  ~OuterPlaceholder() override;
+
+  OuterStep* Step() const { return step_.get(); }
+  int Value() const { return value_; }
+
+ private:
+  std::shared_ptr<OuterStep> step_;
+  int value_;
+};
+
+}  // namespace outrider::seam

@@ -1,0 +1,262 @@
+#include "seam/outer_plan.h"
+
+#include <algorithm>
+
+#include "seam/lazy_impl.h"
+
+namespace outrider::seam {
+namespace {
+
+using Code = Arg::Code;
+
+bool IsLateCandidate(const c10::IValue& value) {
+  if (value.isDouble()) return true;
+  if (!value.isList()) return false;
+  const auto list = value.toListRef();
+  return !list.empty() && std::all_of(list.begin(), list.end(), [](const auto& element) { return element.isDouble(); });
+}
+
+// A scalar of a host event that changed between the traces.
+struct LateScalar {
+  int event = -1, arg = -1;
+  c10::IValue older, newer;
+};
+
+class Comparison {
+ public:
+  Comparison(const OuterTrace& older, OuterTrace& newer) : a_(older), b_(newer) {}
+
+  // Turns changing scalars of `newer` into late-bound ones. Empty, or the first difference.
+  std::string Run() {
+    if (std::string why = Sizes(); !why.empty()) return why;
+    if (std::string why = Events(); !why.empty()) return why;
+    if (std::string why = Tables(); !why.empty()) return why;
+    return DeviceOps();
+  }
+  const std::vector<LateScalar>& Late() const { return late_; }
+
+ private:
+  std::string Sizes() const {
+    auto differs = [](const char* what, size_t x, size_t y) {
+      return x == y ? std::string() : std::string(what) + " " + std::to_string(x) + " against " + std::to_string(y) + "; ";
+    };
+    std::string why = differs("events", a_.events.size(), b_.events.size()) + differs("device ops", a_.ops.size(), b_.ops.size()) +
+                      differs("values", a_.values.size(), b_.values.size()) + differs("storages", a_.slots.size(), b_.slots.size()) +
+                      differs("views", a_.variables.size(), b_.variables.size()) +
+                      differs("inputs", a_.externals.size(), b_.externals.size());
+    return why;
+  }
+
+  static std::string Where(const OuterEvent& event, size_t index) {
+    return "event " + std::to_string(index) + " (" + (event.backward ? "backward" : event.info->name) + ")";
+  }
+
+  std::string Events() {
+    for (size_t i = 0; i < b_.events.size(); ++i) {
+      const OuterEvent& a = a_.events[i];
+      OuterEvent& b = b_.events[i];
+      if (a.info != b.info || a.backward != b.backward) return Where(b, i) + ": another operator";
+      if (!(a.env == b.env)) return Where(b, i) + ": another environment";
+      if (a.args.size() != b.args.size() || a.leaves != b.leaves || a.leaf_values != b.leaf_values) return Where(b, i) + ": another pattern";
+      if (a.end_op - a.first_op != b.end_op - b.first_op || a.first_op != b.first_op) return Where(b, i) + ": other device ops";
+      for (size_t k = 0; k < b.args.size(); ++k) {
+        if (SameArg(a.args[k], b.args[k])) continue;
+        if (!BecomesLate(a.args[k], b.args[k], i, k)) return Where(b, i) + ": argument " + std::to_string(k) + " differs";
+      }
+    }
+    return "";
+  }
+
+  bool BecomesLate(const Arg& a, Arg& b, size_t event, size_t arg) {
+    if (a.code != Code::kConstant || b.code != Code::kConstant) return false;
+    if (!IsLateCandidate(a.constant) || !IsLateCandidate(b.constant) || a.constant.isList() != b.constant.isList()) return false;
+    if (a.constant.isList() && a.constant.toListRef().size() != b.constant.toListRef().size()) return false;
+    b.code = Code::kLate;
+    b.id = static_cast<int>(late_.size());
+    late_.push_back({static_cast<int>(event), static_cast<int>(arg), a.constant, b.constant});
+    return true;
+  }
+
+  std::string Tables() const {
+    for (size_t i = 0; i < b_.variables.size(); ++i) {
+      if (a_.variables[i].slot != b_.variables[i].slot || !(a_.variables[i].geometry == b_.variables[i].geometry)) {
+        return "shapes differ: " + a_.variables[i].geometry.Text() + " against " + b_.variables[i].geometry.Text();
+      }
+    }
+    for (size_t i = 0; i < b_.values.size(); ++i) {
+      const auto& a = a_.values[i];
+      const auto& b = b_.values[i];
+      if (!(a.geometry == b.geometry) || a.requires_grad != b.requires_grad || a.slot != b.slot || a.root != b.root ||
+          a.consumed_by != b.consumed_by || a.version != b.version) {
+        return "a value differs: " + a.geometry.Text() + " against " + b.geometry.Text();
+      }
+    }
+    for (size_t i = 0; i < b_.externals.size(); ++i) {
+      const auto& a = a_.externals[i];
+      const auto& b = b_.externals[i];
+      if (!(a.geometry == b.geometry) || a.requires_grad != b.requires_grad || a.snapshot != b.snapshot) {
+        return "an input differs: " + a.geometry.Text() + " against " + b.geometry.Text();
+      }
+    }
+    return "";
+  }
+
+  std::string DeviceOps() {
+    for (size_t i = 0; i < b_.ops.size(); ++i) {
+      const DeviceOp& a = a_.ops[i];
+      DeviceOp& b = b_.ops[i];
+      if (a.info != b.info || a.event != b.event || a.args.size() != b.args.size() || a.writes != b.writes) {
+        return "device op " + std::to_string(i) + " (" + b.info->name + ") differs";
+      }
+      for (size_t k = 0; k < b.args.size(); ++k) {
+        if (SameArg(a.args[k], b.args[k])) continue;
+        if (!FollowsHostScalar(a.args[k], b.args[k], b.event)) {
+          return "device op " + std::to_string(i) + " (" + b.info->name + "): argument " + std::to_string(k) +
+                 " changes and equals no changing scalar of its event";
+        }
+      }
+    }
+    return "";
+  }
+
+  // A changing scalar of a device op must be, bit for bit, a changing scalar of its own event.
+  bool FollowsHostScalar(const Arg& a, Arg& b, int event) const {
+    if (a.code != Code::kConstant || b.code != Code::kConstant) return false;
+    for (size_t id = 0; id < late_.size(); ++id) {
+      const LateScalar& late = late_[id];
+      if (late.event != event || !StructurallyEqual(late.older, a.constant) || !StructurallyEqual(late.newer, b.constant)) continue;
+      b.code = Code::kLate;
+      b.id = static_cast<int>(id);
+      return true;
+    }
+    return false;
+  }
+
+  const OuterTrace& a_;
+  OuterTrace& b_;
+  std::vector<LateScalar> late_;
+};
+
+// Persistent: the same object over the same storage in both traces.
+std::string ClassifyExternals(const OuterTrace& older, OuterPlan& plan) {
+  for (size_t i = 0; i < plan.externals.size(); ++i) {
+    External& external = plan.externals[i];
+    const External& before = older.externals[i];
+    external.persistent = external.identity == before.identity && external.storage == before.storage && !external.tensor.expired() &&
+                          !external.snapshot;
+    if (!external.persistent && external.requires_grad) return "INNER_HISTORY: an input that changes every step requires grad";
+    if (!external.persistent) plan.feeds.push_back(static_cast<int>(i));
+  }
+  return "";
+}
+
+std::string ClassifySlots(OuterPlan& plan) {
+  for (size_t s = 0; s < plan.slots.size(); ++s) {
+    Slot& slot = plan.slots[s];
+    if (!slot.external || slot.snapshot) continue;
+    for (size_t i = 0; i < plan.externals.size(); ++i) {
+      External& external = plan.externals[i];
+      if (external.storage != slot.identity || external.snapshot) continue;
+      external.slot = static_cast<int>(s);
+      if (external.persistent) slot.persistent = 0;
+      else if (slot.feed < 0) slot.feed = static_cast<int>(i);
+    }
+    if (slot.persistent < 0 && slot.feed < 0) return "INNER_FOREIGN: a device op reads a storage that no input of the step shows";
+    if (slot.persistent < 0) continue;
+    auto storage = slot.storage.lock();
+    auto* record = storage ? RecordOf(storage.get()) : nullptr;
+    if (record == nullptr) return "INNER_FOREIGN: state of the program has no record";
+    slot.feed = -1;
+    slot.persistent = static_cast<int>(plan.persistent_records.size());
+    plan.persistent_records.push_back(RecordPtr::reclaim_copy(record));
+    plan.persistent_slots.push_back(static_cast<int>(s));
+    plan.slot_of_persistent[record] = static_cast<int>(s);
+  }
+  return "";
+}
+
+void FindDrops(OuterPlan& plan) {
+  std::vector<int> last(plan.slots.size(), -1);
+  auto use = [&](const Arg& arg, int op, auto&& self) -> void {
+    if (arg.code == Code::kVariable) last[plan.variables[arg.id].slot] = op;
+    for (const auto& element : arg.list) self(element, op, self);
+  };
+  for (size_t i = 0; i < plan.ops.size(); ++i) {
+    for (const auto& arg : plan.ops[i].args) use(arg, static_cast<int>(i), use);
+    for (const auto& arg : plan.ops[i].outputs) use(arg, static_cast<int>(i), use);
+  }
+  for (size_t s = 0; s < plan.slots.size(); ++s) {
+    if (last[s] >= 0 && plan.slots[s].persistent < 0) plan.ops[last[s]].drop_slots.push_back(static_cast<int>(s));
+  }
+  for (size_t v = 0; v < plan.variables.size(); ++v) {
+    const int slot = plan.variables[v].slot;
+    if (last[slot] >= 0 && plan.slots[slot].persistent < 0) plan.ops[last[slot]].drop_variables.push_back(static_cast<int>(v));
+  }
+  plan.last_use = std::move(last);
+}
+
+}  // namespace
+
+PlanResult MakePlan(const OuterTrace& older, OuterTrace&& newer) {
+  PlanResult result;
+  if (!older.refusal.empty() || !newer.refusal.empty()) {
+    result.why_not = newer.refusal.empty() ? older.refusal : newer.refusal;
+    return result;
+  }
+  Comparison comparison(older, newer);
+  if (std::string why = comparison.Run(); !why.empty()) {
+    result.why_not = "INNER_UNSTABLE: " + why;
+    return result;
+  }
+  auto plan = std::make_shared<OuterPlan>();
+  static_cast<OuterTrace&>(*plan) = std::move(newer);
+  for (const auto& late : comparison.Late()) plan->late_sources.emplace_back(late.event, late.arg);
+  for (size_t i = 0; i < plan->alive.size() && i < older.alive.size(); ++i) plan->alive[i] |= older.alive[i];
+  result.why_not = ClassifyExternals(older, *plan);
+  if (result.why_not.empty()) result.why_not = ClassifySlots(*plan);
+  if (!result.why_not.empty()) return result;
+  FindDrops(*plan);
+  result.plan = std::move(plan);
+  return result;
+}
+
+bool OuterPlan::Expired() const {
+  return std::any_of(externals.begin(), externals.end(),
+                     [](const External& external) { return external.persistent && external.tensor.expired(); });
+}
+
+size_t OuterPlan::SharedPrefix(const OuterPlan& other) const {
+  const size_t limit = std::min(events.size(), other.events.size());
+  for (size_t i = 0; i < limit; ++i) {
+    const auto& a = events[i];
+    const auto& b = other.events[i];
+    bool same = a.info == b.info && a.backward == b.backward && a.env == b.env && a.args.size() == b.args.size() &&
+                a.first_op == b.first_op && a.end_op == b.end_op && a.leaves == b.leaves && a.leaf_values == b.leaf_values &&
+                a.snapshots.size() == b.snapshots.size() && a.outputs.size() == b.outputs.size();
+    for (size_t k = 0; same && k < a.args.size(); ++k) {
+      same = SameArg(a.args[k], b.args[k]);
+      const Arg& arg = a.args[k];
+      if (!same || arg.code != Arg::Code::kExternal) continue;
+      const External& x = externals[arg.id];
+      const External& y = other.externals[arg.id];
+      same = x.persistent == y.persistent && x.slot == y.slot && x.geometry == y.geometry && (!x.persistent || x.identity == y.identity);
+    }
+    for (int op = a.first_op; same && op < a.end_op; ++op) {
+      const auto& x = ops[op];
+      const auto& y = other.ops[op];
+      same = x.info == y.info && x.args.size() == y.args.size() && x.writes == y.writes && x.outputs.size() == y.outputs.size();
+      for (size_t k = 0; same && k < x.args.size(); ++k) same = SameArg(x.args[k], y.args[k]);
+      for (size_t k = 0; same && k < x.outputs.size(); ++k) same = SameArg(x.outputs[k], y.outputs[k]);
+    }
+    for (size_t k = 0; same && k < a.outputs.size(); ++k) {
+      const auto& x = a.outputs[k];
+      const auto& y = b.outputs[k];
+      same = x.kind == y.kind && x.value == y.value && x.values == y.values && x.arg == y.arg && x.element == y.element;
+      if (same && x.value >= 0) same = values[x.value].requires_grad == other.values[x.value].requires_grad && values[x.value].geometry == other.values[x.value].geometry && values[x.value].slot == other.values[x.value].slot;
+    }
+    if (!same) return i;
+  }
+  return limit;
+}
+
+}  // namespace outrider::seam

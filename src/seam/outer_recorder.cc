@@ -1,0 +1,289 @@
+#include "seam/outer_recorder.h"
+
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/accumulate_grad.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <unordered_set>
+
+#include "seam/eligibility.h"
+#include "seam/lazy_impl.h"
+#include "seam/storage_record.h"
+
+namespace outrider::seam {
+
+using c10::TensorImpl;
+using Code = Arg::Code;
+
+namespace {
+
+bool HasTensor(const c10::IValue& list) {
+  for (const auto& element : list.toListRef()) {
+    if (element.isTensor()) return true;
+  }
+  return list.isTensorList();
+}
+
+}  // namespace
+
+int OuterRecorder::ExternalOf(const at::Tensor& tensor) {
+  TensorImpl* impl = tensor.unsafeGetTensorImpl();
+  if (auto it = external_of_.find(impl); it != external_of_.end()) return it->second;
+  External external;
+  external.tensor = WeakTensor(tensor.getIntrusivePtr());
+  external.identity = impl;
+  external.geometry = Geometry::Of(*impl);
+  external.offset = external.geometry.offset;
+  external.requires_grad = tensor.requires_grad();
+  external.storage = impl->unsafe_storage().unsafeGetStorageImpl();
+  if (!tensor.is_leaf()) Refuse("INNER_HISTORY: a tensor from outside the step carries autograd history");
+  if (!IsPlainStrided(*impl) || external.storage == nullptr) Refuse("INNER_FOREIGN: an input of the step is no dense tensor");
+  const bool owned = Graft(*impl);
+  const auto* record = owned ? RecordOf(*impl) : nullptr;
+  external.snapshot = !owned || (record->synchronous.load() && !external.requires_grad);
+  if (external.snapshot) external.geometry.offset = 0;
+  const int id = static_cast<int>(trace_.externals.size());
+  if (external.snapshot) snapshot_externals_[external.storage].push_back(id);
+  trace_.externals.push_back(std::move(external));
+  external_of_[impl] = id;
+  return id;
+}
+
+Arg OuterRecorder::HostTensor(const at::Tensor& tensor) {
+  Arg arg;
+  if (!tensor.defined()) {
+    arg.code = Code::kUndefined;
+    return arg;
+  }
+  TensorImpl* impl = tensor.unsafeGetTensorImpl();
+  if (auto it = value_of_.find(impl); it != value_of_.end()) {
+    arg.code = Code::kValue;
+    arg.id = it->second;
+  } else if (IsHostNumber(*impl, compute_device_)) {
+    arg.code = Code::kNumber;
+    arg.constant = CopyNumber(tensor);
+  } else {
+    arg.code = Code::kExternal;
+    arg.id = ExternalOf(tensor);
+  }
+  return arg;
+}
+
+Arg OuterRecorder::HostArg(const c10::IValue& value) {
+  if (value.isTensor()) return HostTensor(value.toTensor());
+  Arg arg;
+  if (value.isNone()) return arg;
+  if (value.isList() && HasTensor(value)) {
+    arg.code = Code::kList;
+    arg.optional_list = !value.isTensorList();
+    for (const auto& element : value.toListRef()) arg.list.push_back(element.isNone() ? Arg{} : HostTensor(element.toTensor()));
+    return arg;
+  }
+  arg.code = Code::kConstant;
+  arg.constant = value;
+  return arg;
+}
+
+void OuterRecorder::NoteArguments(const Stack& stack, size_t first) {
+  seen_.clear();
+  auto note = [&](const at::Tensor& tensor, int arg, int element) {
+    if (!tensor.defined()) return;
+    const uint32_t version = tensor.is_inference() ? 0 : static_cast<uint32_t>(tensor._version());
+    seen_.push_back({tensor.unsafeGetTensorImpl(), arg, element, version});
+  };
+  for (size_t i = first; i < stack.size(); ++i) {
+    const int arg = static_cast<int>(i - first);
+    if (stack[i].isTensor()) note(stack[i].toTensor(), arg, -1);
+    if (!stack[i].isList() || !HasTensor(stack[i])) continue;
+    int element = 0;
+    for (const auto& entry : stack[i].toListRef()) {
+      if (entry.isTensor()) note(entry.toTensor(), arg, element);
+      ++element;
+    }
+  }
+}
+
+bool OuterRecorder::BeginEvent(OpInfo& info, const Stack& stack) {
+  if (info.foreign) Refuse("INNER_FOREIGN: operator " + info.name + " is not part of torch");
+  if (info.changes_metadata) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " changes the shape of a tensor in place");
+  event_ = static_cast<int>(trace_.events.size());
+  OuterEvent event;
+  event.info = &info;
+  event.env = Env::Current();
+  event.first_op = static_cast<int>(trace_.ops.size());
+  const size_t first = stack.size() - info.args.size();
+  for (size_t i = first; i < stack.size(); ++i) event.args.push_back(HostArg(stack[i]));
+  NoteArguments(stack, first);
+  trace_.events.push_back(std::move(event));
+  return true;
+}
+
+int OuterRecorder::NewValue(const at::Tensor& tensor) {
+  TensorImpl* impl = tensor.unsafeGetTensorImpl();
+  OuterValue value;
+  value.geometry = Geometry::Of(*impl);
+  value.keys = impl->key_set();
+  value.requires_grad = tensor.requires_grad();
+  value.is_leaf = tensor.is_leaf();
+  value.version = tensor.is_inference() ? 0 : static_cast<uint32_t>(tensor._version());
+  if (!IsPlainStrided(*impl) || !impl->unsafe_storage()) Refuse("INNER_FOREIGN: an operator returned no dense tensor");
+  if (tensor.device().type() != compute_device_) Refuse("INNER_FOREIGN: an operator returned a tensor of another device");
+  int64_t rebase = 0;
+  value.slot = SlotOf(tensor, /*result=*/false, rebase);
+  value.geometry.offset -= rebase;
+  const int id = static_cast<int>(trace_.values.size());
+  trace_.values.push_back(std::move(value));
+  value_of_[impl] = id;
+  value_tensors_.emplace_back(tensor.getIntrusivePtr());
+  return id;
+}
+
+OuterOutput OuterRecorder::HostOutput(const c10::IValue& value, const OpInfo& info) {
+  OuterOutput output;
+  if (value.isTensorList()) {
+    output.kind = OuterOutput::Kind::kList;
+    for (const auto& element : value.toListRef()) output.values.push_back(NewValue(element.toTensor()));
+    return output;
+  }
+  if (!value.isTensor()) {
+    Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " returns something other than tensors");
+    return output;
+  }
+  const auto& tensor = value.toTensor();
+  if (!tensor.defined()) {
+    output.kind = OuterOutput::Kind::kUndefined;
+    return output;
+  }
+  for (const auto& seen : seen_) {
+    if (seen.tensor != tensor.unsafeGetTensorImpl()) continue;
+    output.kind = OuterOutput::Kind::kArgument;
+    output.arg = seen.arg;
+    output.element = seen.element;
+    return output;
+  }
+  output.value = NewValue(tensor);
+  return output;
+}
+
+void OuterRecorder::EndEvent(const Stack& stack) {
+  OuterEvent& event = trace_.events[event_];
+  const size_t count = event.info->returned_arg.size();
+  for (size_t i = stack.size() - count; i < stack.size(); ++i) event.outputs.push_back(HostOutput(stack[i], *event.info));
+  // In-place operators on tensors that gained or lost a gradient change their meaning; keep them out.
+  for (const auto& seen : seen_) {
+    if (seen.tensor->is_inference()) continue;
+    const auto version = static_cast<uint32_t>(seen.tensor->version_counter().current_version());
+    if (version != seen.version) event.bumps.push_back({seen.arg, seen.element, version - seen.version});
+    auto it = value_of_.find(seen.tensor);
+    if (it != value_of_.end() && trace_.values[it->second].requires_grad != seen.tensor->requires_grad()) {
+      Refuse("INNER_HISTORY: operator " + event.info->name + " changes requires_grad in place");
+    }
+  }
+  event.end_op = static_cast<int>(trace_.ops.size());
+  event_ = -1;
+}
+
+void OuterRecorder::DropEvent() {
+  event_ = -1;
+  op_open_ = false;
+  Refuse("INNER_UNSTABLE: an operator raised");
+}
+
+void OuterRecorder::NoteFetch() {
+  SnapshotAlive();
+  trace_.fetch_events.push_back(static_cast<int>(trace_.events.size()));
+}
+
+int OuterRecorder::ValueOfEdge(const torch::autograd::Edge& edge) {
+  for (size_t i = 0; i < value_tensors_.size(); ++i) {
+    if (!trace_.values[i].requires_grad) continue;
+    auto locked = value_tensors_[i].lock();
+    if (!locked) continue;
+    const at::Tensor tensor(std::move(locked));
+    if (tensor.grad_fn().get() == edge.function.get() && tensor.output_nr() == edge.input_nr) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+void OuterRecorder::BeginBackward(const torch::autograd::edge_list& roots, const std::vector<at::Tensor>& gradients) {
+  event_ = static_cast<int>(trace_.events.size());
+  OuterEvent event;
+  event.backward = true;
+  event.env = Env::Current();
+  event.first_op = static_cast<int>(trace_.ops.size());
+  for (const auto& root : roots) {
+    Arg arg;
+    arg.code = Code::kValue;
+    arg.id = ValueOfEdge(root);
+    if (arg.id < 0) {
+      Refuse("INNER_HISTORY: backward starts at a tensor that is no result of this step");
+    } else {
+      trace_.values[arg.id].root = trace_.roots++;
+    }
+    event.args.push_back(std::move(arg));
+  }
+  for (const auto& gradient : gradients) event.args.push_back(HostTensor(gradient));
+  if (trace_.refusal.empty()) WalkGraph(event, roots);
+  trace_.events.push_back(std::move(event));
+}
+
+// Collects the leaves and marks the values whose nodes this backward consumes.
+void OuterRecorder::WalkGraph(OuterEvent& event, const torch::autograd::edge_list& roots) {
+  const GraphFacts facts = InspectGraph(roots);
+  if (!facts.refusal.empty()) Refuse(facts.refusal);
+  leaf_versions_.clear();
+  for (const auto& leaf : facts.leaves) {
+    event.leaves.push_back(ExternalOf(leaf));
+    event.leaf_grads.push_back(HostTensor(leaf.grad()));
+    leaf_versions_.push_back(leaf.grad().defined() ? static_cast<uint32_t>(leaf.grad()._version()) : 0);
+  }
+  const std::unordered_set<const torch::autograd::Node*> visited(facts.nodes.begin(), facts.nodes.end());
+  for (size_t i = 0; i < value_tensors_.size(); ++i) {
+    if (!trace_.values[i].requires_grad) continue;
+    auto locked = value_tensors_[i].lock();
+    if (!locked) continue;
+    const at::Tensor tensor(std::move(locked));
+    if (visited.count(tensor.grad_fn().get()) != 0) trace_.values[i].consumed_by = event_;
+  }
+}
+
+void OuterRecorder::NoteLeafGradient(OuterEvent& event, size_t index) {
+  auto locked = trace_.externals[event.leaves[index]].tensor.lock();
+  const at::Tensor leaf(std::move(locked));
+  event.leaf_values.push_back(-1);
+  event.leaf_bumps.push_back(0);
+  if (!leaf.defined() || !leaf.grad().defined()) {
+    Refuse("INNER_GRAD_STATE: a leaf got no gradient");
+    return;
+  }
+  const at::Tensor gradient = leaf.grad();
+  const Arg& before = event.leaf_grads[index];
+  if (before.code == Code::kUndefined) {
+    event.leaf_values.back() = NewValue(gradient);
+    return;
+  }
+  const Arg now = HostTensor(gradient);
+  if (now.code != before.code || now.id != before.id) Refuse("INNER_GRAD_STATE: backward replaced a gradient that existed");
+  event.leaf_bumps.back() = static_cast<uint32_t>(gradient._version()) - leaf_versions_[index];
+}
+
+void OuterRecorder::EndBackward() {
+  OuterEvent& event = trace_.events[event_];
+  for (size_t i = 0; i < event.leaves.size(); ++i) NoteLeafGradient(event, i);
+  event.end_op = static_cast<int>(trace_.ops.size());
+  event_ = -1;
+}
+
+void OuterRecorder::SnapshotAlive() {
+  trace_.alive.resize(trace_.values.size(), 0);
+  for (size_t i = 0; i < value_tensors_.size(); ++i) {
+    if (!value_tensors_[i].expired()) trace_.alive[i] = 1;
+  }
+}
+
+std::unique_ptr<OuterTrace> OuterRecorder::Finish() {
+  SnapshotAlive();
+  return std::make_unique<OuterTrace>(std::move(trace_));
+}
+
+}  // namespace outrider::seam

@@ -1,0 +1,76 @@
+#pragma once
+// Writes both streams of a step down: host events from above autograd, device ops from below, with their mapping. Holds
+// weak references only: strong ones would change what the autograd engine decides.
+
+#include <torch/csrc/autograd/function.h>
+
+#include <memory>
+#include <vector>
+
+#include "seam/inner_lane.h"
+#include "seam/outer_trace.h"
+
+namespace outrider::seam {
+
+class OuterRecorder final : public DeviceOpListener {
+ public:
+  explicit OuterRecorder(c10::DeviceType compute_device) : compute_device_(compute_device) {}
+
+  // --- host events, in the order of the program ---
+  // Notes the arguments; false when the operator is no event (host arithmetic, barriers).
+  bool BeginEvent(OpInfo& info, const Stack& stack);
+  void EndEvent(const Stack& stack);
+  void DropEvent();
+  void NoteFetch();
+  void BeginBackward(const torch::autograd::edge_list& roots, const std::vector<at::Tensor>& gradients);
+  void EndBackward();
+  void Refuse(const std::string& reason) { seam::Refuse(trace_, reason); }
+
+  // --- DeviceOpListener ---
+  void BeforeDeviceOp(const Call& call) override;
+  void AfterDeviceOp(const Call& call, c10::ArrayRef<c10::IValue> results) override;
+  void DropDeviceOp() override;
+
+  std::unique_ptr<OuterTrace> Finish();
+
+ private:
+  using WeakTensor = c10::weak_intrusive_ptr<c10::TensorImpl>;
+  struct Seen {
+    c10::TensorImpl* tensor;
+    int arg, element;
+    uint32_t version;
+  };
+
+  Arg HostTensor(const at::Tensor& tensor);
+  Arg HostArg(const c10::IValue& value);
+  int ExternalOf(const at::Tensor& tensor);
+  int NewValue(const at::Tensor& tensor);
+  OuterOutput HostOutput(const c10::IValue& value, const OpInfo& info);
+  void NoteArguments(const Stack& stack, size_t first);
+  void WalkGraph(OuterEvent& event, const torch::autograd::edge_list& roots);
+  void NoteLeafGradient(OuterEvent& event, size_t index);
+  int ValueOfEdge(const torch::autograd::Edge& edge);
+
+  Arg DeviceTensor(const at::Tensor& tensor, bool result);
+  Arg DeviceArg(const c10::IValue& value, bool result);
+  int SlotOf(const at::Tensor& tensor, bool result, int64_t& rebase);
+  int SnapshotSlot(const at::Tensor& tensor, int64_t& rebase);
+  int VariableOf(const at::Tensor& tensor, bool result);
+  void SnapshotAlive();
+
+  c10::DeviceType compute_device_;
+  OuterTrace trace_;
+  std::unordered_map<c10::TensorImpl*, int> value_of_;
+  std::unordered_map<c10::TensorImpl*, int> external_of_;
+  std::unordered_map<c10::StorageImpl*, int> slot_of_;
+  std::unordered_map<c10::StorageImpl*, std::vector<int>> snapshot_externals_;
+  std::unordered_map<uint64_t, int> snapshot_slot_of_;  // (external, event)
+  std::vector<std::vector<int>> variables_of_slot_;
+  std::vector<WeakTensor> value_tensors_;
+  std::vector<Seen> seen_;
+  std::vector<uint32_t> leaf_versions_;
+  int event_ = -1;  // the open event
+  bool op_open_ = false;
+};
+
+}  // namespace outrider::seam

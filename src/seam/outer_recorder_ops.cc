@@ -1,0 +1,146 @@
+// OuterRecorder, second half: device ops.
+
+#include "seam/lazy_impl.h"
+#include "seam/outer_recorder.h"
+#include "seam/storage_record.h"
+
+namespace outrider::seam {
+
+using c10::TensorImpl;
+using Code = Arg::Code;
+
+// Memory of the program's own (numpy buffers) may change between two events, so each event that reads it has its own slot.
+int OuterRecorder::SnapshotSlot(const at::Tensor& tensor, int64_t& rebase) {
+  const TensorImpl* impl = tensor.unsafeGetTensorImpl();
+  const auto it = snapshot_externals_.find(impl->unsafe_storage().unsafeGetStorageImpl());
+  if (it == snapshot_externals_.end()) return -1;
+  int external = it->second.front();
+  for (int candidate : it->second) {
+    const External& known = trace_.externals[candidate];
+    if (known.offset == impl->storage_offset() && impl->sizes() == c10::IntArrayRef(known.geometry.sizes)) external = candidate;
+  }
+  rebase = trace_.externals[external].offset;
+  const uint64_t key = (static_cast<uint64_t>(external) << 32) | static_cast<uint32_t>(event_);
+  if (auto slot = snapshot_slot_of_.find(key); slot != snapshot_slot_of_.end()) return slot->second;
+  Slot slot;
+  slot.external = slot.snapshot = true;
+  slot.device = tensor.device();
+  const int id = static_cast<int>(trace_.slots.size());
+  trace_.slots.push_back(std::move(slot));
+  variables_of_slot_.emplace_back();
+  snapshot_slot_of_[key] = id;
+  trace_.events[event_].snapshots.push_back({id, external});
+  return id;
+}
+
+int OuterRecorder::SlotOf(const at::Tensor& tensor, bool result, int64_t& rebase) {
+  const auto& storage = tensor.unsafeGetTensorImpl()->unsafe_storage();
+  auto* identity = storage.unsafeGetStorageImpl();
+  if (!result && event_ >= 0) {
+    if (const int slot = SnapshotSlot(tensor, rebase); slot >= 0) return slot;
+  }
+  if (auto it = slot_of_.find(identity); it != slot_of_.end()) return it->second;
+  Slot slot;
+  slot.identity = identity;
+  slot.storage = storage.getWeakStorageImpl();
+  slot.external = !result;
+  slot.nbytes = identity->nbytes();
+  slot.device = tensor.device();
+  const int id = static_cast<int>(trace_.slots.size());
+  trace_.slots.push_back(std::move(slot));
+  variables_of_slot_.emplace_back();
+  slot_of_[identity] = id;
+  return id;
+}
+
+int OuterRecorder::VariableOf(const at::Tensor& tensor, bool result) {
+  int64_t rebase = 0;
+  const int slot = SlotOf(tensor, result, rebase);
+  Geometry geometry = Geometry::Of(*tensor.unsafeGetTensorImpl());
+  geometry.offset -= rebase;
+  for (int variable : variables_of_slot_[slot]) {
+    if (trace_.variables[variable].geometry == geometry) return variable;
+  }
+  const int id = static_cast<int>(trace_.variables.size());
+  trace_.variables.push_back({slot, std::move(geometry)});
+  variables_of_slot_[slot].push_back(id);
+  return id;
+}
+
+Arg OuterRecorder::DeviceTensor(const at::Tensor& tensor, bool result) {
+  Arg arg;
+  if (!tensor.defined()) {
+    arg.code = Code::kUndefined;
+    return arg;
+  }
+  const auto& impl = *tensor.unsafeGetTensorImpl();
+  const auto* identity = impl.unsafe_storage().unsafeGetStorageImpl();
+  if (!result && (impl.is_wrapped_number() || (IsHostNumber(impl, compute_device_) && slot_of_.count(const_cast<c10::StorageImpl*>(identity)) == 0))) {
+    arg.code = Code::kNumber;
+    arg.constant = CopyNumber(tensor);
+    return arg;
+  }
+  arg.code = Code::kVariable;
+  arg.id = VariableOf(tensor, result);
+  return arg;
+}
+
+Arg OuterRecorder::DeviceArg(const c10::IValue& value, bool result) {
+  if (value.isTensor()) return DeviceTensor(value.toTensor(), result);
+  Arg arg;
+  if (value.isNone()) return arg;
+  bool tensors = value.isTensorList();
+  if (value.isList() && !tensors) {
+    for (const auto& element : value.toListRef()) tensors |= element.isTensor();
+  }
+  if (!tensors) {
+    arg.code = Code::kConstant;
+    arg.constant = value;
+    return arg;
+  }
+  arg.code = Code::kList;
+  arg.optional_list = !value.isTensorList();
+  for (const auto& element : value.toListRef()) arg.list.push_back(element.isNone() ? Arg{} : DeviceTensor(element.toTensor(), result));
+  return arg;
+}
+
+void OuterRecorder::BeforeDeviceOp(const Call& call) {
+  op_open_ = false;
+  if (event_ < 0 || call.info->profiler) return;  // host code between events: its results enter as feeds
+  if (call.tensors.empty()) return;               // a bare allocation: seen when somebody writes to it
+  const OpInfo& info = *call.info;
+  const bool draw = info.random && compute_device_ == c10::kCPU;
+  if (info.fetch || info.data_dependent || info.odd_returns) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " inside an event");
+  if (info.foreign || info.pinned_inline) Refuse("INNER_FOREIGN: operator " + info.name + " cannot be replayed");
+  if (info.changes_metadata) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " changes the shape of a tensor in place");
+  if (draw && !info.random_fill) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " draws from values");
+  DeviceOp op;
+  op.info = call.info;
+  op.event = event_;
+  op.host_draw = draw;
+  for (size_t i = 0; i < info.args.size(); ++i) op.args.push_back(DeviceArg(call.args[i], /*result=*/false));
+  for (size_t i = 0; i < call.tensors.size(); ++i) {
+    if (!call.writes[i] || call.tensors[i] == nullptr) continue;
+    auto it = slot_of_.find(call.tensors[i]->unsafe_storage().unsafeGetStorageImpl());
+    if (it != slot_of_.end()) op.writes.push_back(it->second);
+    else Refuse("INNER_FOREIGN: operator " + info.name + " writes to memory of the program's own");
+  }
+  if (draw && trace_.slots[op.writes.front()].external) Refuse("INNER_DATA_DEPENDENT: " + info.name + " draws into state that outlives the step");
+  trace_.events[event_].host_draw |= draw;
+  trace_.ops.push_back(std::move(op));
+  op_open_ = true;
+}
+
+void OuterRecorder::AfterDeviceOp(const Call&, c10::ArrayRef<c10::IValue> results) {
+  if (!op_open_) return;
+  op_open_ = false;
+  for (const auto& result : results) trace_.ops.back().outputs.push_back(DeviceArg(result, /*result=*/true));
+}
+
+void OuterRecorder::DropDeviceOp() {
+  if (!op_open_) return;
+  op_open_ = false;
+  trace_.ops.pop_back();
+}
+
+}  // namespace outrider::seam

@@ -1,0 +1,138 @@
+// OuterLane: a diverging step becomes the eager step it would have been. No effect of the uncommitted events remains;
+// the real operators run on the logged arguments, and living placeholders take over what they produce.
+
+#include <ATen/autocast_mode.h>
+#include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include "seam/cpu_generator.h"
+#include "seam/gil.h"
+#include "seam/keys.h"
+#include "seam/outer_lane.h"
+#include "seam/settle.h"
+
+namespace outrider::seam {
+namespace {
+
+// The autograd meta of a tensor, taken out of it: history, output number and view relation move as one. TensorImpl has no
+// release for it, and a copy would leave two owners of one gradient accumulator; an explicit instantiation may name it.
+using MetaMember = std::unique_ptr<c10::AutogradMetaInterface> c10::TensorImpl::*;
+MetaMember AutogradMetaMember();
+
+template <MetaMember member>
+struct MetaAccess {
+  friend MetaMember AutogradMetaMember() { return member; }
+};
+template struct MetaAccess<&c10::TensorImpl::autograd_meta_>;
+
+std::unique_ptr<c10::AutogradMetaInterface> TakeAutogradMeta(c10::TensorImpl& tensor) { return std::move(tensor.*AutogradMetaMember()); }
+
+// Where eager code dispatches: no lane, nothing a caller of the handler may have switched off.
+class CleanDispatch {
+ public:
+  CleanDispatch()
+      : guard_(c10::default_included_set, c10::default_excluded_set | c10::DispatchKeySet(Keys().inner) | c10::DispatchKeySet(Keys().outer)) {}
+
+ private:
+  c10::impl::ForceDispatchKeyGuard guard_;
+};
+
+}  // namespace
+
+void OuterLane::RestorePreimages() {
+  for (const auto& [slot, copy] : step_->table->preimages) {
+    RestoreStorage(step_->plan->persistent_records[step_->plan->slots[slot].persistent]->real, copy);
+  }
+  step_->table->preimages.clear();
+}
+
+void OuterLane::Adopt(int value, const at::Tensor& result) {
+  const int slot = step_->plan->values[value].slot;
+  if (c10::Storage& token = step_->tokens[slot]) {
+    if (StorageRecord* record = RecordOf(token.unsafeGetStorageImpl())) {
+      record->real = result.unsafeGetTensorImpl()->unsafe_storage();
+      record->uncommitted_step.store(0, std::memory_order_release);
+    }
+  }
+  OuterPlaceholder* placeholder = step_->live[value];
+  if (placeholder == nullptr) return;
+  c10::TensorImpl& impl = *result.unsafeGetTensorImpl();
+  placeholder->ReplaceStorage(impl.unsafe_storage());
+  placeholder->set_storage_offset(impl.storage_offset());
+  if (!impl.is_inference()) placeholder->set_version_counter(impl.version_counter());
+  placeholder->set_autograd_meta(TakeAutogradMeta(impl));
+}
+
+void OuterLane::ReplayBackward(const OuterEvent& event, LogEntry& entry) {
+  const size_t roots = event.args.size() / 2;
+  torch::autograd::edge_list edges;
+  std::vector<at::Tensor> gradients;
+  for (size_t i = 0; i < roots; ++i) {
+    edges.push_back(torch::autograd::impl::gradient_edge(entry.args[i].toTensor()));
+    gradients.push_back(entry.args[roots + i].toTensor());
+  }
+  {
+    GilRelease without_lock;
+    torch::autograd::Engine::get_default_engine().execute(edges, gradients, /*keep_graph=*/false, /*create_graph=*/false,
+                                                          /*accumulate_grad=*/true, {});
+  }
+  for (size_t i = 0; i < event.leaves.size(); ++i) {
+    if (event.leaf_values[i] < 0) continue;
+    const at::Tensor leaf(step_->plan->externals[event.leaves[i]].tensor.lock());
+    const at::Tensor real = leaf.grad();
+    Adopt(event.leaf_values[i], real);
+    if (step_->live[event.leaf_values[i]] != nullptr) leaf.mutable_grad() = entry.gradients[i];
+  }
+}
+
+void OuterLane::ReplayEvent(LogEntry& entry) {
+  const OuterEvent& event = step_->plan->events[entry.event];
+  event.env.Restore();
+  ++stats_.replayed_events;
+  if (event.backward) {
+    ReplayBackward(event, entry);
+    return;
+  }
+  if (entry.generator_state) SetCpuGeneratorState(*entry.generator_state);
+  Stack stack(entry.args.begin(), entry.args.end());
+  event.info->handle.callBoxed(&stack);
+  for (size_t i = 0; i < event.outputs.size(); ++i) {
+    const auto& output = event.outputs[i];
+    if (output.kind == OuterOutput::Kind::kValue) Adopt(output.value, stack[i].toTensor());
+    if (output.kind != OuterOutput::Kind::kList) continue;
+    const auto list = stack[i].toListRef();
+    for (size_t j = 0; j < output.values.size(); ++j) Adopt(output.values[j], list[j].toTensor());
+  }
+}
+
+void OuterLane::Replay() {
+  queue_.WaitAll();
+  SetUncommittedWork(false);
+  RestorePreimages();
+  const OuterPlan& plan = *step_->plan;
+  std::vector<LogEntry> log = std::move(step_->log);
+  step_->log.clear();
+  for (auto it = log.rbegin(); it != log.rend(); ++it) {
+    const OuterEvent& event = plan.events[it->event];
+    BumpVersions(event, *it, -1);
+    for (size_t i = 0; i < event.leaves.size(); ++i) {
+      const at::Tensor leaf(plan.externals[event.leaves[i]].tensor.lock());
+      if (event.leaf_values[i] >= 0) leaf.mutable_grad() = at::Tensor();
+      if (event.leaf_bumps[i] == 0) continue;
+      auto counter = leaf.grad().unsafeGetTensorImpl()->version_counter();
+      counter.set_version(counter.current_version() - event.leaf_bumps[i]);
+    }
+  }
+  const Env outside = Env::Current();
+  const at::Tensor generator_now = CpuGeneratorState();
+  {
+    HandlerDepth depth;
+    CleanDispatch clean;
+    for (auto& entry : log) ReplayEvent(entry);
+    outside.Restore();
+  }
+  SetCpuGeneratorState(generator_now);
+  if (!outside.autocast_cpu && !outside.autocast_cuda) at::autocast::clear_cache();
+}
+
+}  // namespace outrider::seam

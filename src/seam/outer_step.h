@@ -1,0 +1,61 @@
+#pragma once
+// One covered step under way: what has been validated, what has been launched, what may still have to be undone.
+
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <set>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "seam/outer_placeholder.h"
+#include "seam/outer_plan.h"
+#include "seam/work.h"
+
+namespace outrider::seam {
+
+// The graph runner's side of a step: storages by slot. Holds nothing that has a PyObject.
+struct OuterTable {
+  bool started = false;
+  std::vector<c10::Storage> slots;
+  std::vector<at::Tensor> variables;
+  std::map<int, c10::Storage> preimages;  // slot -> copy of the bytes before the step wrote them
+};
+
+// A validated event that has not been committed.
+struct LogEntry {
+  int event = -1;
+  Stack args;
+  std::vector<at::Tensor> gradients;          // backward: what .grad became
+  std::optional<at::Tensor> generator_state;  // CPU generator before the event, when it draws
+};
+
+class OuterStep {
+ public:
+  OuterStep(std::shared_ptr<const OuterPlan> plan, uint64_t id);
+
+  std::shared_ptr<const OuterPlan> plan;
+  const uint64_t id;
+  std::shared_ptr<OuterTable> table = std::make_shared<OuterTable>();
+
+  // Imperative thread only.
+  std::vector<OuterPlaceholder*> live;   // per value; null: nobody holds it
+  std::vector<c10::Storage> tokens;      // per slot
+  std::vector<at::Tensor> bound;         // per external: the tensor bound to a feed
+  std::vector<c10::IValue> late;         // per late-bound scalar
+  std::vector<LogEntry> log;             // events since `committed_events`
+  int cursor = 0;                        // events validated
+  int committed_events = 0;
+  int launched_events = 0;
+  bool may_switch = true;                // no launched part has dropped a value
+  bool over = false;
+  std::set<int> preimage_taken;          // slots, since the last commit
+  std::set<int> launched_slots;          // slots whose token a launched part fills
+
+  // Collected for the next part.
+  std::vector<std::pair<int, Operand>> inputs;  // slot -> bytes
+  std::vector<std::pair<int, at::Tensor>> draws;  // device op -> what the generator gave
+};
+
+}  // namespace outrider::seam

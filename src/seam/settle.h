@@ -1,0 +1,57 @@
+#pragma once
+// What happens when code asks for the bytes of a lazy tensor.
+
+#include <c10/core/StorageImpl.h>
+
+#include <cstdint>
+
+#include "seam/storage_record.h"
+
+namespace outrider::seam {
+
+// The waiting side of the work queue, and the outer lane's veto. Installed once by the session.
+class Settler {
+ public:
+  virtual ~Settler() = default;
+  // Returns when job `sequence` is complete; throws a deferred error.
+  virtual void WaitFor(uint64_t sequence) = 0;
+  // The record belongs to a step that has not been committed: launch up to it, or diverge.
+  virtual void SettleUncommitted(StorageRecord& record) = 0;
+  virtual void CountRawAccess(bool waited) = 0;
+};
+void InstallSettler(Settler* settler);
+
+// True while validated events wait for their launch: every access asks the settler first.
+void SetUncommittedWork(bool pending);
+
+// Completes pending work on `storage` for the caller at `call_site`. Runs on any thread; no-op on the graph runner.
+void Settle(c10::StorageImpl* storage, void* call_site);
+// The same for code of this library: never an escape.
+void SettleTensor(const c10::TensorImpl& tensor);
+
+// Marks the thread as the graph runner (never settles).
+class OnGraphRunner {
+ public:
+  OnGraphRunner();
+  ~OnGraphRunner();
+};
+bool IsGraphRunnerThread();
+
+// Inside a handler: accesses belong to kernels this library called and leave no pointer behind.
+class HandlerDepth {
+ public:
+  HandlerDepth();
+  ~HandlerDepth();
+  static int Current();
+};
+
+// Call sites inside the autograd engine ask for a storage without reading it. They are learnt at load by one known
+// backward pass and then answered without waiting.
+class LearnCallSites {
+ public:
+  LearnCallSites();
+  ~LearnCallSites();
+};
+int LearntCallSites();
+
+}  // namespace outrider::seam

@@ -1,0 +1,36 @@
+#pragma once
+// The one place that knows how the supported torch minors differ.
+
+#include <c10/core/StorageImpl.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/headeronly/version.h>
+
+#include <string>
+
+#if TORCH_VERSION_MAJOR != 2 || (TORCH_VERSION_MINOR != 11 && TORCH_VERSION_MINOR != 13)
+#error "outrider supports torch 2.11 and 2.13"
+#endif
+
+namespace outrider::seam {
+
+// True when the storage is copy-on-write or fills itself on first mutable access (2.13 and later).
+inline bool HasMaterializer(const c10::StorageImpl& storage) {
+#if TORCH_VERSION_MINOR >= 12
+  return storage.has_materializer();
+#else
+  (void)storage;
+  return false;
+#endif
+}
+
+// Nodes are shared_ptr up to 2.12 and intrusive afterwards.
+template <typename NodeType, typename... Args>
+auto MakeNode(Args&&... args) {
+#if TORCH_VERSION_MINOR >= 12
+  return c10::make_intrusive<NodeType>(std::forward<Args>(args)...);
+#else
+  return std::shared_ptr<NodeType>(new NodeType(std::forward<Args>(args)...), torch::autograd::deleteNode);
+#endif
+}
+
+}  // namespace outrider::seam
