@@ -39,16 +39,16 @@ template <class... Parts>
 }  // namespace internal
 }  // namespace outrider::base
 
-#define OUTRIDER_CHECK(condition, ...)                                                                       \
-  do {                                                                                                       \
-    if (!(condition)) [[unlikely]]                                                                           \
-      ::outrider::base::internal::FailCheck({__FILE__, __LINE__, #condition} __VA_OPT__(, ) __VA_ARGS__);    \
+#define OUTRIDER_CHECK(condition, ...)                                                                    \
+  do {                                                                                                    \
+    if (!(condition)) [[unlikely]]                                                                        \
+      ::outrider::base::internal::FailCheck({__FILE__, __LINE__, #condition} __VA_OPT__(, ) __VA_ARGS__); \
   } while (false)
 
 // Debug builds only: the condition still has to compile in release builds, but is not evaluated there.
 #ifdef NDEBUG
-#define OUTRIDER_DCHECK(condition, ...)                             \
-  do {                                                              \
+#define OUTRIDER_DCHECK(condition, ...)                              \
+  do {                                                               \
     if (false) OUTRIDER_CHECK(condition __VA_OPT__(, ) __VA_ARGS__); \
   } while (false)
 #else

@@ -8,7 +8,8 @@
 
 namespace outrider::base {
 
-// Sleeps while `word` equals `expected`, at most until `deadline`. May return early: callers check their condition again.
+// Sleeps while `word` equals `expected`, at most until `deadline`. May return early: callers check their condition
+// again.
 void FutexWait(const std::atomic<uint32_t>& word, uint32_t expected, Deadline deadline);
 
 // Wakes every thread that sleeps on `word`.

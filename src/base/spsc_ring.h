@@ -16,8 +16,8 @@
 namespace outrider::base {
 
 struct RingOptions {
-  size_t capacity = 1024;        // items; a power of two
-  int64_t spin_ns = 0;           // how long waits poll before they sleep; ignored with two cores or fewer
+  size_t capacity = 1024;         // items; a power of two
+  int64_t spin_ns = 0;            // how long waits poll before they sleep; ignored with two cores or fewer
   int64_t slot_wait_ms = 60'000;  // how long Slot() waits for room
 };
 
@@ -105,8 +105,8 @@ class SpscRing {
   WaitableCounter pushed_;  // advanced by the producer
   WaitableCounter done_;    // advanced by the consumer
 
-  alignas(64) uint64_t next_ = 0;  // producer's own: items pushed
-  uint64_t done_seen_ = 0;         // producer's own: lower bound of done_
+  alignas(64) uint64_t next_ = 0;    // producer's own: items pushed
+  uint64_t done_seen_ = 0;           // producer's own: lower bound of done_
   alignas(64) uint64_t popped_ = 0;  // consumer's own: items completed
 };
 

@@ -5,8 +5,8 @@
 // nobody waits for a value that has been reached, so a waiter for item 1000 is not woken by items 1 to 999.
 //
 // Why no wake-up is lost: the advancing thread stores `value_` and then reads `wanted_`; a waiter writes `wanted_` and
-// then reads `value_`; all four are sequentially consistent, so at least one of the two sees the other. `epoch_` is read
-// before registering and bumped after the registration is taken back, so a waiter that was passed over between
+// then reads `value_`; all four are sequentially consistent, so at least one of the two sees the other. `epoch_` is
+// read before registering and bumped after the registration is taken back, so a waiter that was passed over between
 // registering and sleeping finds a changed epoch and does not sleep.
 
 #include <algorithm>

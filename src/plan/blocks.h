@@ -17,7 +17,7 @@ using BlockId = base::Id<struct BlockTag>;
 struct Block {
   std::vector<trace::NodeId> nodes;  // a maximal chain, in path order
   std::vector<BlockId> successors;
-  uint32_t level = 0;                // blocks that follow START directly and nothing else have level 0
+  uint32_t level = 0;  // blocks that follow START directly and nothing else have level 0
   bool ends_path = false;
 };
 

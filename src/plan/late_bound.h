@@ -1,6 +1,6 @@
 #pragma once
-// Which scalar arguments of device ops are fed anew in each step (a learning rate, a bias correction) and which are part
-// of an op's identity. Decided from recordings of one path that agree on everything but scalars.
+// Which scalar arguments of device ops are fed anew in each step (a learning rate, a bias correction) and which are
+// part of an op's identity. Decided from recordings of one path that agree on everything but scalars.
 
 #include <cstdint>
 #include <span>

@@ -12,12 +12,12 @@
 namespace outrider::plan {
 
 struct LinearOp {
-  uint32_t event = 0;              // host event that issued it; never decreases along the list
-  bool ends_backward = false;      // last op of a backward pass
-  bool fetched = false;            // the host waits for a value after this op's event and before the next
-  bool late_bound = false;         // takes a scalar that is fed anew in each step
-  bool persistent_write = false;   // writes state that outlives the step
-  bool rng = false;                // draws random numbers
+  uint32_t event = 0;             // host event that issued it; never decreases along the list
+  bool ends_backward = false;     // last op of a backward pass
+  bool fetched = false;           // the host waits for a value after this op's event and before the next
+  bool late_bound = false;        // takes a scalar that is fed anew in each step
+  bool persistent_write = false;  // writes state that outlives the step
+  bool rng = false;               // draws random numbers
 };
 
 // Ops [begin, end) of the list. The body [begin, tail_begin) can be replayed as one unit; the tail [tail_begin, end)

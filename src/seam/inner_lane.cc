@@ -1,5 +1,7 @@
 #include "seam/inner_lane.h"
 
+#include <algorithm>
+
 #include "seam/backend.h"
 #include "seam/gil.h"
 #include "seam/lazy_impl.h"
@@ -18,6 +20,24 @@ TensorImpl* Defined(const at::Tensor& tensor) { return tensor.defined() ? tensor
 
 bool IsHostScalar(const TensorImpl& tensor) {
   return tensor.dim() == 0 && KindOf(tensor) == ImplKind::kPlain && tensor.device().is_cpu();
+}
+
+// Every result is a view of one of the sources; false without sources.
+bool AllAlias(c10::ArrayRef<c10::IValue> results, c10::ArrayRef<const c10::StorageImpl*> sources) {
+  if (sources.empty()) return false;
+  auto aliases = [&](const at::Tensor& tensor) {
+    if (!tensor.defined()) return false;
+    const auto* storage = tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
+    return storage != nullptr && std::find(sources.begin(), sources.end(), storage) != sources.end();
+  };
+  for (const auto& result : results) {
+    if (result.isTensor() && aliases(result.toTensor())) continue;
+    if (!result.isTensorList()) return false;
+    for (const auto& element : result.toListRef()) {
+      if (!aliases(element.toTensor())) return false;
+    }
+  }
+  return true;
 }
 
 // The parts of the environment that operators below autograd still see.
@@ -198,7 +218,7 @@ void InnerLane::CountInline(const OpInfo& info, Route route) {
     ++stats_.fetches;
     return;  // hands over a value, computes nothing
   }
-  if (info.changes_metadata) return;
+  if (info.changes_metadata || (info.may_alias && !info.writes_any)) return;  // no device work
   ++stats_.inline_ops[info.name];
   stats_.Flush(info.foreign ? FlushReason::kForeignOp : FlushReason::kDataDependent);
 }
@@ -217,6 +237,10 @@ void InnerLane::RunInline(Flow& flow, Route route, c10::DispatchKeySet next, Sta
     }
   }
   const bool seen = listener_ != nullptr && mode_ == Mode::kActive;
+  c10::SmallVector<const c10::StorageImpl*, 4> sources;
+  if (seen && call.info->may_alias && !call.info->writes_any) {
+    for (const auto* tensor : call.tensors) sources.push_back(tensor == nullptr ? nullptr : tensor->unsafe_storage().unsafeGetStorageImpl());
+  }
   if (seen) listener_->BeforeDeviceOp(call);
   call.info->handle.redispatchBoxed(next, stack);
   const size_t count = call.info->returned_arg.size();
@@ -234,7 +258,7 @@ void InnerLane::RunInline(Flow& flow, Route route, c10::DispatchKeySet next, Sta
       for (const auto& element : result.toListRef()) graft(element.toTensor());
     }
   }
-  if (seen) listener_->AfterDeviceOp(call, results);
+  if (seen) AllAlias(results, sources) ? listener_->DropDeviceOp() : listener_->AfterDeviceOp(call, results);
 }
 
 }  // namespace outrider::seam

@@ -138,12 +138,12 @@ void InnerLane::Defer(Flow& flow, Stack* stack) {
   const bool view = IsView(flow);
   const size_t returns = flow.shapes->returns.size();
   flow.node = paths_.Advance(flow.call, *flow.signature, flow.shapes->output_count, op_index_);
-  if (listener_ != nullptr) listener_->BeforeDeviceOp(flow.call);
-  if (view) {
+  if (view) {  // nothing runs: the placeholder is another geometry of the same storage
     ++stats_.views;
     c10::SmallVector<RecordPtr, 4> records;
     ReturnResults(flow, stack, records, 0);
   } else {
+    if (listener_ != nullptr) listener_->BeforeDeviceOp(flow.call);
     ++stats_.covered_ops;
     Work& work = queue_.NextSlot();
     const uint64_t sequence = queue_.NextSequence();
@@ -154,8 +154,8 @@ void InnerLane::Defer(Flow& flow, Stack* stack) {
       stats_.Flush(FlushReason::kEscaped);
       queue_.WaitFor(sequence);
     }
+    if (listener_ != nullptr) listener_->AfterDeviceOp(flow.call, c10::ArrayRef<c10::IValue>(stack->data() + stack->size() - returns, returns));
   }
-  if (listener_ != nullptr) listener_->AfterDeviceOp(flow.call, c10::ArrayRef<c10::IValue>(stack->data() + stack->size() - returns, returns));
 }
 
 void InnerLane::LearnShapes(Flow& flow, c10::ArrayRef<at::Tensor> operands, std::unique_ptr<ShapeClass> shapes) {
@@ -229,14 +229,16 @@ void InnerLane::Record(Flow& flow, c10::DispatchKeySet next, Stack* stack) {
     return;
   }
   if (flow.shapes == nullptr) LearnShapes(flow, operands, std::move(shapes));
-  IsView(flow) ? ++stats_.views : ++stats_.recorded_ops;
+  const bool view = IsView(flow);
+  view ? ++stats_.views : ++stats_.recorded_ops;
   flow.node = paths_.Advance(flow.call, *flow.signature, flow.shapes->output_count, op_index_);
   work.shapes = flow.shapes;
   ReturnResults(flow, stack, work.outputs, 0);
   StoreOutputs(work, results);
   work.Clear();
   const size_t returns = flow.shapes->returns.size();
-  if (listener_ != nullptr) listener_->AfterDeviceOp(flow.call, c10::ArrayRef<c10::IValue>(stack->data() + stack->size() - returns, returns));
+  if (listener_ == nullptr) return;
+  view ? listener_->DropDeviceOp() : listener_->AfterDeviceOp(flow.call, c10::ArrayRef<c10::IValue>(stack->data() + stack->size() - returns, returns));
 }
 
 }  // namespace outrider::seam

@@ -21,6 +21,8 @@ constexpr std::array<std::string_view, 10> kRandomFill = {
     "aten::bernoulli_.float", "aten::normal_",     "aten::uniform_", "aten::random_",    "aten::random_.from",
     "aten::random_.to",       "aten::exponential_", "aten::cauchy_",  "aten::geometric_", "aten::log_normal_"};
 
+constexpr std::array<std::string_view, 3> kRandomLike = {"aten::rand_like", "aten::randn_like", "aten::randint_like"};
+
 // Outputs that share an input's storage although the schema says nothing.
 constexpr std::array<std::string_view, 5> kUnannotatedAlias = {"aten::_unsafe_view", "aten::_reshape_alias", "aten::contiguous",
                                                               "aten::reshape", "aten::to"};
@@ -88,10 +90,12 @@ OpInfo::OpInfo(const c10::OperatorHandle& op) : handle(op) {
   profiler = base.rfind("profiler::", 0) == 0;
   random = op.hasTag(at::Tag::nondeterministic_seeded);
   random_fill = random && Contains(kRandomFill, name);
+  random_like = random && Contains(kRandomLike, base);
   fetch = Contains(kFetch, base);
   data_dependent = op.hasTag(at::Tag::data_dependent_output) || op.hasTag(at::Tag::dynamic_output_shape);
   changes_metadata = op.hasTag(at::Tag::inplace_view) || Contains(kChangesMetadata, base);
   may_alias = Contains(kUnannotatedAlias, base);
+  prepares_input = base == "aten::lift_fresh";
   metadata_only = Contains(kMetadataOnly, base);
   for (const auto& argument : schema.arguments()) {
     ArgSpec spec;

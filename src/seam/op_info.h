@@ -37,11 +37,13 @@ struct OpInfo {
   bool profiler = false;         // profiler bookkeeping: never seen
   bool random = false;           // draws from a generator
   bool random_fill = false;      // ... and only overwrites its first argument
+  bool random_like = false;      // ... and reads only the geometry of its first argument
   bool data_dependent = false;   // output shape or host value depends on data
   bool fetch = false;            // hands a value to the host
   bool changes_metadata = false; // sizes, strides or storage of an argument change in place
   bool metadata_only = false;    // never reads the data of its inputs
   bool writes_any = false;
+  bool prepares_input = false;  // hands a fresh tensor on unchanged
   bool may_alias = false;        // an output may share the storage of an input
   bool odd_returns = false;      // returns something other than tensors
   // Set when a recorded run produced what placeholders cannot stand for (sparse, other device, ...).

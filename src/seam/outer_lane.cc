@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "seam/gil.h"
+#include "seam/lazy_impl.h"
 #include "seam/settle.h"
 
 namespace outrider::seam {
@@ -154,6 +155,18 @@ void OuterLane::OnEvent(const c10::OperatorHandle& op, c10::DispatchKeySet next,
 
 bool OuterLane::IsBarrier(const OpInfo& info) const { return info.fetch || info.data_dependent || info.odd_returns; }
 
+// Preparing an input on the host: identity or metadata of a tensor that is no value of this step.
+bool OuterLane::PreparesInput(const OpInfo& info, const Stack& stack) const {
+  if (!info.changes_metadata && !info.prepares_input) return false;
+  for (size_t i = stack.size() - info.args.size(); i < stack.size(); ++i) {
+    if (!stack[i].isTensor() || !stack[i].toTensor().defined()) continue;
+    const auto& tensor = stack[i].toTensor();
+    const bool value = mode_ == Mode::kRecord ? recorder_->IsValue(tensor) : KindOf(*tensor.unsafeGetTensorImpl()) == ImplKind::kOuterPlaceholder;
+    if (value || tensor.requires_grad()) return false;
+  }
+  return true;
+}
+
 // True for arithmetic on host numbers and for operators without tensor operands.
 bool OuterLane::IsHostOnly(const OpInfo& info, const Stack& stack) const {
   const auto device = inner_.ComputeDevice();
@@ -180,7 +193,7 @@ bool OuterLane::IsHostOnly(const OpInfo& info, const Stack& stack) const {
 }
 
 void OuterLane::RecordEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack) {
-  if (IsHostOnly(info, *stack) || IsBarrier(info)) {
+  if (IsHostOnly(info, *stack) || PreparesInput(info, *stack) || IsBarrier(info)) {
     if (IsBarrier(info)) recorder_->NoteFetch();
     info.handle.redispatchBoxed(next, stack);
     return;

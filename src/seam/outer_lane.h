@@ -80,11 +80,13 @@ class OuterLane {
   void RecordEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack);
 
   // Validation (outer_match.cc).
+  bool PreparesInput(const OpInfo& info, const Stack& stack) const;
   bool IsHostOnly(const OpInfo& info, const Stack& stack) const;
   void CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack);
   bool MatchHere(OpInfo& info, const c10::IValue* args);
   bool MatchEvent(const OuterEvent& event, const c10::IValue* args);
   bool MatchArg(const Arg& arg, const c10::IValue& value);
+  bool MatchLateNumber(const Arg& arg, const c10::IValue& value);
   bool MatchTensor(const Arg& arg, const at::Tensor& tensor);
   bool MatchExternal(int id, const at::Tensor& tensor);
   bool BindFeed(int id, const at::Tensor& tensor);

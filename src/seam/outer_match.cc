@@ -86,11 +86,22 @@ bool OuterLane::MatchTensor(const Arg& arg, const at::Tensor& tensor) {
   }
 }
 
+bool OuterLane::MatchLateNumber(const Arg& arg, const c10::IValue& value) {
+  if (!value.isTensor() || !value.toTensor().defined()) return false;
+  const auto& tensor = value.toTensor();
+  const auto& known = *arg.constant.toTensor().unsafeGetTensorImpl();
+  const auto& impl = *tensor.unsafeGetTensorImpl();
+  if (!IsHostNumber(impl, inner_.ComputeDevice()) || impl.dtype() != known.dtype() || impl.is_wrapped_number() != known.is_wrapped_number()) return false;
+  step_->late[arg.id] = CopyNumber(tensor);
+  return true;
+}
+
 bool OuterLane::MatchArg(const Arg& arg, const c10::IValue& value) {
   switch (arg.code) {
     case Code::kNone: return value.isNone();
     case Code::kConstant: return StructurallyEqual(arg.constant, value);
     case Code::kLate: {
+      if (arg.constant.isTensor()) return MatchLateNumber(arg, value);
       if (value.isDouble() != arg.constant.isDouble() || value.isList() != arg.constant.isList()) return false;
       if (value.isList() && (value.toListRef().size() != arg.constant.toListRef().size() || !value.toListRef().front().isDouble())) return false;
       step_->late[arg.id] = value;
@@ -243,10 +254,10 @@ void OuterLane::DrawNumbers(const OuterEvent& event, LogEntry& entry) {
     const Geometry& geometry = plan.variables[op.args[0].id].geometry;
     at::Tensor drawn = at::empty_strided(geometry.sizes, geometry.strides, at::TensorOptions().dtype(geometry.dtype));
     Stack stack;
-    stack.emplace_back(drawn);
+    stack.emplace_back(std::move(drawn));
     for (size_t k = 1; k < op.args.size(); ++k) stack.push_back(op.args[k].code == Code::kLate ? step_->late[op.args[k].id] : op.args[k].constant);
     op.info->handle.callBoxed(&stack);
-    step_->draws.emplace_back(i, std::move(drawn));
+    step_->draws.emplace_back(i, stack[0].toTensor());
     ++stats_.host_ops;
   }
 }
@@ -277,7 +288,7 @@ void OuterLane::ReturnEvent(const OuterEvent& event, Stack* stack, LogEntry& ent
 }
 
 void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack) {
-  if (IsHostOnly(info, *stack)) {
+  if (IsHostOnly(info, *stack) || PreparesInput(info, *stack)) {
     info.handle.redispatchBoxed(next, stack);
     return;
   }

@@ -121,9 +121,9 @@ void OuterPart::Run() {
     const DeviceOp& op = plan->ops[i];
     if (op.host_draw) {
       const at::Tensor& drawn = draws[draw++].second;
-      table->slots[op.writes.front()] = drawn.unsafeGetTensorImpl()->unsafe_storage();
-      for (const auto& arg : op.args) {
-        if (arg.code == Arg::Code::kVariable) table->variables[arg.id] = at::Tensor();
+      table->slots[op.draw_slot] = drawn.unsafeGetTensorImpl()->unsafe_storage();
+      for (size_t v = 0; v < plan->variables.size(); ++v) {
+        if (plan->variables[v].slot == op.draw_slot) table->variables[v] = at::Tensor();
       }
     } else {
       RunOp(op);

@@ -10,10 +10,24 @@ namespace {
 using Code = Arg::Code;
 
 bool IsLateCandidate(const c10::IValue& value) {
-  if (value.isDouble()) return true;
+  if (value.isDouble() || value.isTensor()) return true;  // the only constant tensors are numbers
   if (!value.isList()) return false;
   const auto list = value.toListRef();
   return !list.empty() && std::all_of(list.begin(), list.end(), [](const auto& element) { return element.isDouble(); });
+}
+
+bool SameScalar(const c10::IValue& a, const c10::IValue& b) {
+  if (a.isTensor() && b.isTensor()) return SameNumber(a.toTensor(), b.toTensor());
+  return StructurallyEqual(a, b);
+}
+
+bool SameScalarType(const c10::IValue& a, const c10::IValue& b) {
+  if (a.isTensor() != b.isTensor() || a.isList() != b.isList()) return false;
+  if (a.isList()) return a.toListRef().size() == b.toListRef().size();
+  if (!a.isTensor()) return true;
+  const auto& x = a.toTensor();
+  const auto& y = b.toTensor();
+  return x.scalar_type() == y.scalar_type() && x.unsafeGetTensorImpl()->is_wrapped_number() == y.unsafeGetTensorImpl()->is_wrapped_number();
 }
 
 // A scalar of a host event that changed between the traces.
@@ -26,16 +40,24 @@ class Comparison {
  public:
   Comparison(const OuterTrace& older, OuterTrace& newer) : a_(older), b_(newer) {}
 
-  // Turns changing scalars of `newer` into late-bound ones. Empty, or the first difference.
+  // Empty, or the first difference. On success the changing scalars of `newer` have become late-bound; otherwise it is as
+  // it was.
   std::string Run() {
     if (std::string why = Sizes(); !why.empty()) return why;
     if (std::string why = Events(); !why.empty()) return why;
     if (std::string why = Tables(); !why.empty()) return why;
-    return DeviceOps();
+    if (std::string why = DeviceOps(); !why.empty()) return why;
+    for (auto [arg, id] : marks_) {
+      arg->code = Code::kLate;
+      arg->id = id;
+    }
+    return "";
   }
   const std::vector<LateScalar>& Late() const { return late_; }
 
  private:
+  static bool IsScalar(const Arg& arg) { return arg.code == Code::kConstant || arg.code == Code::kNumber; }
+
   std::string Sizes() const {
     auto differs = [](const char* what, size_t x, size_t y) {
       return x == y ? std::string() : std::string(what) + " " + std::to_string(x) + " against " + std::to_string(y) + "; ";
@@ -68,11 +90,9 @@ class Comparison {
   }
 
   bool BecomesLate(const Arg& a, Arg& b, size_t event, size_t arg) {
-    if (a.code != Code::kConstant || b.code != Code::kConstant) return false;
-    if (!IsLateCandidate(a.constant) || !IsLateCandidate(b.constant) || a.constant.isList() != b.constant.isList()) return false;
-    if (a.constant.isList() && a.constant.toListRef().size() != b.constant.toListRef().size()) return false;
-    b.code = Code::kLate;
-    b.id = static_cast<int>(late_.size());
+    if (!IsScalar(a) || !IsScalar(b) || !IsLateCandidate(a.constant) || !IsLateCandidate(b.constant)) return false;
+    if (!SameScalarType(a.constant, b.constant)) return false;
+    marks_.emplace_back(&b, static_cast<int>(late_.size()));
     late_.push_back({static_cast<int>(event), static_cast<int>(arg), a.constant, b.constant});
     return true;
   }
@@ -120,13 +140,12 @@ class Comparison {
   }
 
   // A changing scalar of a device op must be, bit for bit, a changing scalar of its own event.
-  bool FollowsHostScalar(const Arg& a, Arg& b, int event) const {
-    if (a.code != Code::kConstant || b.code != Code::kConstant) return false;
+  bool FollowsHostScalar(const Arg& a, Arg& b, int event) {
+    if (!IsScalar(a) || !IsScalar(b)) return false;
     for (size_t id = 0; id < late_.size(); ++id) {
       const LateScalar& late = late_[id];
-      if (late.event != event || !StructurallyEqual(late.older, a.constant) || !StructurallyEqual(late.newer, b.constant)) continue;
-      b.code = Code::kLate;
-      b.id = static_cast<int>(id);
+      if (late.event != event || !SameScalar(late.older, a.constant) || !SameScalar(late.newer, b.constant)) continue;
+      marks_.emplace_back(&b, static_cast<int>(id));
       return true;
     }
     return false;
@@ -135,6 +154,7 @@ class Comparison {
   const OuterTrace& a_;
   OuterTrace& b_;
   std::vector<LateScalar> late_;
+  std::vector<std::pair<Arg*, int>> marks_;  // arguments that become late-bound
 };
 
 // Persistent: the same object over the same storage in both traces.

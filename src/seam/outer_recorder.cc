@@ -36,6 +36,7 @@ int OuterRecorder::ExternalOf(const at::Tensor& tensor) {
   external.offset = external.geometry.offset;
   external.requires_grad = tensor.requires_grad();
   external.storage = impl->unsafe_storage().unsafeGetStorageImpl();
+  if (external.storage != nullptr) external.storage_guard = impl->unsafe_storage().getWeakStorageImpl();
   if (!tensor.is_leaf()) Refuse("INNER_HISTORY: a tensor from outside the step carries autograd history");
   if (!IsPlainStrided(*impl) || external.storage == nullptr) Refuse("INNER_FOREIGN: an input of the step is no dense tensor");
   const bool owned = Graft(*impl);

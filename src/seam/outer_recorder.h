@@ -21,6 +21,7 @@ class OuterRecorder final : public DeviceOpListener {
   bool BeginEvent(OpInfo& info, const Stack& stack);
   void EndEvent(const Stack& stack);
   void DropEvent();
+  bool IsValue(const at::Tensor& tensor) const { return value_of_.count(tensor.unsafeGetTensorImpl()) != 0; }
   void NoteFetch();
   void BeginBackward(const torch::autograd::edge_list& roots, const std::vector<at::Tensor>& gradients);
   void EndBackward();

@@ -113,7 +113,7 @@ void OuterRecorder::BeforeDeviceOp(const Call& call) {
   if (info.fetch || info.data_dependent || info.odd_returns) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " inside an event");
   if (info.foreign || info.pinned_inline) Refuse("INNER_FOREIGN: operator " + info.name + " cannot be replayed");
   if (info.changes_metadata) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " changes the shape of a tensor in place");
-  if (draw && !info.random_fill) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " draws from values");
+  if (draw && !info.random_fill && !info.random_like) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " draws from values");
   DeviceOp op;
   op.info = call.info;
   op.event = event_;
@@ -125,7 +125,10 @@ void OuterRecorder::BeforeDeviceOp(const Call& call) {
     if (it != slot_of_.end()) op.writes.push_back(it->second);
     else Refuse("INNER_FOREIGN: operator " + info.name + " writes to memory of the program's own");
   }
-  if (draw && trace_.slots[op.writes.front()].external) Refuse("INNER_DATA_DEPENDENT: " + info.name + " draws into state that outlives the step");
+  if (draw && info.random_fill && !op.writes.empty()) {
+    op.draw_slot = op.writes.front();
+    if (trace_.slots[op.draw_slot].external) Refuse("INNER_DATA_DEPENDENT: " + info.name + " draws into state that outlives the step");
+  }
   trace_.events[event_].host_draw |= draw;
   trace_.ops.push_back(std::move(op));
   op_open_ = true;
@@ -134,7 +137,12 @@ void OuterRecorder::BeforeDeviceOp(const Call& call) {
 void OuterRecorder::AfterDeviceOp(const Call&, c10::ArrayRef<c10::IValue> results) {
   if (!op_open_) return;
   op_open_ = false;
-  for (const auto& result : results) trace_.ops.back().outputs.push_back(DeviceArg(result, /*result=*/true));
+  DeviceOp& op = trace_.ops.back();
+  for (const auto& result : results) op.outputs.push_back(DeviceArg(result, /*result=*/true));
+  if (op.host_draw && op.draw_slot < 0 && !op.outputs.empty() && op.outputs[0].code == Code::kVariable) {
+    op.draw_slot = trace_.variables[op.outputs[0].id].slot;
+  }
+  if (op.host_draw && op.draw_slot < 0) Refuse("INNER_DATA_DEPENDENT: operator " + op.info->name + " draws into memory of the program's own");
 }
 
 void OuterRecorder::DropDeviceOp() {

@@ -87,7 +87,8 @@ struct DeviceOp {
   std::vector<Arg> args;
   std::vector<Arg> outputs;
   int event = -1;
-  bool host_draw = false;
+  bool host_draw = false;       // CPU random numbers: drawn by the imperative thread
+  int draw_slot = -1;           // ... into this slot
   std::vector<int> writes;      // slots written
   std::vector<int> drop_slots;      // slots whose last use this is (plan) ...
   std::vector<int> drop_variables;  // ... and the variables over them
@@ -113,6 +114,8 @@ struct External {
   c10::weak_intrusive_ptr<c10::TensorImpl> tensor{c10::intrusive_ptr<c10::TensorImpl>()};
   c10::TensorImpl* identity = nullptr;
   c10::StorageImpl* storage = nullptr;
+  // Keeps the address of the storage from being used again while it is compared with.
+  c10::weak_intrusive_ptr<c10::StorageImpl> storage_guard{c10::intrusive_ptr<c10::StorageImpl>()};
   Geometry geometry;  // snapshot externals: offset 0
   int64_t offset = 0;
   bool requires_grad = false;

@@ -27,9 +27,8 @@ Chains FindChains(const TraceGraph& graph) {
     const NodeId node{i};
     if (graph.At(node).alive && BeginsChain(graph, node)) heads.push_back(node);
   }
-  std::sort(heads.begin(), heads.end(), [&](NodeId a, NodeId b) {
-    return std::pair(graph.At(a).level, a) < std::pair(graph.At(b).level, b);
-  });
+  std::sort(heads.begin(), heads.end(),
+            [&](NodeId a, NodeId b) { return std::pair(graph.At(a).level, a) < std::pair(graph.At(b).level, b); });
 
   Chains chains;
   chains.of_node.assign(graph.Nodes().size(), Chains::kNone);

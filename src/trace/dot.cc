@@ -30,7 +30,8 @@ std::string ToDot(const TraceGraph& graph, const NameOf& name_of, DrawingOptions
   for (uint32_t i = 0; i < drawing.boxes.size(); ++i) {
     std::string label;
     for (const std::string& line : drawing.boxes[i].lines) label += Escaped(line) + "\\l";
-    text += "  " + BoxName(i) + " [label=\"" + label + "\"" + (drawing.boxes[i].fetches ? ", peripheries=2" : "") + "];\n";
+    text +=
+        "  " + BoxName(i) + " [label=\"" + label + "\"" + (drawing.boxes[i].fetches ? ", peripheries=2" : "") + "];\n";
   }
   for (const Arrow& arrow : drawing.arrows) {
     text += "  " + BoxName(arrow.from) + " -> " + BoxName(arrow.to);

@@ -14,12 +14,23 @@ std::string Escaped(const std::string& line) {
   std::string text;
   for (const char c : line) {
     switch (c) {
-      case '"': text += "&quot;"; break;
-      case '&': text += "&amp;"; break;
-      case '<': text += "&lt;"; break;
-      case '>': text += "&gt;"; break;
-      case '\n': text += ' '; break;
-      default: text += c;
+      case '"':
+        text += "&quot;";
+        break;
+      case '&':
+        text += "&amp;";
+        break;
+      case '<':
+        text += "&lt;";
+        break;
+      case '>':
+        text += "&gt;";
+        break;
+      case '\n':
+        text += ' ';
+        break;
+      default:
+        text += c;
     }
   }
   return text;

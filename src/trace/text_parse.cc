@@ -9,7 +9,7 @@
 namespace outrider::trace {
 namespace {
 
-constexpr uint64_t kNodeIdMax = (1 << 20) - 1;  // node ids are array indices, so a wild one would cost memory
+constexpr uint64_t kNodeIdMax = (1 << 20) - 1;     // node ids are array indices, so a wild one would cost memory
 constexpr uint64_t kCountMax = uint64_t{1} << 62;  // leaves room to count on
 constexpr uint32_t kIndexMax = std::numeric_limits<uint32_t>::max() - 1;
 

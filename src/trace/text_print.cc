@@ -30,10 +30,14 @@ std::string Quoted(const std::string& name) {
 
 std::string Print(const Input& input) {
   switch (input.origin) {
-    case Origin::kValue: return "%" + to_string(input.producer.value) + "." + to_string(input.index);
-    case Origin::kPersistent: return "p" + to_string(input.index);
-    case Origin::kFeed: return "feed";
-    case Origin::kNone: return "none";
+    case Origin::kValue:
+      return "%" + to_string(input.producer.value) + "." + to_string(input.index);
+    case Origin::kPersistent:
+      return "p" + to_string(input.index);
+    case Origin::kFeed:
+      return "feed";
+    case Origin::kNone:
+      return "none";
   }
   return "";
 }

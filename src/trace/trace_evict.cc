@@ -92,9 +92,8 @@ std::vector<bool> TraceGraph::NodesOnWholePaths() const {
 bool TraceGraph::DropDeadProducers(NodeId node) {
   bool starved = false;
   for (Slot& slot : Mutable(node).inputs) {
-    std::erase_if(slot.producers, [this](const Input& input) {
-      return input.origin == Origin::kValue && !At(input.producer).alive;
-    });
+    std::erase_if(slot.producers,
+                  [this](const Input& input) { return input.origin == Origin::kValue && !At(input.producer).alive; });
     starved = starved || slot.producers.empty();
   }
   return starved;

@@ -117,9 +117,8 @@ bool TraceGraph::MayJoin(NodeId from, NodeId to, Call call) const {
 // With the inputs of `call` added, `to` still overlaps with no other successor of `parent`.
 bool TraceGraph::StaysDistinct(NodeId to, NodeId parent, Call call) const {
   const std::span<const Edge> siblings = Successors(parent);
-  return std::none_of(siblings.begin(), siblings.end(), [&](const Edge& edge) {
-    return edge.to != to && Overlap(At(to), At(edge.to), call.inputs);
-  });
+  return std::none_of(siblings.begin(), siblings.end(),
+                      [&](const Edge& edge) { return edge.to != to && Overlap(At(to), At(edge.to), call.inputs); });
 }
 
 void TraceGraph::Join(NodeId from, NodeId to, std::span<const Input> inputs) {

@@ -36,15 +36,15 @@ struct Edge {
 struct Node {
   SignatureId signature;
   std::vector<Slot> inputs;
-  std::vector<Edge> successors;       // most recently taken first
-  std::vector<NodeId> predecessors;   // unordered
-  uint32_t level = 0;                 // longest known distance from START when created; every edge goes to a higher level
+  std::vector<Edge> successors;      // most recently taken first
+  std::vector<NodeId> predecessors;  // unordered
+  uint32_t level = 0;  // longest known distance from START when created; every edge goes to a higher level
   uint16_t outputs = 0;
   bool fetched = false;
-  bool ends_path = false;             // some path ends here
-  bool alive = true;                  // false after eviction
+  bool ends_path = false;  // some path ends here
+  bool alive = true;       // false after eviction
   uint64_t visits = 0;
-  uint64_t last_visit = 0;            // path clock of the last visit, for eviction
+  uint64_t last_visit = 0;  // path clock of the last visit, for eviction
 };
 
 struct Limits {
@@ -53,10 +53,10 @@ struct Limits {
 };
 
 struct MergeResult {
-  bool covered = false;       // the trace already was a path
-  uint64_t path = 0;          // stable hash of the node sequence
-  uint64_t wiring = 0;        // stable hash of the node sequence and of the producer of each input: at a phi, one path
-                              // may be wired in several ways, and what is planned for a path holds for one wiring
+  bool covered = false;  // the trace already was a path
+  uint64_t path = 0;     // stable hash of the node sequence
+  uint64_t wiring = 0;   // stable hash of the node sequence and of the producer of each input: at a phi, one path
+                         // may be wired in several ways, and what is planned for a path holds for one wiring
   uint32_t new_nodes = 0;
   uint32_t joins = 0;         // times an existing node got a new edge or a new producer
   std::vector<NodeId> nodes;  // the path itself
@@ -95,16 +95,18 @@ class TraceGraph {
   // The path that ends at `last` is complete: marks END, counts the path, and advances the path clock.
   void EndPath(NodeId last);
 
-  // Merges a whole recorded trace: follow, join when the next `lookahead` ops match as well, else branch. A path that is
-  // being walked is dropped. Throws CheckError when an input names an op or output that the trace does not have before.
+  // Merges a whole recorded trace: follow, join when the next `lookahead` ops match as well, else branch. A path that
+  // is being walked is dropped. Throws CheckError when an input names an op or output that the trace does not have
+  // before.
   MergeResult Merge(const Trace& trace, uint32_t lookahead = 4);
 
-  // Removes the least recently taken paths, and the nodes that only they used, until the limits hold; returns the removed
-  // nodes. START stays. A removed id is never reused. Call it between paths: an open path is dropped.
+  // Removes the least recently taken paths, and the nodes that only they used, until the limits hold; returns the
+  // removed nodes. START stays. A removed id is never reused. Call it between paths: an open path is dropped.
   std::vector<NodeId> Evict();
 
   size_t NodeCount() const { return live_nodes_; }
-  size_t PathCount() const;   // number of distinct node sequences seen by Merge and EndPath walks, bounded by paths_max + 1
+  size_t PathCount()
+      const;  // number of distinct node sequences seen by Merge and EndPath walks, bounded by paths_max + 1
   std::span<const Node> Nodes() const { return nodes_; }
   const Limits& GraphLimits() const { return limits_; }
 
@@ -141,7 +143,7 @@ class TraceGraph {
   Limits limits_;
   std::unordered_map<SignatureId, std::vector<NodeId>> by_signature_;  // live nodes, by level and then id
 
-  uint64_t clock_ = 1;                           // stamp of the open path, or of the next one
+  uint64_t clock_ = 1;  // stamp of the open path, or of the next one
   bool path_open_ = false;
   uint64_t open_path_hash_ = 0;
   std::unordered_map<uint64_t, uint64_t> paths_;  // hash of a closed path -> clock of its last walk; bounded

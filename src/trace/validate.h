@@ -11,16 +11,16 @@
 namespace outrider::trace {
 
 enum class Rule {
-  kStart,        // node 0 is alive, on level 0, and has no inputs
-  kEdgeTarget,   // an edge leads to a live node other than START, and at most one edge leads there from each node
-  kEdgeUp,       // an edge goes to a higher level
-  kMirrored,     // predecessors mirror the edges
-  kDistinct,     // two successors of a node never accept the same call
-  kSlot,         // a slot has producers, none twice, and kValue is not mixed with other origins
-  kProducer,     // a kValue producer is a live node on a lower level and has that output
-  kAvailable,    // at least one kValue producer of each slot lies on a path to the node
-  kReachable,    // each live node can be reached from START
-  kEnds,         // each live node leads to the end of a path
+  kStart,       // node 0 is alive, on level 0, and has no inputs
+  kEdgeTarget,  // an edge leads to a live node other than START, and at most one edge leads there from each node
+  kEdgeUp,      // an edge goes to a higher level
+  kMirrored,    // predecessors mirror the edges
+  kDistinct,    // two successors of a node never accept the same call
+  kSlot,        // a slot has producers, none twice, and kValue is not mixed with other origins
+  kProducer,    // a kValue producer is a live node on a lower level and has that output
+  kAvailable,   // at least one kValue producer of each slot lies on a path to the node
+  kReachable,   // each live node can be reached from START
+  kEnds,        // each live node leads to the end of a path
 };
 
 struct Violation {

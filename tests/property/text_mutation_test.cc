@@ -36,10 +36,17 @@ class Mutator {
     if (text.empty()) return;
     const size_t at = Below(text.size());
     switch (Below(4)) {
-      case 0: text.erase(at, 1 + Below(8)); break;
-      case 1: text.insert(at, 1, kPieces[Below(kPieces.size())]); break;
-      case 2: text[at] = kPieces[Below(kPieces.size())]; break;
-      default: text.insert(at, text.substr(Below(text.size()), 1 + Below(40)));
+      case 0:
+        text.erase(at, 1 + Below(8));
+        break;
+      case 1:
+        text.insert(at, 1, kPieces[Below(kPieces.size())]);
+        break;
+      case 2:
+        text[at] = kPieces[Below(kPieces.size())];
+        break;
+      default:
+        text.insert(at, text.substr(Below(text.size()), 1 + Below(40)));
     }
   }
 

@@ -86,11 +86,18 @@ inline std::vector<Trace> AnyTraces(uint32_t count_max = 10) {
   while (traces.size() < count) {
     const Trace earlier = traces[Below(static_cast<uint32_t>(traces.size()))];
     switch (Below(6)) {
-      case 0: traces.push_back(AnyTrace()); break;
-      case 1: traces.push_back(earlier); break;
+      case 0:
+        traces.push_back(AnyTrace());
+        break;
+      case 1:
+        traces.push_back(earlier);
+        break;
       case 2:
-      case 3: traces.push_back(Shortened(earlier)); break;
-      default: traces.push_back(Mutated(earlier));
+      case 3:
+        traces.push_back(Shortened(earlier));
+        break;
+      default:
+        traces.push_back(Mutated(earlier));
     }
   }
   return traces;

@@ -37,7 +37,8 @@ TEST(LateBound, ConstantScalarsAreStructural) {
 }
 
 TEST(LateBound, AComputedScalarIsAMismatch) {
-  const ScalarPlan plan = Plan({OneOp({Number(0.1)}, {Number(1 / (1 - 0.1))}), OneOp({Number(0.2)}, {Number(1 / (1 - 0.2))})});
+  const ScalarPlan plan =
+      Plan({OneOp({Number(0.1)}, {Number(1 / (1 - 0.1))}), OneOp({Number(0.2)}, {Number(1 / (1 - 0.2))})});
   EXPECT_THAT(plan.late_bound, IsEmpty());
   EXPECT_THAT(plan.mismatches, ElementsAre(ScalarMismatch{MismatchReason::kNoSource, 0, 0},
                                            ScalarMismatch{MismatchReason::kUnused, 0, 0}));

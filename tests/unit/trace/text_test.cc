@@ -36,8 +36,8 @@ TEST(GraphText, PrintsWhatItParsed) {
 
 TEST(GraphText, AParsedGraphGoesOnGrowing) {
   ParsedGraph parsed = ValueOrThrow(ParseGraph(kGraphText));
-  Trace known = TraceFrom(
-      "%0 = mm#0(p0, feed) outputs 1\n %1 = relu#1(%0.0) outputs 1\n %2 = sum#3(%1.0, none) outputs 1");
+  Trace known =
+      TraceFrom("%0 = mm#0(p0, feed) outputs 1\n %1 = relu#1(%0.0) outputs 1\n %2 = sum#3(%1.0, none) outputs 1");
   EXPECT_TRUE(parsed.graph.Merge(known).covered);
   known[1].signature = SignatureId{9};
   const MergeResult fresh = parsed.graph.Merge(known);
@@ -46,9 +46,9 @@ TEST(GraphText, AParsedGraphGoesOnGrowing) {
 }
 
 TEST(GraphText, KeepsGapsBetweenIds) {
-  const ParsedGraph parsed = ValueOrThrow(
-      ParseGraph("graph nodes_max 9 paths_max 2 start visits 1 last 1 to %7:1\n"
-                 "%7 = op#0() outputs 0 level 1 visits 1 last 1 end // the others were evicted"));
+  const ParsedGraph parsed =
+      ValueOrThrow(ParseGraph("graph nodes_max 9 paths_max 2 start visits 1 last 1 to %7:1\n"
+                              "%7 = op#0() outputs 0 level 1 visits 1 last 1 end // the others were evicted"));
   EXPECT_EQ(parsed.graph.NodeCount(), 2u);
   EXPECT_FALSE(parsed.graph.At(NodeId{3}).alive);
   EXPECT_EQ(parsed.graph.GraphLimits().nodes_max, 9u);
