@@ -58,7 +58,9 @@ def install() -> None:
     if _installed:
         return
     _runtime.core()
+    _learn_transient_accesses()
     _install_backward()
+    _install_history()
     _install_setters()
     _install_generators()
     _install_streams()
@@ -178,6 +180,50 @@ def _install_backward() -> None:
     import torch.autograd.graph
 
     _patches.wrap(torch.autograd.graph, "_engine_run_backward", _runs_backward, also_in=(torch.autograd,))
+
+
+def _learn_transient_accesses() -> None:
+    """Shows the core the raw accesses that leave no pointer behind: Python storages (counted) and lists of numbers."""
+    core = _runtime.core()
+    if not core.load():
+        return
+    probe = core.probe_tensor()
+    core.learn_transient(True)
+    try:
+        probe.untyped_storage()
+        probe.tolist()
+    finally:
+        core.learn_transient(False)
+
+
+def _reveals(how: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Wraps a method of Tensor that exposes autograd history: the core shows the real one first."""
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(original)
+        def revealing(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+            if not _bypassed():
+                _runtime.core().reveal_history(tensor, how)
+            return original(tensor, *args, **kwargs)
+
+        return revealing
+
+    return wrap
+
+
+def _install_history() -> None:
+    import torch
+
+    for name in ("register_hook", "retain_grad"):
+        _patches.wrap(torch.Tensor, name, _reveals(f"Tensor.{name}"))
+    base = torch.Tensor.grad_fn
+
+    def grad_fn(tensor: Any) -> Any:
+        if not _bypassed():
+            _runtime.core().reveal_history(tensor, "Tensor.grad_fn")
+        return base.__get__(tensor)
+
+    _patches.wrap(torch.Tensor, "grad_fn", lambda original: property(grad_fn))
 
 
 def _install_setters() -> None:

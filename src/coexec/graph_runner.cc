@@ -1,15 +1,11 @@
 #include "coexec/graph_runner.h"
 
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <c10/core/GradMode.h>
 #include <pthread.h>
 
 #include <chrono>
 
-#include "seam/backend.h"
 #include "seam/gil.h"
-#include "seam/keys.h"
-#include "seam/settle.h"
+#include "seam/runner_scope.h"
 
 namespace outrider::coexec {
 namespace {
@@ -93,10 +89,7 @@ void GraphRunner::RunOne(seam::Work& work) {
 
 void GraphRunner::Loop() {
   pthread_setname_np(pthread_self(), "outrider-graph");
-  seam::OnGraphRunner marker;
-  seam::LanesOff off;
-  at::AutoDispatchBelowADInplaceOrView below_autograd;
-  c10::AutoGradMode no_grad(false);
+  seam::RunnerScope scope;
   while (true) {
     const uint64_t ready = ring_.WaitForWork(base::Deadline::AfterMs(kIdleWakeMs));
     if (ready == 0) {

@@ -1,19 +1,11 @@
 // Session, first use: claims the keys, verifies the mechanisms on this torch, starts the runner.
 
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/add.h>
-#include <ATen/ops/cos.h>
-#include <ATen/ops/exp.h>
-#include <ATen/ops/mul.h>
-#include <ATen/ops/ones.h>
-#include <ATen/ops/sin.h>
-#include <ATen/ops/sum.h>
 #include <pthread.h>
 
 #include "coexec/session.h"
-#include "seam/gil.h"
 #include "seam/keys.h"
 #include "seam/lazy_impl.h"
+#include "seam/self_test.h"
 
 namespace outrider::coexec {
 
@@ -36,14 +28,7 @@ bool Session::Load() {
 void Session::LearnEngineCallSites() {
   seam::EnrolThread(true);
   inner_->BeginStep(0);
-  {
-    at::Tensor x = at::ones({4, 4}).requires_grad_();
-    at::Tensor y = at::mul(x, x);
-    at::Tensor loss = at::sum(at::add(at::add(at::sin(y), at::cos(y)), at::exp(y)));
-    seam::GilRelease without_lock;
-    seam::LearnCallSites learning;
-    loss.backward();
-  }
+  seam::LearnEngineCallSites();
   inner_->EndStep();
   seam::EnrolThread(false);
   runner_.WaitAll();

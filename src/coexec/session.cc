@@ -20,11 +20,16 @@ Session::Session()
                {"force_event", -1}, {"graft", 1},          {"feed_clone", 1},    {"version_replay", 1},  {"runner_delay_us", 0},
                {"run_ahead_steps", 1}, {"wait_deadline_ms", 600'000}} {}
 
+bool Session::EnsureLoaded() {
+  if (!loaded_) usable_ = Load();
+  return usable_;
+}
+
 bool Session::BeginStep(const std::string& name) {
   if (in_step_) return false;
   if (owner_ != std::thread::id() && owner_ != std::this_thread::get_id()) return false;
-  if (!loaded_) usable_ = Load();
-  if (!usable_ || options_["lane"] == static_cast<int64_t>(LaneChoice::kOff)) return false;
+  if (!EnsureLoaded()) return false;
+  if (options_["lane"] == static_cast<int64_t>(LaneChoice::kOff)) return false;
   owner_ = std::this_thread::get_id();
   // Run-ahead: at most one step may be under way when the next begins.
   runner_.WaitQuietly(options_["run_ahead_steps"] > 0 ? previous_step_end_ : runner_.NextSequence() - 1);
@@ -104,6 +109,7 @@ void Session::Flush(FlushReason reason) {
     if (usable_) runner_.WaitQuietly(runner_.NextSequence() - 1);
     return;
   }
+  outer_->LaunchPending();
   if (!runner_.Idle()) stats_.Flush(reason);
   runner_.WaitAll();
 }
@@ -121,12 +127,17 @@ int Session::BackwardEnter(const torch::autograd::edge_list& roots, const std::v
   return static_cast<int>(outer_->BackwardEnter(roots, gradients, plain));
 }
 
+void Session::RevealHistory(const at::Tensor& tensor, const std::string& how) {
+  if (in_step_ && owner_ == std::this_thread::get_id()) outer_->RevealHistory(tensor, how);
+}
+
 void Session::BackwardExit() {
   if (in_step_) outer_->BackwardExit();
 }
 
 void Session::Suspend() {
   if (!usable_ || owner_ != std::this_thread::get_id() || suspended_++ > 0) return;
+  outer_->CommitOrDiverge("compiled code");
   runner_.WaitAll();
   seam::EnrolThread(false);
 }
@@ -173,7 +184,7 @@ std::string Session::Describe() const {
          " engine call sites=" + std::to_string(seam::LearntCallSites());
 }
 
-void Session::SettleUncommitted(seam::StorageRecord& record) { outer_->SettleUncommitted(record); }
+void Session::SettleUncommitted(seam::StorageRecord& record, bool raw) { outer_->SettleUncommitted(record, raw); }
 
 void Session::CountRawAccess(bool waited) {
   if (waited) stats_.Flush(FlushReason::kRawAccess);

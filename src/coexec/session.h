@@ -27,6 +27,8 @@ class Session final : public seam::Settler {
   void EndStep();
   // The step ends by an exception of the program.
   void AbortStep();
+  // Claims the keys and verifies the mechanisms, once. False: nothing can be co-executed here.
+  bool EnsureLoaded();
   bool InStep() const { return in_step_; }
 
   void Flush(seam::FlushReason reason);
@@ -50,6 +52,7 @@ class Session final : public seam::Settler {
   // 0: the engine runs plainly; 1: handled; 2: the engine runs, then BackwardExit().
   int BackwardEnter(const torch::autograd::edge_list& roots, const std::vector<at::Tensor>& gradients, bool plain);
   void BackwardExit();
+  void RevealHistory(const at::Tensor& tensor, const std::string& how);
   std::string Graph(const std::string& format, const std::string& lane);
 
   // --- called by the lanes' handlers ---
@@ -58,7 +61,7 @@ class Session final : public seam::Settler {
 
   // --- seam::Settler ---
   void WaitFor(uint64_t sequence) override { runner_.WaitFor(sequence); }
-  void SettleUncommitted(seam::StorageRecord& record) override;
+  void SettleUncommitted(seam::StorageRecord& record, bool raw) override;
   void CountRawAccess(bool waited) override;
 
  private:

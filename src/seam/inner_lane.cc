@@ -1,5 +1,7 @@
 #include "seam/inner_lane.h"
 
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+
 #include <algorithm>
 
 #include "seam/backend.h"
@@ -117,6 +119,7 @@ InnerLane::Route InnerLane::Classify(Flow& flow) {
     if (tensor->device().type() != compute_device_ && !IsHostScalar(*tensor)) supported = false;
   }
   if (!any || !device_work || info.profiler) return Route::kHost;
+  if (c10::impl::dispatch_mode_enabled()) return Route::kInline;  // the program watches operators on this thread
   if (info.metadata_only || info.changes_metadata) return info.metadata_only ? Route::kHost : Route::kInline;
   if (info.random && compute_device_ == c10::kCPU) return Route::kHost;
   if (!supported || info.MustRunInline()) return Route::kInline;
@@ -148,6 +151,7 @@ bool InnerLane::PrepareExternals(Flow& flow) {
       ++stats_.feeds;
     }
     if (record.writer_step != step_ && record.first_external_step == 0) record.first_external_step = step_;
+    RelaxEscape(tensor->unsafe_storage(), record);
     if (!record.synchronous.load(std::memory_order_relaxed)) continue;
     if (!call.writes[i] && !call.info->may_alias && tensor->numel() * tensor->itemsize() <= kCopyMaxBytes) {
       flow.clone[i] = true;

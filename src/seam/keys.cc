@@ -70,6 +70,7 @@ void EnrolThread(bool on) {
 
 bool ThreadEnrolled() { return g_keys.HasInner() && c10::impl::tls_is_dispatch_key_included(g_keys.inner); }
 
-LanesOff::LanesOff() : guard_(LaneKeySet()) {}
+// A dispatch mode of the program must not see the library's own copies either.
+LanesOff::LanesOff() : guard_(LaneKeySet().add(DispatchKey::Python).add(DispatchKey::PythonTLSSnapshot)) {}
 
 }  // namespace outrider::seam

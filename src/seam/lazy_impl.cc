@@ -77,8 +77,8 @@ c10::intrusive_ptr<TensorImpl> LazyImpl::shallow_copy_and_detach(c10::VariableVe
 
 // `x.data = source`: the object takes over the source's storage, and with it the source's record.
 void LazyImpl::shallow_copy_from(const c10::intrusive_ptr<TensorImpl>& source) {
-  SettleTensor(*source);
-  SettleTensor(*this);
+  SettleForReplacement(*source);
+  SettleForReplacement(*this);
   TensorImpl::shallow_copy_from(source);
 }
 

@@ -11,7 +11,8 @@ namespace outrider::seam {
 namespace {
 
 // Operators without a tag that tells what they do. Checked against the schema list of every supported torch minor.
-constexpr std::array<std::string_view, 6> kMetadataOnly = {"aten::empty_like", "aten::new_empty", "aten::new_empty_strided",
+constexpr std::array<std::string_view, 8> kMetadataOnly = {"aten::_has_compatible_shallow_copy_type", "aten::is_same_size",
+                                                          "aten::empty_like", "aten::new_empty", "aten::new_empty_strided",
                                                           "aten::is_set_to", "aten::is_pinned", "aten::_has_same_storage_numel"};
 constexpr std::array<std::string_view, 5> kChangesMetadata = {"aten::set_", "aten::resize_", "aten::resize_as_", "aten::set_data",
                                                              "aten::_resize_output_"};
@@ -22,6 +23,9 @@ constexpr std::array<std::string_view, 10> kRandomFill = {
     "aten::random_.to",       "aten::exponential_", "aten::cauchy_",  "aten::geometric_", "aten::log_normal_"};
 
 constexpr std::array<std::string_view, 3> kRandomLike = {"aten::rand_like", "aten::randn_like", "aten::randint_like"};
+
+constexpr std::array<std::string_view, 3> kOverwrites = {"aten::fill_", "aten::zero_", "aten::copy_"};
+constexpr std::array<std::string_view, 4> kFactoriesWithOut = {"aten::arange", "aten::linspace", "aten::eye", "aten::full"};
 
 // Outputs that share an input's storage although the schema says nothing.
 constexpr std::array<std::string_view, 5> kUnannotatedAlias = {"aten::_unsafe_view", "aten::_reshape_alias", "aten::contiguous",
@@ -105,6 +109,7 @@ OpInfo::OpInfo(const c10::OperatorHandle& op) : handle(op) {
     writes_any |= spec.writes;
     args.push_back(spec);
   }
+  overwrites = random_fill || Contains(kOverwrites, base) || (writes_any && Contains(kFactoriesWithOut, base));
   for (const auto& result : schema.returns()) {
     returned_arg.push_back(ReturnedArgument(schema, result));
     may_alias |= result.alias_info() != nullptr && !result.alias_info()->isWrite();

@@ -72,12 +72,14 @@ OuterLane::Mode OuterLane::BeginStep(uint64_t step, const std::string& program, 
 void OuterLane::EndStep() {
   if (mode_ == Mode::kCover) {
     const auto ends_here = [this](const OuterPlan& plan) { return plan.events.size() == static_cast<size_t>(step_->cursor); };
-    if (ends_here(*step_->plan) || SwitchPlan(ends_here)) {
+    std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+    const bool complete = ends_here(*step_->plan) || SwitchPlan(ends_here);
+    if (complete && CommitAllowed()) {
       Launch(/*final=*/true);
       step_->over = true;
       if (++program_->clean >= 1000) program_->pause_steps = 8;
     } else {
-      Diverge(DivergenceReason::kStepEnded, "more events", "end of step", "");
+      Diverge(DivergenceReason::kStepEnded, complete ? "no living history" : "more events", "end of step", "");
     }
   }
   if (mode_ == Mode::kRecord) FinishRecording();
@@ -88,7 +90,10 @@ void OuterLane::EndStep() {
 }
 
 void OuterLane::AbortStep() {
-  if (mode_ == Mode::kCover) Diverge(DivergenceReason::kException, "more events", "exception", "");
+  if (mode_ == Mode::kCover) {
+    std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+    Diverge(DivergenceReason::kException, "more events", "exception", "");
+  }
   recorder_.reset();
   inner_.SetListener(nullptr);
   mode_ = Mode::kOff;
@@ -124,8 +129,9 @@ void OuterLane::FinishRecording() {
         return;
       }
       program.why_not = result.why_not;
+      if (trace->events.empty()) break;  // the recordings agreed, yet no plan may be made of them
     }
-    program.recordings.push_back(std::move(trace));
+    if (!trace->events.empty()) program.recordings.push_back(std::move(trace));
     if (program.recordings.size() > kRecordingsMax) program.recordings.erase(program.recordings.begin());
   }
   note_ = program.why_not;
@@ -193,7 +199,7 @@ bool OuterLane::IsHostOnly(const OpInfo& info, const Stack& stack) const {
 }
 
 void OuterLane::RecordEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack) {
-  if (IsHostOnly(info, *stack) || PreparesInput(info, *stack) || IsBarrier(info)) {
+  if (IsHostOnly(info, *stack) || PreparesInput(info, *stack) || IsQuestion(info) || IsBarrier(info)) {
     if (IsBarrier(info)) recorder_->NoteFetch();
     info.handle.redispatchBoxed(next, stack);
     return;

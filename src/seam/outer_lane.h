@@ -54,8 +54,15 @@ class OuterLane {
   // The dummy node was applied by the engine. True: handled; false: the step has diverged and the real root must run.
   bool BackwardFromNode(OuterStep* step, const std::vector<at::Tensor>& gradients, bool plain);
 
+  // Everything validated so far takes effect; the caller then waits for the queue.
+  void LaunchPending();
+  // The program is about to look at or hook into the history of a tensor: it must be the real one.
+  void RevealHistory(const at::Tensor& tensor, const std::string& how);
   // Bytes are wanted that may belong to validated events not launched yet.
-  void SettleUncommitted(StorageRecord& record);
+  // `raw`: the program gets a pointer it may write through, or replaces the storage.
+  void SettleUncommitted(StorageRecord& record, bool raw);
+  // Foreign code is about to run on the program's tensors: nothing validated may be left to replay.
+  void CommitOrDiverge(const std::string& what);
   bool HasUncommitted() const { return mode_ == Mode::kCover && step_ != nullptr && step_->launched_events < step_->cursor; }
 
   // Plans and recordings, for reports: "events 212, device ops 1130, ..." per plan.
@@ -95,9 +102,11 @@ class OuterLane {
   void ReturnEvent(const OuterEvent& event, Stack* stack, LogEntry& entry);
   at::Tensor MakePlaceholder(int value);
   void BumpVersions(const OuterEvent& event, const LogEntry& entry, int direction);
-  void TakeSnapshots(const OuterEvent& event);
+  void TakeSnapshots(const OuterEvent& event, LogEntry& entry);
   void DrawNumbers(const OuterEvent& event, LogEntry& entry);
   bool IsBarrier(const OpInfo& info) const;
+  // Asks about metadata and gets no tensor.
+  static bool IsQuestion(const OpInfo& info) { return info.metadata_only && info.odd_returns; }
 
   // Backward (outer_backward.cc).
   bool CoverBackward(const std::vector<int>& root_values, const std::vector<at::Tensor>& gradients);

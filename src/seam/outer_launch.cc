@@ -1,6 +1,7 @@
 // OuterLane: from validated events to effects.
 
 #include "seam/gil.h"
+#include "seam/lazy_impl.h"
 #include "seam/outer_lane.h"
 #include "seam/settle.h"
 
@@ -38,13 +39,13 @@ void OuterLane::Launch(bool final) {
   part->inputs = std::move(step.inputs);
   part->draws = std::move(step.draws);
   part->late = step.late;
-  part->drop_values = commit;
+  part->commit = commit;
   step.inputs.clear();
   step.draws.clear();
   if (!commit) {
     for (int i = part->first_op; i < part->end_op; ++i) {
       for (int slot : plan.ops[i].writes) {
-        if (plan.slots[slot].persistent >= 0 && step.preimage_taken.insert(slot).second) part->preimages.push_back(slot);
+        if (plan.slots[slot].external && !plan.slots[slot].snapshot && step.preimage_taken.insert(slot).second) part->preimages.push_back(slot);
       }
     }
   }
@@ -56,7 +57,6 @@ void OuterLane::Launch(bool final) {
     if (!token || token.use_count() == 1) continue;
     StorageRecord* record = RecordOf(token.unsafeGetStorageImpl());
     record->last_use.store(sequence, std::memory_order_release);
-    record->uncommitted_step.store(0, std::memory_order_release);
     if (step.launched_slots.count(static_cast<int>(slot)) == 0) {
       part->keep.emplace_back(static_cast<int>(slot), RecordPtr::reclaim_copy(record));
       step.launched_slots.insert(static_cast<int>(slot));
@@ -81,19 +81,51 @@ void OuterLane::Commit() {
   step.preimage_taken.clear();
 }
 
-void OuterLane::SettleUncommitted(StorageRecord& record) {
+void OuterLane::LaunchPending() {
   std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
-  if (mode_ != Mode::kCover || step_ == nullptr) return;
-  Launch(/*final=*/false);
-  // A raw pointer to something later device ops touch: they have to run where the program can see them.
-  if (!record.synchronous.load(std::memory_order_relaxed)) return;
-  const OuterPlan& plan = *step_->plan;
-  int slot = record.uncommitted_slot;
-  if (auto it = plan.slot_of_persistent.find(&record); it != plan.slot_of_persistent.end()) slot = it->second;
-  const int launched = step_->launched_events == 0 ? 0 : plan.events[step_->launched_events - 1].end_op;
-  if (slot >= 0 && static_cast<size_t>(slot) < plan.last_use.size() && plan.last_use[slot] >= launched) diverge_requested_ = true;
+  if (mode_ == Mode::kCover && step_ != nullptr) Launch(/*final=*/false);
 }
 
+void OuterLane::RevealHistory(const at::Tensor& tensor, const std::string& how) {
+  if (mode_ == Mode::kRecord) {
+    if (recorder_->IsValue(tensor) && tensor.requires_grad()) recorder_->Refuse("INNER_HOOK: the program uses " + how);
+    return;
+  }
+  if (mode_ != Mode::kCover || KindOf(*tensor.unsafeGetTensorImpl()) != ImplKind::kOuterPlaceholder || !tensor.requires_grad()) return;
+  if (static_cast<OuterPlaceholder*>(tensor.unsafeGetTensorImpl())->Step() != step_.get()) return;
+  std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+  Diverge(DivergenceReason::kBackward, "history left alone", how, "history");
+}
+
+void OuterLane::CommitOrDiverge(const std::string& what) {
+  std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+  if (mode_ != Mode::kCover || step_ == nullptr) return;
+  if (CommitAllowed()) {
+    Launch(/*final=*/false);
+  } else {
+    Diverge(DivergenceReason::kRawAccess, "operators only", what, "");
+  }
+}
+
+void OuterLane::SettleUncommitted(StorageRecord& record, bool raw) {
+  std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+  if (mode_ != Mode::kCover || step_ == nullptr) return;
+  const OuterPlan& plan = *step_->plan;
+  const bool persistent = plan.slot_of_persistent.count(&record) != 0;
+  const bool ours = persistent || record.outer_step == step_->id;
+  if (raw && ours) {
+    // What is validated must not read bytes that the program changes from here on.
+    CommitOrDiverge("raw access");
+    if (mode_ != Mode::kCover) return;
+    const int slot = persistent ? plan.slot_of_persistent.at(&record) : record.outer_slot;
+    const int launched = step_->launched_events == 0 ? 0 : plan.events[step_->launched_events - 1].end_op;
+    if (slot >= 0 && static_cast<size_t>(slot) < plan.last_use.size() && plan.last_use[slot] >= launched) diverge_requested_ = true;
+    return;
+  }
+  Launch(/*final=*/false);
+}
+
+// Callers hold launch_mutex_ or are the imperative thread between two events.
 void OuterLane::Diverge(DivergenceReason reason, const std::string& expected, const std::string& got, const std::string& field) {
   stats_.Diverge({reason, step_->cursor, expected, got, field, UserFrame()});
   diverged_this_step_ = true;

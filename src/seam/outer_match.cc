@@ -3,6 +3,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
 #include <ATen/ops/empty_strided.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include "seam/cpu_generator.h"
@@ -63,7 +64,8 @@ bool OuterLane::MatchExternal(int id, const at::Tensor& tensor) {
   TensorImpl* impl = tensor.unsafeGetTensorImpl();
   if (external.persistent) {
     if (impl != external.identity || impl->unsafe_storage().unsafeGetStorageImpl() != external.storage) return false;
-    const StorageRecord* record = RecordOf(*impl);
+    StorageRecord* record = RecordOf(*impl);
+    if (record != nullptr) RelaxEscape(impl->unsafe_storage(), *record);
     return record != nullptr && !record->synchronous.load(std::memory_order_relaxed) && external.geometry.Matches(*impl) &&
            tensor.requires_grad() == external.requires_grad;
   }
@@ -78,7 +80,9 @@ bool OuterLane::MatchTensor(const Arg& arg, const at::Tensor& tensor) {
     case Code::kValue: {
       if (KindOf(*impl) != ImplKind::kOuterPlaceholder) return false;
       const auto* placeholder = static_cast<OuterPlaceholder*>(impl);
-      return placeholder->Step() == step_.get() && placeholder->Value() == arg.id;
+      if (placeholder->Step() != step_.get() || placeholder->Value() != arg.id) return false;
+      const StorageRecord* record = RecordOf(*impl);
+      return record == nullptr || !record->synchronous.load(std::memory_order_relaxed) || step_->plan->slots[step_->plan->values[arg.id].slot].external;
     }
     case Code::kNumber: return IsHostNumber(*impl, inner_.ComputeDevice()) && SameNumber(tensor, arg.constant.toTensor());
     case Code::kExternal: return MatchExternal(arg.id, tensor);
@@ -161,7 +165,7 @@ bool OuterLane::SwitchPlan(const std::function<bool(const OuterPlan&)>& fits) {
 }
 
 bool OuterLane::MatchHere(OpInfo& info, const c10::IValue* args) {
-  if (diverge_requested_ || step_->cursor == force_at_) return false;
+  if (diverge_requested_ || step_->cursor == force_at_ || c10::impl::dispatch_mode_enabled()) return false;
   const auto fits = [&](const OuterPlan& plan) {
     if (plan.events.size() <= static_cast<size_t>(step_->cursor)) return false;
     const OuterEvent& event = plan.events[step_->cursor];
@@ -194,8 +198,8 @@ at::Tensor OuterLane::MakePlaceholder(int id) {
       StorageRecord* record = nullptr;
       token = MakeToken(slot.nbytes, slot.device, &record);
       record->created_step = step_->id;
-      record->uncommitted_step.store(step_->id, std::memory_order_relaxed);
-      record->uncommitted_slot = value.slot;
+      record->outer_step = step_->id;
+      record->outer_slot = value.slot;
     }
     storage = token;
   }
@@ -223,12 +227,13 @@ void OuterLane::BumpVersions(const OuterEvent& event, const LogEntry& entry, int
   }
 }
 
-void OuterLane::TakeSnapshots(const OuterEvent& event) {
+void OuterLane::TakeSnapshots(const OuterEvent& event, LogEntry& entry) {
   for (const auto& snapshot : event.snapshots) {
     const at::Tensor& source = step_->bound[snapshot.external];
     TORCH_CHECK(source.defined(), "outrider: an input was not bound before it was needed");
     Operand operand;
     operand.tensor = StridedCopy(source);
+    entry.snapshots.emplace_back(snapshot.external, operand.tensor);
     step_->inputs.emplace_back(snapshot.slot, std::move(operand));
   }
   for (int id : newly_bound_) {
@@ -237,6 +242,8 @@ void OuterLane::TakeSnapshots(const OuterEvent& event) {
     if (external.snapshot || external.slot < 0) continue;
     Operand operand;
     operand.record = RecordPtr::reclaim_copy(RecordOf(*step_->bound[id].unsafeGetTensorImpl()));
+    operand.record->outer_step = step_->id;
+    operand.record->outer_slot = external.slot;
     step_->inputs.emplace_back(external.slot, std::move(operand));
   }
 }
@@ -251,11 +258,15 @@ void OuterLane::DrawNumbers(const OuterEvent& event, LogEntry& entry) {
   for (int i = event.first_op; i < event.end_op; ++i) {
     const DeviceOp& op = plan.ops[i];
     if (!op.host_draw) continue;
-    const Geometry& geometry = plan.variables[op.args[0].id].geometry;
-    at::Tensor drawn = at::empty_strided(geometry.sizes, geometry.strides, at::TensorOptions().dtype(geometry.dtype));
     Stack stack;
-    stack.emplace_back(std::move(drawn));
-    for (size_t k = 1; k < op.args.size(); ++k) stack.push_back(op.args[k].code == Code::kLate ? step_->late[op.args[k].id] : op.args[k].constant);
+    for (const Arg& arg : op.args) {
+      if (arg.code == Code::kVariable) {  // filled, or only looked at for its geometry
+        const Geometry& geometry = plan.variables[arg.id].geometry;
+        stack.emplace_back(at::empty_strided(geometry.sizes, geometry.strides, at::TensorOptions().dtype(geometry.dtype)));
+      } else {
+        stack.push_back(arg.code == Code::kLate ? step_->late[arg.id] : arg.constant);
+      }
+    }
     op.info->handle.callBoxed(&stack);
     step_->draws.emplace_back(i, stack[0].toTensor());
     ++stats_.host_ops;
@@ -288,7 +299,7 @@ void OuterLane::ReturnEvent(const OuterEvent& event, Stack* stack, LogEntry& ent
 }
 
 void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack) {
-  if (IsHostOnly(info, *stack) || PreparesInput(info, *stack)) {
+  if (IsHostOnly(info, *stack) || PreparesInput(info, *stack) || IsQuestion(info)) {
     info.handle.redispatchBoxed(next, stack);
     return;
   }
@@ -306,7 +317,7 @@ void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack)
     const OuterEvent& event = step_->plan->events[step_->cursor];
     LogEntry entry;
     entry.event = step_->cursor;
-    TakeSnapshots(event);
+    TakeSnapshots(event, entry);
     DrawNumbers(event, entry);
     ReturnEvent(event, stack, entry);
     step_->log.push_back(std::move(entry));

@@ -35,9 +35,9 @@ void RestoreStorage(const c10::Storage& target, const c10::Storage& copy) {
 }
 
 void OuterPart::Start() {
-  table->started = true;
-  table->slots.resize(plan->slots.size());
-  table->variables.resize(plan->variables.size());
+  table->plan = plan;
+  table->slots.resize(std::max(table->slots.size(), plan->slots.size()));
+  table->variables.resize(std::max(table->variables.size(), plan->variables.size()));
   for (size_t i = 0; i < plan->persistent_records.size(); ++i) table->slots[plan->persistent_slots[i]] = plan->persistent_records[i]->real;
 }
 
@@ -45,7 +45,9 @@ const at::Tensor& OuterPart::VariableAt(int id) {
   at::Tensor& cached = table->variables[id];
   if (cached.defined()) return cached;
   const Variable& variable = plan->variables[id];
-  TORCH_CHECK(table->slots[variable.slot], "outrider: a device op reads a value that has not been produced");
+  TORCH_CHECK(table->slots[variable.slot], "outrider: a device op reads value ", id, " of storage ", variable.slot, " (", variable.geometry.Text(),
+              plan->slots[variable.slot].external ? ", external" : "", plan->slots[variable.slot].snapshot ? ", snapshot" : "",
+              ", last use ", plan->last_use[variable.slot], ") that has not been produced");
   cached = AliasTensor(table->slots[variable.slot], variable.geometry);
   return cached;
 }
@@ -94,7 +96,17 @@ void OuterPart::Drop(const DeviceOp& op) {
   }
 }
 
+void OuterPart::Allocate(const DeviceOp& op) {
+  for (int id : op.writes) {
+    const Slot& slot = plan->slots[id];
+    if (!slot.allocate || table->slots[id]) continue;
+    at::Tensor bytes = at::empty({static_cast<int64_t>(slot.nbytes)}, at::TensorOptions().dtype(at::kByte).device(slot.device));
+    table->slots[id] = bytes.unsafeGetTensorImpl()->unsafe_storage();
+  }
+}
+
 void OuterPart::RunOp(const DeviceOp& op) {
+  if (op.info->overwrites) Allocate(op);
   Stack stack;
   stack.reserve(op.args.size() + 2);
   for (const auto& arg : op.args) stack.push_back(ArgumentOf(arg));
@@ -111,11 +123,12 @@ void OuterPart::RunOp(const DeviceOp& op) {
 }
 
 void OuterPart::Run() {
-  if (!table->started) Start();
+  if (table->plan != plan) Start();
   for (auto& [slot, operand] : inputs) {
     table->slots[slot] = operand.tensor.defined() ? operand.tensor.unsafeGetTensorImpl()->unsafe_storage() : operand.record->real;
+    if (operand.record != nullptr) table->held.push_back(operand.record);
   }
-  for (int slot : preimages) table->preimages[slot] = CopyStorage(table->slots[slot]);
+  for (int slot : preimages) table->preimages[slot] = {table->slots[slot], CopyStorage(table->slots[slot])};
   size_t draw = 0;
   for (int i = first_op; i < end_op; ++i) {
     const DeviceOp& op = plan->ops[i];
@@ -128,9 +141,10 @@ void OuterPart::Run() {
     } else {
       RunOp(op);
     }
-    if (drop_values) Drop(op);
+    if (commit) Drop(op);
   }
   for (auto& [slot, record] : keep) record->real = table->slots[slot];
+  if (commit) table->preimages.clear();
 }
 
 }  // namespace outrider::seam

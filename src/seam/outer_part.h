@@ -19,12 +19,13 @@ class OuterPart final : public PartJob {
   std::vector<c10::IValue> late;
   std::vector<std::pair<int, RecordPtr>> keep;  // slot -> record that gets its storage
   std::vector<int> preimages;                   // slots to copy before running
-  bool drop_values = false;                     // values may be dropped after their last use
+  bool commit = false;                          // nothing before the end of this part will be replayed
 
   void Run() override;
 
  private:
   void Start();
+  void Allocate(const DeviceOp& op);
   void RunOp(const DeviceOp& op);
   c10::IValue ArgumentOf(const Arg& arg);
   const at::Tensor& VariableAt(int id);

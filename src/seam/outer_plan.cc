@@ -170,9 +170,26 @@ std::string ClassifyExternals(const OuterTrace& older, OuterPlan& plan) {
   return "";
 }
 
+std::string FirstUseOf(const OuterPlan& plan, int slot) {
+  for (const auto& op : plan.ops) {
+    for (const auto& arg : op.args) {
+      bool uses = arg.code == Code::kVariable && plan.variables[arg.id].slot == slot;
+      for (const auto& element : arg.list) uses |= element.code == Code::kVariable && plan.variables[element.id].slot == slot;
+      if (uses) {
+        const OuterEvent& event = plan.events[op.event];
+        return op.info->name + " in " + (event.backward ? std::string("backward") : event.info->name);
+      }
+    }
+  }
+  return "a value";
+}
+
 std::string ClassifySlots(OuterPlan& plan) {
   for (size_t s = 0; s < plan.slots.size(); ++s) {
     Slot& slot = plan.slots[s];
+    for (const auto& external : plan.externals) {
+      if (slot.allocate && external.storage == slot.identity) return "INNER_FOREIGN: an event fills a tensor that the program holds";
+    }
     if (!slot.external || slot.snapshot) continue;
     for (size_t i = 0; i < plan.externals.size(); ++i) {
       External& external = plan.externals[i];
@@ -181,7 +198,7 @@ std::string ClassifySlots(OuterPlan& plan) {
       if (external.persistent) slot.persistent = 0;
       else if (slot.feed < 0) slot.feed = static_cast<int>(i);
     }
-    if (slot.persistent < 0 && slot.feed < 0) return "INNER_FOREIGN: a device op reads a storage that no input of the step shows";
+    if (slot.persistent < 0 && slot.feed < 0) return "INNER_FOREIGN: " + FirstUseOf(plan, static_cast<int>(s)) + " uses a storage that no input of the step shows";
     if (slot.persistent < 0) continue;
     auto storage = slot.storage.lock();
     auto* record = storage ? RecordOf(storage.get()) : nullptr;

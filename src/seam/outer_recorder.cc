@@ -1,5 +1,6 @@
 #include "seam/outer_recorder.h"
 
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/variable.h>
@@ -17,6 +18,12 @@ using Code = Arg::Code;
 
 namespace {
 
+// The node as it stands: asking for grad_fn would bring a view's history up to date, which is the program's business.
+WeakNode RecordedNode(const at::Tensor& tensor) {
+  const auto* meta = torch::autograd::impl::get_autograd_meta(tensor);
+  return meta == nullptr ? EmptyWeakNode() : WeakNodeOf(meta->grad_fn_);
+}
+
 bool HasTensor(const c10::IValue& list) {
   for (const auto& element : list.toListRef()) {
     if (element.isTensor()) return true;
@@ -32,13 +39,17 @@ int OuterRecorder::ExternalOf(const at::Tensor& tensor) {
   External external;
   external.tensor = WeakTensor(tensor.getIntrusivePtr());
   external.identity = impl;
+  external.requires_grad = tensor.requires_grad();
+  if (!IsPlainStrided(*impl) || !impl->unsafe_storage()) {
+    Refuse("INNER_FOREIGN: an input of the step is no dense tensor");
+    trace_.externals.push_back(std::move(external));
+    return external_of_[impl] = static_cast<int>(trace_.externals.size()) - 1;
+  }
   external.geometry = Geometry::Of(*impl);
   external.offset = external.geometry.offset;
-  external.requires_grad = tensor.requires_grad();
   external.storage = impl->unsafe_storage().unsafeGetStorageImpl();
-  if (external.storage != nullptr) external.storage_guard = impl->unsafe_storage().getWeakStorageImpl();
+  external.storage_guard = impl->unsafe_storage().getWeakStorageImpl();
   if (!tensor.is_leaf()) Refuse("INNER_HISTORY: a tensor from outside the step carries autograd history");
-  if (!IsPlainStrided(*impl) || external.storage == nullptr) Refuse("INNER_FOREIGN: an input of the step is no dense tensor");
   const bool owned = Graft(*impl);
   const auto* record = owned ? RecordOf(*impl) : nullptr;
   external.snapshot = !owned || (record->synchronous.load() && !external.requires_grad);
@@ -50,7 +61,7 @@ int OuterRecorder::ExternalOf(const at::Tensor& tensor) {
   return id;
 }
 
-Arg OuterRecorder::HostTensor(const at::Tensor& tensor) {
+Arg OuterRecorder::HostTensor(const at::Tensor& tensor, bool written) {
   Arg arg;
   if (!tensor.defined()) {
     arg.code = Code::kUndefined;
@@ -60,7 +71,7 @@ Arg OuterRecorder::HostTensor(const at::Tensor& tensor) {
   if (auto it = value_of_.find(impl); it != value_of_.end()) {
     arg.code = Code::kValue;
     arg.id = it->second;
-  } else if (IsHostNumber(*impl, compute_device_)) {
+  } else if (!written && IsHostNumber(*impl, compute_device_)) {
     arg.code = Code::kNumber;
     arg.constant = CopyNumber(tensor);
   } else {
@@ -70,14 +81,14 @@ Arg OuterRecorder::HostTensor(const at::Tensor& tensor) {
   return arg;
 }
 
-Arg OuterRecorder::HostArg(const c10::IValue& value) {
-  if (value.isTensor()) return HostTensor(value.toTensor());
+Arg OuterRecorder::HostArg(const c10::IValue& value, bool written) {
+  if (value.isTensor()) return HostTensor(value.toTensor(), written);
   Arg arg;
   if (value.isNone()) return arg;
   if (value.isList() && HasTensor(value)) {
     arg.code = Code::kList;
     arg.optional_list = !value.isTensorList();
-    for (const auto& element : value.toListRef()) arg.list.push_back(element.isNone() ? Arg{} : HostTensor(element.toTensor()));
+    for (const auto& element : value.toListRef()) arg.list.push_back(element.isNone() ? Arg{} : HostTensor(element.toTensor(), written));
     return arg;
   }
   arg.code = Code::kConstant;
@@ -107,27 +118,41 @@ void OuterRecorder::NoteArguments(const Stack& stack, size_t first) {
 bool OuterRecorder::BeginEvent(OpInfo& info, const Stack& stack) {
   if (info.foreign) Refuse("INNER_FOREIGN: operator " + info.name + " is not part of torch");
   if (info.changes_metadata) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " changes the shape of a tensor in place");
+  if (c10::impl::dispatch_mode_enabled()) Refuse("INNER_FOREIGN: a dispatch mode is active");
   event_ = static_cast<int>(trace_.events.size());
   OuterEvent event;
   event.info = &info;
   event.env = Env::Current();
   event.first_op = static_cast<int>(trace_.ops.size());
   const size_t first = stack.size() - info.args.size();
-  for (size_t i = first; i < stack.size(); ++i) event.args.push_back(HostArg(stack[i]));
+  for (size_t i = first; i < stack.size(); ++i) event.args.push_back(HostArg(stack[i], info.args[i - first].writes));
   NoteArguments(stack, first);
   trace_.events.push_back(std::move(event));
   return true;
 }
 
+// The node whose history the value carries; it may outlive the tensor.
+void OuterRecorder::NoteNode(int value, const at::Tensor& tensor) {
+  node_of_value_.resize(trace_.values.size(), EmptyWeakNode());
+  node_of_value_[value] = RecordedNode(tensor);
+}
+
 int OuterRecorder::NewValue(const at::Tensor& tensor) {
   TensorImpl* impl = tensor.unsafeGetTensorImpl();
   OuterValue value;
+  if (!IsPlainStrided(*impl) || !impl->unsafe_storage()) {
+    Refuse("INNER_FOREIGN: an operator returned no dense tensor");
+    trace_.values.push_back(std::move(value));
+    value_of_[impl] = static_cast<int>(trace_.values.size()) - 1;
+    value_tensors_.emplace_back(tensor.getIntrusivePtr());
+    node_of_value_.emplace_back(EmptyWeakNode());
+    return value_of_[impl];
+  }
   value.geometry = Geometry::Of(*impl);
   value.keys = impl->key_set();
   value.requires_grad = tensor.requires_grad();
   value.is_leaf = tensor.is_leaf();
   value.version = tensor.is_inference() ? 0 : static_cast<uint32_t>(tensor._version());
-  if (!IsPlainStrided(*impl) || !impl->unsafe_storage()) Refuse("INNER_FOREIGN: an operator returned no dense tensor");
   if (tensor.device().type() != compute_device_) Refuse("INNER_FOREIGN: an operator returned a tensor of another device");
   int64_t rebase = 0;
   value.slot = SlotOf(tensor, /*result=*/false, rebase);
@@ -136,6 +161,7 @@ int OuterRecorder::NewValue(const at::Tensor& tensor) {
   trace_.values.push_back(std::move(value));
   value_of_[impl] = id;
   value_tensors_.emplace_back(tensor.getIntrusivePtr());
+  NoteNode(id, tensor);
   return id;
 }
 
@@ -176,7 +202,9 @@ void OuterRecorder::EndEvent(const Stack& stack) {
     const auto version = static_cast<uint32_t>(seen.tensor->version_counter().current_version());
     if (version != seen.version) event.bumps.push_back({seen.arg, seen.element, version - seen.version});
     auto it = value_of_.find(seen.tensor);
-    if (it != value_of_.end() && trace_.values[it->second].requires_grad != seen.tensor->requires_grad()) {
+    if (it == value_of_.end()) continue;
+    NoteNode(it->second, at::Tensor(c10::intrusive_ptr<TensorImpl, c10::UndefinedTensorImpl>::reclaim_copy(seen.tensor)));
+    if (trace_.values[it->second].requires_grad != seen.tensor->requires_grad()) {
       Refuse("INNER_HISTORY: operator " + event.info->name + " changes requires_grad in place");
     }
   }
@@ -223,7 +251,7 @@ void OuterRecorder::BeginBackward(const torch::autograd::edge_list& roots, const
     }
     event.args.push_back(std::move(arg));
   }
-  for (const auto& gradient : gradients) event.args.push_back(HostTensor(gradient));
+  for (const auto& gradient : gradients) event.args.push_back(HostTensor(gradient, /*written=*/false));
   if (trace_.refusal.empty()) WalkGraph(event, roots);
   trace_.events.push_back(std::move(event));
 }
@@ -235,16 +263,13 @@ void OuterRecorder::WalkGraph(OuterEvent& event, const torch::autograd::edge_lis
   leaf_versions_.clear();
   for (const auto& leaf : facts.leaves) {
     event.leaves.push_back(ExternalOf(leaf));
-    event.leaf_grads.push_back(HostTensor(leaf.grad()));
+    event.leaf_grads.push_back(HostTensor(leaf.grad(), /*written=*/true));
     leaf_versions_.push_back(leaf.grad().defined() ? static_cast<uint32_t>(leaf.grad()._version()) : 0);
   }
   const std::unordered_set<const torch::autograd::Node*> visited(facts.nodes.begin(), facts.nodes.end());
-  for (size_t i = 0; i < value_tensors_.size(); ++i) {
-    if (!trace_.values[i].requires_grad) continue;
-    auto locked = value_tensors_[i].lock();
-    if (!locked) continue;
-    const at::Tensor tensor(std::move(locked));
-    if (visited.count(tensor.grad_fn().get()) != 0) trace_.values[i].consumed_by = event_;
+  for (size_t i = 0; i < node_of_value_.size(); ++i) {
+    const auto node = node_of_value_[i].lock();
+    if (node && visited.count(node.get()) != 0) trace_.values[i].consumed_by = event_;
   }
 }
 
@@ -263,7 +288,7 @@ void OuterRecorder::NoteLeafGradient(OuterEvent& event, size_t index) {
     event.leaf_values.back() = NewValue(gradient);
     return;
   }
-  const Arg now = HostTensor(gradient);
+  const Arg now = HostTensor(gradient, /*written=*/true);
   if (now.code != before.code || now.id != before.id) Refuse("INNER_GRAD_STATE: backward replaced a gradient that existed");
   event.leaf_bumps.back() = static_cast<uint32_t>(gradient._version()) - leaf_versions_[index];
 }
@@ -284,6 +309,11 @@ void OuterRecorder::SnapshotAlive() {
 
 std::unique_ptr<OuterTrace> OuterRecorder::Finish() {
   SnapshotAlive();
+  for (size_t i = 0; i < trace_.values.size(); ++i) {
+    if (trace_.values[i].requires_grad && trace_.values[i].consumed_by < 0 && !value_tensors_[i].expired()) {
+      Refuse("INNER_HISTORY: a tensor keeps its autograd history beyond the step");
+    }
+  }
   return std::make_unique<OuterTrace>(std::move(trace_));
 }
 

@@ -9,6 +9,7 @@
 
 #include "seam/inner_lane.h"
 #include "seam/outer_trace.h"
+#include "seam/torch_adapter.h"
 
 namespace outrider::seam {
 
@@ -42,9 +43,11 @@ class OuterRecorder final : public DeviceOpListener {
     uint32_t version;
   };
 
-  Arg HostTensor(const at::Tensor& tensor);
-  Arg HostArg(const c10::IValue& value);
+  // `written`: the event writes to it, so it cannot travel as a number.
+  Arg HostTensor(const at::Tensor& tensor, bool written);
+  Arg HostArg(const c10::IValue& value, bool written);
   int ExternalOf(const at::Tensor& tensor);
+  void NoteNode(int value, const at::Tensor& tensor);
   int NewValue(const at::Tensor& tensor);
   OuterOutput HostOutput(const c10::IValue& value, const OpInfo& info);
   void NoteArguments(const Stack& stack, size_t first);
@@ -68,6 +71,7 @@ class OuterRecorder final : public DeviceOpListener {
   std::unordered_map<uint64_t, int> snapshot_slot_of_;  // (external, event)
   std::vector<std::vector<int>> variables_of_slot_;
   std::vector<WeakTensor> value_tensors_;
+  std::vector<WeakNode> node_of_value_;
   std::vector<Seen> seen_;
   std::vector<uint32_t> leaf_versions_;
   int event_ = -1;  // the open event

@@ -74,6 +74,10 @@ Arg OuterRecorder::DeviceTensor(const at::Tensor& tensor, bool result) {
     return arg;
   }
   const auto& impl = *tensor.unsafeGetTensorImpl();
+  if (!IsPlainStrided(impl) || !impl.unsafe_storage()) {
+    Refuse("INNER_FOREIGN: a device op works on a tensor that is not dense");
+    return arg;
+  }
   const auto* identity = impl.unsafe_storage().unsafeGetStorageImpl();
   if (!result && (impl.is_wrapped_number() || (IsHostNumber(impl, compute_device_) && slot_of_.count(const_cast<c10::StorageImpl*>(identity)) == 0))) {
     arg.code = Code::kNumber;
@@ -107,23 +111,28 @@ Arg OuterRecorder::DeviceArg(const c10::IValue& value, bool result) {
 void OuterRecorder::BeforeDeviceOp(const Call& call) {
   op_open_ = false;
   if (event_ < 0 || call.info->profiler) return;  // host code between events: its results enter as feeds
-  if (call.tensors.empty()) return;               // a bare allocation: seen when somebody writes to it
   const OpInfo& info = *call.info;
   const bool draw = info.random && compute_device_ == c10::kCPU;
   if (info.fetch || info.data_dependent || info.odd_returns) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " inside an event");
   if (info.foreign || info.pinned_inline) Refuse("INNER_FOREIGN: operator " + info.name + " cannot be replayed");
   if (info.changes_metadata) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " changes the shape of a tensor in place");
-  if (draw && !info.random_fill && !info.random_like) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " draws from values");
+  if (draw && !info.random_fill && !info.random_like && !call.tensors.empty()) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " draws from values");
   DeviceOp op;
   op.info = call.info;
   op.event = event_;
   op.host_draw = draw;
+  const size_t known_slots = trace_.slots.size();
   for (size_t i = 0; i < info.args.size(); ++i) op.args.push_back(DeviceArg(call.args[i], /*result=*/false));
   for (size_t i = 0; i < call.tensors.size(); ++i) {
-    if (!call.writes[i] || call.tensors[i] == nullptr) continue;
+    if (!call.writes[i] || call.tensors[i] == nullptr || !IsPlainStrided(*call.tensors[i])) continue;
     auto it = slot_of_.find(call.tensors[i]->unsafe_storage().unsafeGetStorageImpl());
     if (it != slot_of_.end()) op.writes.push_back(it->second);
     else Refuse("INNER_FOREIGN: operator " + info.name + " writes to memory of the program's own");
+  }
+  for (int slot : op.writes) {
+    if (static_cast<size_t>(slot) < known_slots || !info.overwrites || trace_.slots[slot].snapshot) continue;
+    trace_.slots[slot].external = false;
+    trace_.slots[slot].allocate = true;
   }
   if (draw && info.random_fill && !op.writes.empty()) {
     op.draw_slot = op.writes.front();

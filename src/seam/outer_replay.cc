@@ -27,6 +27,29 @@ template struct MetaAccess<&c10::TensorImpl::autograd_meta_>;
 
 std::unique_ptr<c10::AutogradMetaInterface> TakeAutogradMeta(c10::TensorImpl& tensor) { return std::move(tensor.*AutogradMetaMember()); }
 
+// Puts the bytes that an event saw back into the program's own memory for the time of its replay.
+class ForeignMemory {
+ public:
+  ForeignMemory(const OuterStep& step, const LogEntry& entry) {
+    for (const auto& [external, seen] : entry.snapshots) {
+      // An alias without version ties: autograd must not take this for a change.
+      const auto& impl = *step.bound[external].unsafeGetTensorImpl();
+      const auto* record = RecordOf(impl);
+      const at::Tensor tensor = AliasTensor(record != nullptr ? record->real : impl.unsafe_storage(), impl);
+      saved_.emplace_back(tensor, tensor.clone());
+      tensor.copy_(seen);
+    }
+  }
+  ~ForeignMemory() {
+    for (auto& [tensor, now] : saved_) tensor.copy_(now);
+  }
+  ForeignMemory(const ForeignMemory&) = delete;
+  ForeignMemory& operator=(const ForeignMemory&) = delete;
+
+ private:
+  std::vector<std::pair<at::Tensor, at::Tensor>> saved_;
+};
+
 // Where eager code dispatches: no lane, nothing a caller of the handler may have switched off.
 class CleanDispatch {
  public:
@@ -40,9 +63,7 @@ class CleanDispatch {
 }  // namespace
 
 void OuterLane::RestorePreimages() {
-  for (const auto& [slot, copy] : step_->table->preimages) {
-    RestoreStorage(step_->plan->persistent_records[step_->plan->slots[slot].persistent]->real, copy);
-  }
+  for (const auto& [slot, preimage] : step_->table->preimages) RestoreStorage(preimage.target, preimage.copy);
   step_->table->preimages.clear();
 }
 
@@ -51,7 +72,6 @@ void OuterLane::Adopt(int value, const at::Tensor& result) {
   if (c10::Storage& token = step_->tokens[slot]) {
     if (StorageRecord* record = RecordOf(token.unsafeGetStorageImpl())) {
       record->real = result.unsafeGetTensorImpl()->unsafe_storage();
-      record->uncommitted_step.store(0, std::memory_order_release);
     }
   }
   OuterPlaceholder* placeholder = step_->live[value];
@@ -89,6 +109,7 @@ void OuterLane::ReplayEvent(LogEntry& entry) {
   const OuterEvent& event = step_->plan->events[entry.event];
   event.env.Restore();
   ++stats_.replayed_events;
+  const ForeignMemory as_it_was(*step_, entry);
   if (event.backward) {
     ReplayBackward(event, entry);
     return;

@@ -17,10 +17,14 @@ namespace outrider::seam {
 
 // The graph runner's side of a step: storages by slot. Holds nothing that has a PyObject.
 struct OuterTable {
-  bool started = false;
+  const OuterPlan* plan = nullptr;  // whose persistent storages are in place
   std::vector<c10::Storage> slots;
   std::vector<at::Tensor> variables;
-  std::map<int, c10::Storage> preimages;  // slot -> copy of the bytes before the step wrote them
+  std::vector<RecordPtr> held;      // what was fed stays alive until the step is over
+  struct Preimage {
+    c10::Storage target, copy;
+  };
+  std::map<int, Preimage> preimages;  // by slot: the bytes before the step wrote them, since the last commit
 };
 
 // A validated event that has not been committed.
@@ -29,6 +33,7 @@ struct LogEntry {
   Stack args;
   std::vector<at::Tensor> gradients;          // backward: what .grad became
   std::optional<at::Tensor> generator_state;  // CPU generator before the event, when it draws
+  std::vector<std::pair<int, at::Tensor>> snapshots;  // external -> what foreign memory held
 };
 
 class OuterStep {

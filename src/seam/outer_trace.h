@@ -104,6 +104,7 @@ struct Slot {
   int persistent = -1;     // index into OuterPlan::persistent_records (plan)
   int feed = -1;           // external that brings it (plan)
   bool snapshot = false;
+  bool allocate = false;   // a bare allocation inside an event, first seen when it is filled
   size_t nbytes = 0;
   c10::Device device = c10::kCPU;
   c10::weak_intrusive_ptr<c10::StorageImpl> storage{c10::intrusive_ptr<c10::StorageImpl>()};

@@ -1,10 +1,9 @@
 #include "seam/settle.h"
 
 #include <ATen/Parallel.h>
-#include <dlfcn.h>
 
+#include <algorithm>
 #include <array>
-#include <cstring>
 
 namespace outrider::seam {
 namespace {
@@ -13,49 +12,57 @@ Settler* g_settler = nullptr;
 std::atomic<bool> g_uncommitted{false};
 thread_local bool t_on_runner = false;
 thread_local int t_handler_depth = 0;
-thread_local bool t_learning = false;
 
-constexpr int kCallSitesMax = 16;
-std::array<void*, kCallSitesMax> g_call_sites{};
-std::atomic<int> g_call_site_count{0};
-
-bool IsLearnt(void* call_site) {
-  const int count = g_call_site_count.load(std::memory_order_acquire);
-  for (int i = 0; i < count; ++i) {
-    if (g_call_sites[i] == call_site) return true;
+// Return addresses of known callers. Written while learning, read by any thread.
+class CallSites {
+ public:
+  bool Has(void* site) const {
+    const int count = count_.load(std::memory_order_acquire);
+    return std::find(sites_.begin(), sites_.begin() + count, site) != sites_.begin() + count;
   }
-  return false;
-}
+  void Add(void* site) {
+    const int count = count_.load(std::memory_order_relaxed);
+    if (Has(site) || count == kMax) return;
+    sites_[count] = site;
+    count_.store(count + 1, std::memory_order_release);
+  }
+  int Count() const { return count_.load(std::memory_order_acquire); }
 
-void Learn(void* call_site) {
-  const int count = g_call_site_count.load(std::memory_order_relaxed);
-  if (IsLearnt(call_site) || count == kCallSitesMax) return;
-  g_call_sites[count] = call_site;
-  g_call_site_count.store(count + 1, std::memory_order_release);
-}
+ private:
+  static constexpr int kMax = 32;
+  std::array<void*, kMax> sites_{};
+  std::atomic<int> count_{0};
+};
 
-// A storage object of Python shows up in the storage's use count, so the end of such an access can be seen later. Every
-// other raw access may leave a bare pointer behind.
-bool LeavesTrace(void* call_site) {
-  Dl_info info{};
-  if (dladdr(call_site, &info) == 0 || info.dli_sname == nullptr) return false;
-  return std::strstr(info.dli_sname, "torch8autograd") != nullptr && std::strstr(info.dli_sname, "storage") != nullptr;
-}
+CallSites g_engine_sites;
+CallSites g_transient_sites;
+thread_local CallSites* t_learning = nullptr;
 
-void MarkEscaped(StorageRecord& record, void* call_site) {
+// A tensor that shares the storage with others, and a storage object of Python, show up in the storage's use count, so the
+// end of such an access can be seen later. Any other raw access may leave a bare pointer behind.
+void MarkEscaped(const c10::StorageImpl* storage, StorageRecord& record, void* call_site) {
   record.synchronous.store(true, std::memory_order_release);
-  if (!LeavesTrace(call_site)) record.escaped_for_good = true;
+  const bool alone = c10::raw::intrusive_ptr::use_count(const_cast<c10::StorageImpl*>(storage)) == 1;
+  if (alone && !g_transient_sites.Has(call_site)) record.escaped_for_good = true;
 }
 
 void Complete(c10::StorageImpl* storage, StorageRecord& record, bool raw) {
   if (g_settler != nullptr) {
-    if (g_uncommitted.load(std::memory_order_acquire)) g_settler->SettleUncommitted(record);
+    if (g_uncommitted.load(std::memory_order_acquire)) g_settler->SettleUncommitted(record, raw);
     const uint64_t sequence = record.last_use.load(std::memory_order_acquire);
     g_settler->WaitFor(sequence);
     if (raw) g_settler->CountRawAccess(true);
   }
   // The outer lane may have replaced what stands behind the storage.
   if (record.is_token && !record.filled.load(std::memory_order_acquire)) FillToken(storage, record);
+}
+
+void CompleteTensor(const c10::TensorImpl& tensor, bool raw) {
+  auto* storage = tensor.unsafe_storage().unsafeGetStorageImpl();
+  StorageRecord* record = RecordOf(storage);
+  if (record == nullptr) return;
+  RecordPtr keep = RecordPtr::reclaim_copy(record);
+  Complete(storage, *record, raw);
 }
 
 }  // namespace
@@ -68,20 +75,21 @@ void Settle(c10::StorageImpl* storage, void* call_site) {
   if (t_on_runner) return;
   StorageRecord* record = RecordOf(storage);
   if (record == nullptr) return;
-  if (t_learning && t_handler_depth == 0) Learn(call_site);
-  const bool raw = t_handler_depth == 0 && !IsLearnt(call_site) && !at::in_parallel_region();
-  if (t_handler_depth == 0 && !raw && IsLearnt(call_site)) return;
+  const bool outside = t_handler_depth == 0;
+  if (outside && t_learning != nullptr) t_learning->Add(call_site);
+  if (outside && g_engine_sites.Has(call_site)) return;
+  const bool raw = outside && !at::in_parallel_region();
   RecordPtr keep = RecordPtr::reclaim_copy(record);
-  if (raw) MarkEscaped(*record, call_site);
-  Complete(storage, *record, raw);
+  if (raw) MarkEscaped(storage, *record, call_site);
+  Complete(storage, *record, raw && !g_transient_sites.Has(call_site));
 }
 
-void SettleTensor(const c10::TensorImpl& tensor) {
-  auto* storage = tensor.unsafe_storage().unsafeGetStorageImpl();
-  StorageRecord* record = RecordOf(storage);
-  if (record == nullptr) return;
-  RecordPtr keep = RecordPtr::reclaim_copy(record);
-  Complete(storage, *record, /*raw=*/false);
+void SettleTensor(const c10::TensorImpl& tensor) { CompleteTensor(tensor, /*raw=*/false); }
+void SettleForReplacement(const c10::TensorImpl& tensor) { CompleteTensor(tensor, /*raw=*/t_handler_depth == 0); }
+
+void RelaxEscape(const c10::Storage& storage, StorageRecord& record) {
+  if (!record.synchronous.load(std::memory_order_relaxed) || record.escaped_for_good || storage.use_count() > 1) return;
+  record.synchronous.store(false, std::memory_order_release);
 }
 
 OnGraphRunner::OnGraphRunner() { t_on_runner = true; }
@@ -92,8 +100,8 @@ HandlerDepth::HandlerDepth() { ++t_handler_depth; }
 HandlerDepth::~HandlerDepth() { --t_handler_depth; }
 int HandlerDepth::Current() { return t_handler_depth; }
 
-LearnCallSites::LearnCallSites() { t_learning = true; }
-LearnCallSites::~LearnCallSites() { t_learning = false; }
-int LearntCallSites() { return g_call_site_count.load(std::memory_order_acquire); }
+LearnCallSites::LearnCallSites(Kind kind) { t_learning = kind == Kind::kEngine ? &g_engine_sites : &g_transient_sites; }
+LearnCallSites::~LearnCallSites() { t_learning = nullptr; }
+int LearntCallSites() { return g_engine_sites.Count(); }
 
 }  // namespace outrider::seam

@@ -16,7 +16,7 @@ class Settler {
   // Returns when job `sequence` is complete; throws a deferred error.
   virtual void WaitFor(uint64_t sequence) = 0;
   // The record belongs to a step that has not been committed: launch up to it, or diverge.
-  virtual void SettleUncommitted(StorageRecord& record) = 0;
+  virtual void SettleUncommitted(StorageRecord& record, bool raw) = 0;
   virtual void CountRawAccess(bool waited) = 0;
 };
 void InstallSettler(Settler* settler);
@@ -28,6 +28,10 @@ void SetUncommittedWork(bool pending);
 void Settle(c10::StorageImpl* storage, void* call_site);
 // The same for code of this library: never an escape.
 void SettleTensor(const c10::TensorImpl& tensor);
+// Before the storage of a tensor is replaced behind the dispatcher's back.
+void SettleForReplacement(const c10::TensorImpl& tensor);
+// A storage whose escape can be seen to be over becomes asynchronous again.
+void RelaxEscape(const c10::Storage& storage, StorageRecord& record);
 
 // Marks the thread as the graph runner (never settles).
 class OnGraphRunner {
@@ -49,7 +53,8 @@ class HandlerDepth {
 // backward pass and then answered without waiting.
 class LearnCallSites {
  public:
-  LearnCallSites();
+  enum class Kind { kEngine, kTransient };  // transient: reads at once, or leaves a count on the storage
+  explicit LearnCallSites(Kind kind = Kind::kEngine);
   ~LearnCallSites();
 };
 int LearntCallSites();

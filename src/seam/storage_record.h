@@ -39,9 +39,9 @@ class StorageRecord final : public c10::intrusive_ptr_target {
   uint64_t first_external_step = 0;
   uint32_t persistent_id = 0;
 
-  // The uncommitted outer-lane step whose validated events touch this storage, 0 if none (see outer_lane.h).
-  std::atomic<uint64_t> uncommitted_step{0};
-  int32_t uncommitted_slot = -1;
+  // The outer-lane step that made this token or was fed this storage, and the slot it has there.
+  uint64_t outer_step = 0;
+  int32_t outer_slot = -1;
 
   void release_resources() override;
 };

@@ -23,6 +23,18 @@ inline bool HasMaterializer(const c10::StorageImpl& storage) {
 #endif
 }
 
+#if TORCH_VERSION_MINOR >= 12
+using WeakNode = c10::weak_intrusive_ptr<torch::autograd::Node>;
+inline WeakNode EmptyWeakNode() { return WeakNode(c10::intrusive_ptr<torch::autograd::Node>()); }
+#else
+using WeakNode = std::weak_ptr<torch::autograd::Node>;
+inline WeakNode EmptyWeakNode() { return {}; }
+#endif
+template <typename NodePtr>
+WeakNode WeakNodeOf(const NodePtr& node) {
+  return node ? WeakNode(node) : EmptyWeakNode();
+}
+
 // Nodes are shared_ptr up to 2.12 and intrusive afterwards.
 template <typename NodeType, typename... Args>
 auto MakeNode(Args&&... args) {
