@@ -118,6 +118,7 @@ PYBIND11_MODULE(_core, m) {
   outrider::seam::InstallFrameLocator(&LocateUserFrame);
   NoteLibraryFolder("torch");
   NoteLibraryFolder("outrider");
+  m.def("builds_own_nodes", [](const std::string& how) { Session::Get().BuildsOwnNodes(how); });
   m.def("load", [] { return Session::Get().EnsureLoaded(); });
   m.def("step_begin", [](const std::string& name) { return Session::Get().BeginStep(name); });
   m.def("step_end", [] { Session::Get().EndStep(); });

@@ -216,6 +216,15 @@ def _install_history() -> None:
 
     for name in ("register_hook", "retain_grad"):
         _patches.wrap(torch.Tensor, name, _reveals(f"Tensor.{name}"))
+    def applies_function(original: Callable[..., Any]) -> Any:
+        def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            if not _bypassed():
+                _runtime.core().builds_own_nodes(f"custom autograd function {cls.__name__}")
+            return original.__func__(cls, *args, **kwargs)  # type: ignore[attr-defined]
+
+        return classmethod(functools.wraps(original.__func__)(apply))  # type: ignore[attr-defined]
+
+    _patches.wrap(torch.autograd.Function, "apply", applies_function)
     base = torch.Tensor.grad_fn
 
     def grad_fn(tensor: Any) -> Any:

@@ -127,6 +127,10 @@ int Session::BackwardEnter(const torch::autograd::edge_list& roots, const std::v
   return static_cast<int>(outer_->BackwardEnter(roots, gradients, plain));
 }
 
+void Session::BuildsOwnNodes(const std::string& how) {
+  if (in_step_ && owner_ == std::this_thread::get_id()) outer_->BuildsOwnNodes(how);
+}
+
 void Session::RevealHistory(const at::Tensor& tensor, const std::string& how) {
   if (in_step_ && owner_ == std::this_thread::get_id()) outer_->RevealHistory(tensor, how);
 }

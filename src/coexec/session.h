@@ -52,6 +52,7 @@ class Session final : public seam::Settler {
   // 0: the engine runs plainly; 1: handled; 2: the engine runs, then BackwardExit().
   int BackwardEnter(const torch::autograd::edge_list& roots, const std::vector<at::Tensor>& gradients, bool plain);
   void BackwardExit();
+  void BuildsOwnNodes(const std::string& how);
   void RevealHistory(const at::Tensor& tensor, const std::string& how);
   std::string Graph(const std::string& format, const std::string& lane);
 

@@ -45,6 +45,7 @@ bool AllAlias(c10::ArrayRef<c10::IValue> results, c10::ArrayRef<const c10::Stora
 // The parts of the environment that operators below autograd still see.
 Env InnerEnv() {
   Env env;
+  env.grad = c10::GradMode::is_enabled();  // some kernels keep a workspace for backward
   env.inference = c10::InferenceMode::is_enabled();
   env.default_dtype = c10::typeMetaToScalarType(c10::get_default_dtype());
   env.flag_epoch = FlagEpoch();

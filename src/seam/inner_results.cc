@@ -35,6 +35,7 @@ void InnerLane::PackOperands(Flow& flow, Work& work, uint64_t sequence) {
   work.Clear();
   work.op = call.info;
   work.shapes = flow.shapes;
+  work.grad_mode = c10::GradMode::is_enabled();
   work.tensor_counts.assign(call.tensor_counts.begin(), call.tensor_counts.end());
   work.args.resize(call.info->args.size());
   for (size_t i = 0; i < call.info->args.size(); ++i) {

@@ -24,6 +24,9 @@ constexpr std::array<std::string_view, 10> kRandomFill = {
 
 constexpr std::array<std::string_view, 3> kRandomLike = {"aten::rand_like", "aten::randn_like", "aten::randint_like"};
 
+// Output shapes that follow from values, without the tag that says so.
+constexpr std::array<std::string_view, 4> kDependsOnValues = {"aten::_pack_padded_sequence", "aten::tensor_split", "aten::segment_reduce",
+                                                             "aten::_unique"};
 constexpr std::array<std::string_view, 3> kOverwrites = {"aten::fill_", "aten::zero_", "aten::copy_"};
 constexpr std::array<std::string_view, 4> kFactoriesWithOut = {"aten::arange", "aten::linspace", "aten::eye", "aten::full"};
 
@@ -96,7 +99,7 @@ OpInfo::OpInfo(const c10::OperatorHandle& op) : handle(op) {
   random_fill = random && Contains(kRandomFill, name);
   random_like = random && Contains(kRandomLike, base);
   fetch = Contains(kFetch, base);
-  data_dependent = op.hasTag(at::Tag::data_dependent_output) || op.hasTag(at::Tag::dynamic_output_shape);
+  data_dependent = Contains(kDependsOnValues, base) || op.hasTag(at::Tag::data_dependent_output) || op.hasTag(at::Tag::dynamic_output_shape);
   changes_metadata = op.hasTag(at::Tag::inplace_view) || Contains(kChangesMetadata, base);
   may_alias = Contains(kUnannotatedAlias, base);
   prepares_input = base == "aten::lift_fresh";

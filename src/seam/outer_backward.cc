@@ -119,6 +119,10 @@ bool OuterLane::CoverBackward(const std::vector<int>& root_values, const std::ve
 
 OuterLane::Backward OuterLane::BackwardEnter(const torch::autograd::edge_list& roots, const std::vector<at::Tensor>& gradients, bool plain) {
   if (mode_ == Mode::kRecord) {
+    if (recorder_->InEvent()) {
+      recorder_->Refuse("INNER_GRAPH_API: backward inside a backward (re-entrant checkpointing)");
+      return Backward::kPlain;
+    }
     if (!plain) {
       recorder_->Refuse("INNER_GRAPH_API: autograd.grad, inputs=, create_graph or retain_graph");
       return Backward::kPlain;

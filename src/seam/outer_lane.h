@@ -58,6 +58,8 @@ class OuterLane {
   void LaunchPending();
   // The program is about to look at or hook into the history of a tensor: it must be the real one.
   void RevealHistory(const at::Tensor& tensor, const std::string& how);
+  // The program is about to build autograd nodes of its own, which must hang on real history.
+  void BuildsOwnNodes(const std::string& how);
   // Bytes are wanted that may belong to validated events not launched yet.
   // `raw`: the program gets a pointer it may write through, or replaces the storage.
   void SettleUncommitted(StorageRecord& record, bool raw);

@@ -86,6 +86,13 @@ void OuterLane::LaunchPending() {
   if (mode_ == Mode::kCover && step_ != nullptr) Launch(/*final=*/false);
 }
 
+void OuterLane::BuildsOwnNodes(const std::string& how) {
+  if (mode_ == Mode::kRecord) recorder_->Refuse("INNER_PYNODE: " + how);
+  if (mode_ != Mode::kCover) return;
+  std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+  Diverge(DivergenceReason::kBackward, "operators only", how, "history");
+}
+
 void OuterLane::RevealHistory(const at::Tensor& tensor, const std::string& how) {
   if (mode_ == Mode::kRecord) {
     if (recorder_->IsValue(tensor) && tensor.requires_grad()) recorder_->Refuse("INNER_HOOK: the program uses " + how);

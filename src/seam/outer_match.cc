@@ -2,6 +2,7 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
+#include <ATen/SavedTensorHooks.h>
 #include <ATen/ops/empty_strided.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/variable.h>
@@ -85,6 +86,7 @@ bool OuterLane::MatchTensor(const Arg& arg, const at::Tensor& tensor) {
       return record == nullptr || !record->synchronous.load(std::memory_order_relaxed) || step_->plan->slots[step_->plan->values[arg.id].slot].external;
     }
     case Code::kNumber: return IsHostNumber(*impl, inner_.ComputeDevice()) && SameNumber(tensor, arg.constant.toTensor());
+    case Code::kLate: return MatchLateNumber(arg, tensor);
     case Code::kExternal: return MatchExternal(arg.id, tensor);
     default: return false;
   }
@@ -166,6 +168,7 @@ bool OuterLane::SwitchPlan(const std::function<bool(const OuterPlan&)>& fits) {
 
 bool OuterLane::MatchHere(OpInfo& info, const c10::IValue* args) {
   if (diverge_requested_ || step_->cursor == force_at_ || c10::impl::dispatch_mode_enabled()) return false;
+  if (!at::SavedTensorDefaultHooks::get_tls_state().stack.empty()) return false;
   const auto fits = [&](const OuterPlan& plan) {
     if (plan.events.size() <= static_cast<size_t>(step_->cursor)) return false;
     const OuterEvent& event = plan.events[step_->cursor];

@@ -32,7 +32,7 @@ bool SameScalarType(const c10::IValue& a, const c10::IValue& b) {
 
 // A scalar of a host event that changed between the traces.
 struct LateScalar {
-  int event = -1, arg = -1;
+  int event = -1, arg = -1, element = -1;
   c10::IValue older, newer;
 };
 
@@ -82,18 +82,26 @@ class Comparison {
       if (a.args.size() != b.args.size() || a.leaves != b.leaves || a.leaf_values != b.leaf_values) return Where(b, i) + ": another pattern";
       if (a.end_op - a.first_op != b.end_op - b.first_op || a.first_op != b.first_op) return Where(b, i) + ": other device ops";
       for (size_t k = 0; k < b.args.size(); ++k) {
-        if (SameArg(a.args[k], b.args[k])) continue;
-        if (!BecomesLate(a.args[k], b.args[k], i, k)) return Where(b, i) + ": argument " + std::to_string(k) + " differs";
+        if (!AgreesOrBecomesLate(a.args[k], b.args[k], i, k)) return Where(b, i) + ": argument " + std::to_string(k) + " differs";
       }
     }
     return "";
   }
 
-  bool BecomesLate(const Arg& a, Arg& b, size_t event, size_t arg) {
+  bool AgreesOrBecomesLate(const Arg& a, Arg& b, size_t event, size_t arg) {
+    if (SameArg(a, b)) return true;
+    if (a.code != Code::kList || b.code != Code::kList || a.list.size() != b.list.size()) return BecomesLate(a, b, event, arg, -1);
+    for (size_t i = 0; i < b.list.size(); ++i) {
+      if (!SameArg(a.list[i], b.list[i]) && !BecomesLate(a.list[i], b.list[i], event, arg, static_cast<int>(i))) return false;
+    }
+    return true;
+  }
+
+  bool BecomesLate(const Arg& a, Arg& b, size_t event, size_t arg, int element) {
     if (!IsScalar(a) || !IsScalar(b) || !IsLateCandidate(a.constant) || !IsLateCandidate(b.constant)) return false;
     if (!SameScalarType(a.constant, b.constant)) return false;
     marks_.emplace_back(&b, static_cast<int>(late_.size()));
-    late_.push_back({static_cast<int>(event), static_cast<int>(arg), a.constant, b.constant});
+    late_.push_back({static_cast<int>(event), static_cast<int>(arg), element, a.constant, b.constant});
     return true;
   }
 
@@ -129,8 +137,7 @@ class Comparison {
         return "device op " + std::to_string(i) + " (" + b.info->name + ") differs";
       }
       for (size_t k = 0; k < b.args.size(); ++k) {
-        if (SameArg(a.args[k], b.args[k])) continue;
-        if (!FollowsHostScalar(a.args[k], b.args[k], b.event)) {
+        if (!AgreesOrFollows(a.args[k], b.args[k], b.event, static_cast<int>(k))) {
           return "device op " + std::to_string(i) + " (" + b.info->name + "): argument " + std::to_string(k) +
                  " changes and equals no changing scalar of its event";
         }
@@ -139,16 +146,34 @@ class Comparison {
     return "";
   }
 
-  // A changing scalar of a device op must be, bit for bit, a changing scalar of its own event.
-  bool FollowsHostScalar(const Arg& a, Arg& b, int event) {
+  bool AgreesOrFollows(const Arg& a, Arg& b, int event, int arg) {
+    if (SameArg(a, b)) return true;
+    if (a.code != Code::kList || b.code != Code::kList || a.list.size() != b.list.size()) return FollowsHostScalar(a, b, event, arg, -1);
+    for (size_t i = 0; i < b.list.size(); ++i) {
+      if (!SameArg(a.list[i], b.list[i]) && !FollowsHostScalar(a.list[i], b.list[i], event, arg, static_cast<int>(i))) return false;
+    }
+    return true;
+  }
+
+  // A changing scalar of a device op must be, bit for bit, a changing scalar of its own event: the one in the same place,
+  // or the only one that fits.
+  bool FollowsHostScalar(const Arg& a, Arg& b, int event, int arg, int element) {
     if (!IsScalar(a) || !IsScalar(b)) return false;
+    int found = -1, fitting = 0;
     for (size_t id = 0; id < late_.size(); ++id) {
       const LateScalar& late = late_[id];
       if (late.event != event || !SameScalar(late.older, a.constant) || !SameScalar(late.newer, b.constant)) continue;
-      marks_.emplace_back(&b, static_cast<int>(id));
-      return true;
+      ++fitting;
+      if (late.arg == arg && late.element == element) {
+        found = static_cast<int>(id);
+        fitting = 1;
+        break;
+      }
+      found = static_cast<int>(id);
     }
-    return false;
+    if (fitting != 1) return false;
+    marks_.emplace_back(&b, found);
+    return true;
   }
 
   const OuterTrace& a_;

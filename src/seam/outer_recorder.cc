@@ -1,5 +1,6 @@
 #include "seam/outer_recorder.h"
 
+#include <ATen/SavedTensorHooks.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
@@ -17,6 +18,13 @@ using c10::TensorImpl;
 using Code = Arg::Code;
 
 namespace {
+
+// What on this thread looks into operators or their saved tensors, so that an event may not hide them.
+std::string Watcher() {
+  if (c10::impl::dispatch_mode_enabled()) return "INNER_FOREIGN: a dispatch mode is active";
+  if (!at::SavedTensorDefaultHooks::get_tls_state().stack.empty()) return "INNER_HOOK: saved-tensor hooks are active";
+  return "";
+}
 
 // The node as it stands: asking for grad_fn would bring a view's history up to date, which is the program's business.
 WeakNode RecordedNode(const at::Tensor& tensor) {
@@ -118,7 +126,7 @@ void OuterRecorder::NoteArguments(const Stack& stack, size_t first) {
 bool OuterRecorder::BeginEvent(OpInfo& info, const Stack& stack) {
   if (info.foreign) Refuse("INNER_FOREIGN: operator " + info.name + " is not part of torch");
   if (info.changes_metadata) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " changes the shape of a tensor in place");
-  if (c10::impl::dispatch_mode_enabled()) Refuse("INNER_FOREIGN: a dispatch mode is active");
+  if (const std::string watcher = Watcher(); !watcher.empty()) Refuse(watcher);
   event_ = static_cast<int>(trace_.events.size());
   OuterEvent event;
   event.info = &info;

@@ -23,6 +23,7 @@ class OuterRecorder final : public DeviceOpListener {
   void EndEvent(const Stack& stack);
   void DropEvent();
   bool IsValue(const at::Tensor& tensor) const { return value_of_.count(tensor.unsafeGetTensorImpl()) != 0; }
+  bool InEvent() const { return event_ >= 0; }
   void NoteFetch();
   void BeginBackward(const torch::autograd::edge_list& roots, const std::vector<at::Tensor>& gradients);
   void EndBackward();

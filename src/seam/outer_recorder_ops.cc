@@ -121,6 +121,7 @@ void OuterRecorder::BeforeDeviceOp(const Call& call) {
   op.info = call.info;
   op.event = event_;
   op.host_draw = draw;
+  op.grad_mode = c10::GradMode::is_enabled();
   const size_t known_slots = trace_.slots.size();
   for (size_t i = 0; i < info.args.size(); ++i) op.args.push_back(DeviceArg(call.args[i], /*result=*/false));
   for (size_t i = 0; i < call.tensors.size(); ++i) {

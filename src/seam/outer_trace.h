@@ -87,6 +87,7 @@ struct DeviceOp {
   std::vector<Arg> args;
   std::vector<Arg> outputs;
   int event = -1;
+  bool grad_mode = false;       // kernels may keep a workspace for backward
   bool host_draw = false;       // CPU random numbers: drawn by the imperative thread
   int draw_slot = -1;           // ... into this slot
   std::vector<int> writes;      // slots written

@@ -1,6 +1,7 @@
 #include "seam/work.h"
 
 #include <ATen/core/List.h>
+#include <c10/core/GradMode.h>
 
 namespace outrider::seam {
 namespace {
@@ -92,6 +93,7 @@ void ExecuteOp(Work& work) {
   Stack stack;
   stack.reserve(work.op->args.size() + 2);
   PushArguments(work, stack);
+  c10::AutoGradMode as_recorded(work.grad_mode);
   work.op->handle.callBoxed(&stack);
   StoreOutputs(work, stack);
 }
