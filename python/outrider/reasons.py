@@ -62,6 +62,11 @@ _REASONS = (
         "Values of a step were used between two steps.",
         "If it happens every time, make that code part of the step.",
     ),
+    Reason(
+        "FLUSH_DEBUG",
+        "A debugging mode (flush=every or flush=random) completed pending work.",
+        "Nothing to do; outrider.options(flush='never') ends it.",
+    ),
     # Divergences: the program did something else than any recording.
     Reason(
         "DIV_NEW_PATH",

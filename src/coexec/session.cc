@@ -196,6 +196,11 @@ void Session::CountRawAccess(bool waited) {
 
 void Session::InnerHandler(const c10::OperatorHandle& op, c10::DispatchKeySet keys, seam::Stack* stack) {
   const auto inner_key = seam::Keys().inner;
+  // Elsewhere autograd has taken a composite operator apart; in inference mode its parts come back through the lane.
+  if (Get().inner_->TakesApart(op)) {
+    op.redispatchBoxed(keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, inner_key), stack);
+    return;
+  }
   c10::impl::ExcludeDispatchKeyGuard guard(inner_key);
   const auto next = keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, inner_key);
   Get().inner_->OnOp(op, next, stack);

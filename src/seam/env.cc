@@ -7,6 +7,7 @@
 #include <c10/core/InferenceMode.h>
 
 #include <atomic>
+#include <optional>
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -41,6 +42,13 @@ void Env::Restore() const {
   if (autocast_cpu) at::autocast::set_autocast_dtype(at::kCPU, autocast_cpu_dtype);
   if (autocast_cuda) at::autocast::set_autocast_dtype(at::kCUDA, autocast_cuda_dtype);
   if (autocast_cpu || autocast_cuda) at::autocast::set_autocast_cache_enabled(autocast_cache);
+}
+
+void Env::Adopt() const {
+  thread_local std::optional<Env> adopted;
+  if (adopted == *this) return;
+  Restore();
+  adopted = *this;
 }
 
 ThreadState ThreadState::Current() {

@@ -22,6 +22,8 @@ struct Env {
 
   static Env Current();
   void Restore() const;  // grad mode and autocast; the rest cannot change inside a step without a flush
+  // Restore on a thread whose environment nobody else changes: the graph runner.
+  void Adopt() const;
   friend bool operator==(const Env&, const Env&) = default;
 };
 

@@ -2,6 +2,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
+
 namespace outrider::seam {
 namespace {
 
@@ -46,6 +48,31 @@ uint64_t HashGeometry(uint64_t seed, const c10::TensorImpl& tensor) {
   for (int64_t stride : tensor.strides()) seed = HashMix(seed, static_cast<uint64_t>(stride) * 3);
   seed = HashMix(seed, static_cast<uint64_t>(tensor.storage_offset()));
   return HashMix(seed, static_cast<uint64_t>(tensor.dtype().toScalarType()) * 2 + (tensor.is_wrapped_number() ? 1 : 0));
+}
+
+uint64_t HashLayout(uint64_t seed, const c10::TensorImpl& tensor) {
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    int64_t packed = 1;
+    uint64_t faster = 0;
+    for (size_t j = 0; j < sizes.size(); ++j) {
+      if (strides[j] > strides[i] || (strides[j] == strides[i] && j <= i)) continue;
+      ++faster;
+      packed *= std::max<int64_t>(sizes[j], 1);
+    }
+    const auto extent = static_cast<uint64_t>(std::min<int64_t>(sizes[i], 2));
+    seed = HashMix(seed, faster * 16 + extent * 4 + (strides[i] == packed ? 2 : 0) + (strides[i] == 0 ? 1 : 0));
+  }
+  return HashMix(seed, static_cast<uint64_t>(tensor.dtype().toScalarType()) * 2 + (tensor.is_wrapped_number() ? 1 : 0));
+}
+
+size_t EndByte(const Geometry& geometry) {
+  int64_t last = geometry.offset;
+  for (size_t i = 0; i < geometry.sizes.size(); ++i) {
+    if (geometry.sizes[i] == 0) return 0;
+    last += (geometry.sizes[i] - 1) * geometry.strides[i];
+  }
+  return static_cast<size_t>(last + 1) * c10::elementSize(geometry.dtype);
 }
 
 at::Tensor AliasTensor(const c10::Storage& storage, const Geometry& geometry) {

@@ -24,6 +24,11 @@ struct Geometry {
 };
 
 uint64_t HashGeometry(uint64_t seed, const c10::TensorImpl& tensor);
+// The part of a geometry that decides how kernels lay out their results: dtype, order of the strides, unit and empty
+// dimensions, packed or not. Magnitudes take no part.
+uint64_t HashLayout(uint64_t seed, const c10::TensorImpl& tensor);
+// One past the last byte of the storage that the geometry reaches; 0 for no elements.
+size_t EndByte(const Geometry& geometry);
 
 inline uint64_t HashMix(uint64_t seed, uint64_t value) {
   seed ^= value + 0x9e3779b97f4a7c15ULL + (seed << 12) + (seed >> 4);

@@ -42,16 +42,6 @@ bool AllAlias(c10::ArrayRef<c10::IValue> results, c10::ArrayRef<const c10::Stora
   return true;
 }
 
-// The parts of the environment that operators below autograd still see.
-Env InnerEnv() {
-  Env env;
-  env.grad = c10::GradMode::is_enabled();  // some kernels keep a workspace for backward
-  env.inference = c10::InferenceMode::is_enabled();
-  env.default_dtype = c10::typeMetaToScalarType(c10::get_default_dtype());
-  env.flag_epoch = FlagEpoch();
-  return env;
-}
-
 }  // namespace
 
 InnerLane::InnerLane(WorkQueue& queue, StepStats& stats) : queue_(queue), stats_(stats), paths_(stats) {}
@@ -173,12 +163,29 @@ bool InnerLane::IsView(const Flow& flow) const {
   return flow.shapes->output_count > 0;
 }
 
-void InnerLane::DebugFlush() {
-  if (options_.flush_every_op) queue_.WaitAll();
+// Only as_strided can reach beyond its base; shape classes know nothing of storage sizes.
+bool InnerLane::ViewsFit(const Flow& flow) {
+  for (const auto& result : flow.shapes->returns) {
+    for (const auto& output : result.outputs) {
+      if (output.alias_input < 0) continue;
+      if (EndByte(output.geometry) > flow.call.tensors[output.alias_input]->unsafe_storage().nbytes()) return false;
+    }
+  }
+  return true;
+}
+
+bool InnerLane::TakesApart(const c10::OperatorHandle& op) const {
+  return mode_ == Mode::kActive && c10::InferenceMode::is_enabled() && InfoOf(op).composite;
+}
+
+bool InnerLane::DebugFlushDue() {
+  bool due = options_.flush_every_op;
   if (options_.flush_random_one_in != 0) {
     random_state_ = random_state_ * 6364136223846793005ULL + options_.flush_random_seed;
-    if ((random_state_ >> 33) % options_.flush_random_one_in == 0) queue_.WaitAll();
+    due |= (random_state_ >> 33) % options_.flush_random_one_in == 0;
   }
+  if (due) stats_.Flush(FlushReason::kDebug);
+  return due;
 }
 
 void InnerLane::OnOp(const c10::OperatorHandle& op, c10::DispatchKeySet next, Stack* stack) {
@@ -190,19 +197,27 @@ void InnerLane::OnOp(const c10::OperatorHandle& op, c10::DispatchKeySet next, St
     return;
   }
   const Route route = Classify(flow);
+  if (route != Route::kHost && op_index_ == force_at_) {
+    stats_.Diverge({DivergenceReason::kForced, op_index_, info.name, info.name, "", UserFrame()});
+    record_rest_ = true;
+  }
   if (route != Route::kDefer) {
     if (route == Route::kInline) ++op_index_;
     RunInline(flow, route, next, stack);
     return;
   }
-  flow.signature = &paths_.Locate(flow.call, InnerEnv(), signatures_);
+  flow.signature = &paths_.Locate(flow.call, Env::Current(), signatures_);
   flow.shapes = flow.signature->FindShapes(flow.call);
-  if (flow.shapes == nullptr && flow.signature->inference_trusted) {
-    if (auto inferred = InferShapes(flow.call)) flow.shapes = flow.signature->AddShapes(std::move(inferred), flow.call);
+  if (flow.shapes == nullptr) {
+    const auto verdict = flow.signature->inference_agrees.find(HashLayouts(flow.call));
+    const bool trusted = verdict != flow.signature->inference_agrees.end() && verdict->second;
+    auto inferred = trusted ? InferShapes(flow.call) : nullptr;
+    if (inferred != nullptr) flow.shapes = flow.signature->AddShapes(std::move(inferred), flow.call);
   }
-  if (op_index_ == force_at_) {
-    stats_.Diverge({DivergenceReason::kForced, op_index_, info.name, info.name, "", UserFrame()});
-    record_rest_ = true;
+  if (flow.shapes != nullptr && !ViewsFit(flow)) {
+    ++op_index_;
+    RunInline(flow, Route::kInline, next, stack);  // raises what eager raises
+    return;
   }
   if (flow.shapes == nullptr || record_rest_) {
     Record(flow, next, stack);
@@ -210,7 +225,7 @@ void InnerLane::OnOp(const c10::OperatorHandle& op, c10::DispatchKeySet next, St
     Defer(flow, stack);
   }
   ++op_index_;
-  DebugFlush();
+  if (DebugFlushDue()) queue_.WaitAll();
 }
 
 void InnerLane::CountInline(const OpInfo& info, Route route) {

@@ -60,8 +60,12 @@ class InnerLane {
   void SetComputeDevice(c10::DeviceType device) { compute_device_ = device; }
   c10::DeviceType ComputeDevice() const { return compute_device_; }
 
+  bool TakesApart(const c10::OperatorHandle& op) const;
   // The boxed handler. `next` are the keys below the lane's own.
   void OnOp(const c10::OperatorHandle& op, c10::DispatchKeySet next, Stack* stack);
+
+  // The debugging modes: complete pending work now, if the mode says so.
+  bool DebugFlushDue();
 
  private:
   enum class Route { kDefer, kInline, kHost };
@@ -79,6 +83,7 @@ class InnerLane {
   Route Classify(Flow& flow);
   bool PrepareExternals(Flow& flow);
   bool IsView(const Flow& flow) const;
+  static bool ViewsFit(const Flow& flow);
 
   void RunInline(Flow& flow, Route route, c10::DispatchKeySet next, Stack* stack);
   void CountInline(const OpInfo& info, Route route);
@@ -94,7 +99,6 @@ class InnerLane {
   at::Tensor MakePlaceholder(Flow& flow, const OutputSpec& spec, c10::ArrayRef<at::Tensor> earlier, RecordPtr& record, uint64_t sequence);
   void StampWrites(Flow& flow);
   void BumpVersions(const Flow& flow);
-  void DebugFlush();
 
   WorkQueue& queue_;
   StepStats& stats_;

@@ -35,7 +35,7 @@ void InnerLane::PackOperands(Flow& flow, Work& work, uint64_t sequence) {
   work.Clear();
   work.op = call.info;
   work.shapes = flow.shapes;
-  work.grad_mode = c10::GradMode::is_enabled();
+  work.env = Env::Current();
   work.tensor_counts.assign(call.tensor_counts.begin(), call.tensor_counts.end());
   work.args.resize(call.info->args.size());
   for (size_t i = 0; i < call.info->args.size(); ++i) {
@@ -165,10 +165,10 @@ void InnerLane::LearnShapes(Flow& flow, c10::ArrayRef<at::Tensor> operands, std:
     if (const auto bumps = operands[i]._version(); bumps != 0) shapes->version_bumps.emplace_back(static_cast<int>(i), bumps);
   }
   Signature& signature = *flow.signature;
-  if (!signature.inference_trusted && !signature.inference_refuted) {
+  if (const uint64_t layouts = HashLayouts(flow.call); !signature.inference_agrees.contains(layouts)) {
     const auto inferred = InferShapes(flow.call);
     const bool agrees = inferred != nullptr && SamePrediction(*inferred, *shapes) && shapes->version_bumps.empty();
-    (agrees ? signature.inference_trusted : signature.inference_refuted) = true;
+    signature.inference_agrees.emplace(layouts, agrees);
   }
   flow.shapes = signature.AddShapes(std::move(shapes), flow.call);
 }

@@ -1,6 +1,8 @@
 #include "seam/lazy_impl.h"
 
 #include <c10/core/CPUAllocator.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 
 #include "seam/outer_placeholder.h"
 #include "seam/settle.h"
@@ -12,6 +14,12 @@ namespace {
 using c10::TensorImpl;
 
 bool g_graft_enabled = false;
+
+// Under a dispatch mode, and for subclasses with __torch_dispatch__, a copy is a `detach` that Python code sees.
+bool PythonSeesCopies(c10::DispatchKeySet keys) {
+  return (c10::impl::TorchDispatchModeTLS::stack_len() > 0 || keys.has(c10::DispatchKey::Python)) &&
+         !c10::impl::tls_is_dispatch_key_excluded(c10::DispatchKey::Python);
+}
 
 const void* VtableOf(const TensorImpl& tensor) { return *reinterpret_cast<const void* const*>(&tensor); }
 void SetVtable(TensorImpl& tensor, const void* vtable) { *reinterpret_cast<const void**>(&tensor) = vtable; }
@@ -68,10 +76,12 @@ c10::intrusive_ptr<TensorImpl> LazyImpl::Copy(Version&& version, bool allow_chan
 }
 
 c10::intrusive_ptr<TensorImpl> LazyImpl::shallow_copy_and_detach(const c10::VariableVersion& version, bool allow) const {
+  if (PythonSeesCopies(key_set_)) return TensorImpl::shallow_copy_and_detach(version, allow);
   return Copy(version, allow);
 }
 
 c10::intrusive_ptr<TensorImpl> LazyImpl::shallow_copy_and_detach(c10::VariableVersion&& version, bool allow) const {
+  if (PythonSeesCopies(key_set_)) return TensorImpl::shallow_copy_and_detach(std::move(version), allow);
   return Copy(std::move(version), allow);
 }
 

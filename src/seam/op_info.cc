@@ -102,6 +102,8 @@ OpInfo::OpInfo(const c10::OperatorHandle& op) : handle(op) {
   data_dependent = Contains(kDependsOnValues, base) || op.hasTag(at::Tag::data_dependent_output) || op.hasTag(at::Tag::dynamic_output_shape);
   changes_metadata = op.hasTag(at::Tag::inplace_view) || Contains(kChangesMetadata, base);
   may_alias = Contains(kUnannotatedAlias, base);
+  composite = op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) || base == "aten::unsafe_split" ||
+              base == "aten::unsafe_split_with_sizes";
   prepares_input = base == "aten::lift_fresh";
   metadata_only = Contains(kMetadataOnly, base);
   for (const auto& argument : schema.arguments()) {

@@ -43,6 +43,7 @@ struct OpInfo {
   bool changes_metadata = false; // sizes, strides or storage of an argument change in place
   bool metadata_only = false;    // never reads the data of its inputs
   bool writes_any = false;
+  bool composite = false;       // made of other operators, which the lane sees one by one
   bool overwrites = false;      // fills its written argument without reading it
   bool prepares_input = false;  // hands a fresh tensor on unchanged
   bool may_alias = false;        // an output may share the storage of an input

@@ -3,6 +3,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
 #include <ATen/SavedTensorHooks.h>
+#include <ATen/ops/as_strided.h>
 #include <ATen/ops/empty_strided.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/variable.h>
@@ -21,14 +22,21 @@ using Code = Arg::Code;
 
 namespace {
 
-// A tensor of its own with the same sizes and strides, offset 0.
-at::Tensor StridedCopy(const at::Tensor& tensor) {
+// The storage offset of a tensor, in elements of another type.
+int64_t InElements(const TensorImpl& tensor, c10::ScalarType dtype) {
+  return tensor.storage_offset() * static_cast<int64_t>(tensor.itemsize()) / static_cast<int64_t>(c10::elementSize(dtype));
+}
+
+// The bytes from the first to the last element, gaps included: views made inside the step may read them.
+at::Tensor RangeCopy(const at::Tensor& tensor) {
   LanesOff off;
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   HandlerDepth depth;
-  at::Tensor copy = at::empty_strided(tensor.sizes(), tensor.strides(), tensor.options());
-  copy.copy_(tensor);
-  return copy;
+  int64_t extent = tensor.numel() == 0 ? 0 : 1;
+  for (int64_t d = 0; extent != 0 && d < tensor.dim(); ++d) extent += (tensor.size(d) - 1) * tensor.stride(d);
+  at::Tensor copy = at::empty_strided({extent}, {1}, tensor.options());
+  copy.copy_(at::as_strided(tensor, {extent}, {1}, tensor.storage_offset()));
+  return at::as_strided(copy, tensor.sizes(), tensor.strides(), 0);
 }
 
 }  // namespace
@@ -47,6 +55,7 @@ bool OuterLane::BindFeed(int id, const at::Tensor& tensor) {
   if (record != nullptr && plan.slot_of_persistent.count(record) != 0) return false;
   if (!external.snapshot) {
     if (record == nullptr || record->synchronous.load(std::memory_order_relaxed)) return false;
+    if (impl->unsafe_storage().nbytes() < external.storage_nbytes) return false;
     // The same storages must be shared between inputs as in the recording.
     for (int other : plan.feeds) {
       const at::Tensor& bound = step_->bound[other];
@@ -186,13 +195,13 @@ at::Tensor OuterLane::MakePlaceholder(int id) {
   if (slot.external) {
     for (size_t i = 0; !storage && i < plan.externals.size(); ++i) {
       const External& external = plan.externals[i];
-      const bool here = slot.snapshot ? external.snapshot && step_->bound[i].defined() : external.slot == value.slot;
+      const bool here = slot.snapshot ? static_cast<int>(i) == slot.snapshot_external : external.slot == value.slot;
       if (!here) continue;
       if (external.persistent) {
         storage = c10::Storage(external.tensor.lock()->unsafe_storage());
       } else if (step_->bound[i].defined()) {
         storage = step_->bound[i].unsafeGetTensorImpl()->unsafe_storage();
-        if (slot.snapshot) geometry.offset += step_->bound[i].storage_offset();
+        if (slot.snapshot) geometry.offset += InElements(*step_->bound[i].unsafeGetTensorImpl(), geometry.dtype);
       }
     }
   } else {
@@ -235,7 +244,7 @@ void OuterLane::TakeSnapshots(const OuterEvent& event, LogEntry& entry) {
     const at::Tensor& source = step_->bound[snapshot.external];
     TORCH_CHECK(source.defined(), "outrider: an input was not bound before it was needed");
     Operand operand;
-    operand.tensor = StridedCopy(source);
+    operand.tensor = RangeCopy(source);
     entry.snapshots.emplace_back(snapshot.external, operand.tensor);
     step_->inputs.emplace_back(snapshot.slot, std::move(operand));
   }
@@ -327,6 +336,9 @@ void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack)
     ++step_->cursor;
     ++stats_.events;
     SetUncommittedWork(true);
+    if (!inner_.DebugFlushDue()) return;
+    Launch(/*final=*/false);
+    queue_.WaitAll();
     return;
   }
   const bool known = static_cast<size_t>(step_->cursor) < step_->plan->events.size();

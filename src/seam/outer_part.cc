@@ -3,7 +3,6 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
 #include <ATen/ops/empty.h>
-#include <c10/core/GradMode.h>
 
 #include "seam/keys.h"
 
@@ -111,7 +110,7 @@ void OuterPart::RunOp(const DeviceOp& op) {
   Stack stack;
   stack.reserve(op.args.size() + 2);
   for (const auto& arg : op.args) stack.push_back(ArgumentOf(arg));
-  c10::AutoGradMode as_recorded(op.grad_mode);
+  op.env.Adopt();
   op.info->handle.callBoxed(&stack);
   for (size_t i = 0; i < op.outputs.size(); ++i) {
     const Arg& output = op.outputs[i];

@@ -55,6 +55,7 @@ int OuterRecorder::ExternalOf(const at::Tensor& tensor) {
   }
   external.geometry = Geometry::Of(*impl);
   external.offset = external.geometry.offset;
+  external.storage_nbytes = impl->unsafe_storage().nbytes();
   external.storage = impl->unsafe_storage().unsafeGetStorageImpl();
   external.storage_guard = impl->unsafe_storage().getWeakStorageImpl();
   if (!tensor.is_leaf()) Refuse("INNER_HISTORY: a tensor from outside the step carries autograd history");
@@ -127,6 +128,9 @@ bool OuterRecorder::BeginEvent(OpInfo& info, const Stack& stack) {
   if (info.foreign) Refuse("INNER_FOREIGN: operator " + info.name + " is not part of torch");
   if (info.changes_metadata) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " changes the shape of a tensor in place");
   if (const std::string watcher = Watcher(); !watcher.empty()) Refuse(watcher);
+  if (!trace_.events.empty() && trace_.events.back().env.inference != c10::InferenceMode::is_enabled()) {
+    Refuse("INNER_HISTORY: inference mode in a part of the step");
+  }
   event_ = static_cast<int>(trace_.events.size());
   OuterEvent event;
   event.info = &info;

@@ -14,16 +14,28 @@ int OuterRecorder::SnapshotSlot(const at::Tensor& tensor, int64_t& rebase) {
   const TensorImpl* impl = tensor.unsafeGetTensorImpl();
   const auto it = snapshot_externals_.find(impl->unsafe_storage().unsafeGetStorageImpl());
   if (it == snapshot_externals_.end()) return -1;
-  int external = it->second.front();
+  const size_t item = impl->itemsize();
+  const size_t first = static_cast<size_t>(impl->storage_offset()) * item;
+  const size_t end = EndByte(Geometry::Of(*impl));
+  int external = -1;
   for (int candidate : it->second) {
     const External& known = trace_.externals[candidate];
-    if (known.offset == impl->storage_offset() && impl->sizes() == c10::IntArrayRef(known.geometry.sizes)) external = candidate;
+    const size_t start = static_cast<size_t>(known.offset) * c10::elementSize(known.geometry.dtype);
+    if (first < start || end > start + EndByte(known.geometry) || start % item != 0) continue;
+    const bool exact = first == start && impl->sizes() == c10::IntArrayRef(known.geometry.sizes);
+    if (external < 0 || exact) external = candidate;
   }
-  rebase = trace_.externals[external].offset;
+  if (external < 0) {
+    Refuse("INNER_FOREIGN: a view reaches beyond the input that it was made of");
+    external = it->second.front();
+  }
+  const External& source = trace_.externals[external];
+  rebase = source.offset * static_cast<int64_t>(c10::elementSize(source.geometry.dtype)) / static_cast<int64_t>(item);
   const uint64_t key = (static_cast<uint64_t>(external) << 32) | static_cast<uint32_t>(event_);
   if (auto slot = snapshot_slot_of_.find(key); slot != snapshot_slot_of_.end()) return slot->second;
   Slot slot;
   slot.external = slot.snapshot = true;
+  slot.snapshot_external = external;
   slot.device = tensor.device();
   const int id = static_cast<int>(trace_.slots.size());
   trace_.slots.push_back(std::move(slot));
@@ -121,7 +133,7 @@ void OuterRecorder::BeforeDeviceOp(const Call& call) {
   op.info = call.info;
   op.event = event_;
   op.host_draw = draw;
-  op.grad_mode = c10::GradMode::is_enabled();
+  op.env = Env::Current();
   const size_t known_slots = trace_.slots.size();
   for (size_t i = 0; i < info.args.size(); ++i) op.args.push_back(DeviceArg(call.args[i], /*result=*/false));
   for (size_t i = 0; i < call.tensors.size(); ++i) {

@@ -2,6 +2,7 @@
 // the real operators run on the logged arguments, and living placeholders take over what they produce.
 
 #include <ATen/autocast_mode.h>
+#include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/variable.h>
 
@@ -148,6 +149,7 @@ void OuterLane::Replay() {
   const at::Tensor generator_now = CpuGeneratorState();
   {
     HandlerDepth depth;
+    const c10::InferenceMode normal_mode(false);  // the divergence may have been found inside an inference block
     CleanDispatch clean;
     for (auto& entry : log) ReplayEvent(entry);
     outside.Restore();

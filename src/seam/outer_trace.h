@@ -87,7 +87,7 @@ struct DeviceOp {
   std::vector<Arg> args;
   std::vector<Arg> outputs;
   int event = -1;
-  bool grad_mode = false;       // kernels may keep a workspace for backward
+  Env env;                      // what its kernel may look at
   bool host_draw = false;       // CPU random numbers: drawn by the imperative thread
   int draw_slot = -1;           // ... into this slot
   std::vector<int> writes;      // slots written
@@ -105,6 +105,7 @@ struct Slot {
   int persistent = -1;     // index into OuterPlan::persistent_records (plan)
   int feed = -1;           // external that brings it (plan)
   bool snapshot = false;
+  int snapshot_external = -1;  // ... of this external
   bool allocate = false;   // a bare allocation inside an event, first seen when it is filled
   size_t nbytes = 0;
   c10::Device device = c10::kCPU;
@@ -119,6 +120,7 @@ struct External {
   // Keeps the address of the storage from being used again while it is compared with.
   c10::weak_intrusive_ptr<c10::StorageImpl> storage_guard{c10::intrusive_ptr<c10::StorageImpl>()};
   Geometry geometry;  // snapshot externals: offset 0
+  size_t storage_nbytes = 0;
   int64_t offset = 0;
   bool requires_grad = false;
   bool snapshot = false;

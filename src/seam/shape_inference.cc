@@ -143,7 +143,7 @@ bool SamePrediction(const ShapeClass& inferred, const ShapeClass& recorded) {
       const auto& x = a.outputs[i];
       const auto& y = b.outputs[i];
       if (!(x.geometry == y.geometry) || x.alias_input != y.alias_input || x.alias_output != y.alias_output ||
-          x.same_as_input != y.same_as_input) {
+          x.same_as_input != y.same_as_input || (y.alias_input < 0 && y.alias_output < 0 && x.nbytes != y.nbytes)) {
         return false;
       }
     }

@@ -95,6 +95,12 @@ uint64_t HashIValue(uint64_t seed, const c10::IValue& value) {
   return HashMix(seed, value.isNone() ? 23 : 29);
 }
 
+uint64_t HashLayouts(const Call& call) {
+  uint64_t hash = 13;
+  for (const auto* tensor : call.tensors) hash = tensor == nullptr ? HashMix(hash, 11) : HashLayout(hash, *tensor);
+  return hash;
+}
+
 void AppendSizes(const Call& call, c10::SmallVectorImpl<int64_t>& out) {
   for (size_t i = 0; i < call.info->args.size(); ++i) {
     const ArgKind kind = call.info->args[i].kind;

@@ -65,9 +65,8 @@ class Signature {
   const ShapeClass* FindShapes(const Call& call);
   const ShapeClass* AddShapes(std::unique_ptr<ShapeClass> shapes, const Call& call);
 
-  // Meta inference of this signature agreed with a recorded run; only then it may stand for one.
-  bool inference_trusted = false;
-  bool inference_refuted = false;
+  // Whether Meta inference agreed with a recorded run, by the layout of the inputs; only where it did it may stand for one.
+  std::unordered_map<uint64_t, bool> inference_agrees;
   trace::SignatureId id;
 
  private:
@@ -94,6 +93,7 @@ class SignatureTable {
 
 bool StructurallyEqual(const c10::IValue& a, const c10::IValue& b);
 uint64_t HashIValue(uint64_t seed, const c10::IValue& value);
+uint64_t HashLayouts(const Call& call);
 // The flattened sizes of a call.
 void AppendSizes(const Call& call, c10::SmallVectorImpl<int64_t>& out);
 

@@ -1,7 +1,6 @@
 #include "seam/work.h"
 
 #include <ATen/core/List.h>
-#include <c10/core/GradMode.h>
 
 namespace outrider::seam {
 namespace {
@@ -21,6 +20,7 @@ void CheckGeometry(const at::Tensor& tensor, const OutputSpec& expected, const O
 void StoreOutput(Work& work, size_t index, const at::Tensor& tensor, const OutputSpec& spec) {
   auto& record = work.outputs[index];
   if (!spec.geometry.defined || spec.same_as_input >= 0) return;
+  TORCH_CHECK(tensor.defined(), "outrider: operator ", work.op->name, " gave no tensor where ", spec.geometry.Text(), " was recorded");
   CheckGeometry(tensor, spec, *work.op);
   if (record != nullptr) record->real = tensor.unsafeGetTensorImpl()->unsafe_storage();
 }
@@ -93,7 +93,7 @@ void ExecuteOp(Work& work) {
   Stack stack;
   stack.reserve(work.op->args.size() + 2);
   PushArguments(work, stack);
-  c10::AutoGradMode as_recorded(work.grad_mode);
+  work.env.Adopt();
   work.op->handle.callBoxed(&stack);
   StoreOutputs(work, stack);
 }

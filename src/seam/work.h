@@ -37,7 +37,7 @@ struct Work {
   std::shared_ptr<PartJob> part;
   std::unique_ptr<ThreadState> thread_state;   // adopt before running
   int64_t stream = 0;
-  bool grad_mode = false;
+  Env env;  // of the program when it called
 
   void Clear();
 };

@@ -105,6 +105,15 @@ class FakeCore(ModuleType):
     def resume(self) -> None:
         self.calls.append(("resume",))
 
+    def load(self) -> bool:
+        return False
+
+    def reveal_history(self, tensor: Any, how: str) -> None:
+        self.calls.append(("reveal_history", how))
+
+    def builds_own_nodes(self, how: str) -> None:
+        self.calls.append(("builds_own_nodes", how))
+
     def flag_changed(self) -> None:
         self.calls.append(("flag_changed",))
 

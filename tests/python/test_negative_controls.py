@@ -20,17 +20,6 @@ STEPS = 16
 DELAY = {"runner_delay_us": 2000}
 
 
-def raw_reads(bench):
-    """Reads a parameter's memory right after each step, through numpy."""
-
-    def step(i):
-        loss = bench.train()
-        bench.log.append(bench.weight().detach().numpy().copy().tobytes())
-        return loss
-
-    return step
-
-
 def version_reads(bench):
     """Logs version counters that only the kernels of foreach ops bump."""
 
@@ -62,7 +51,6 @@ def reused_feed(bench):
 
 
 CONTROLS = {
-    "graft": functools.partial(Bench, raw_reads, "adamw_foreach"),
     "feed_clone": functools.partial(Bench, reused_feed, "adamw_foreach"),
     "version_replay": functools.partial(Bench, version_reads, "adamw_foreach"),
 }

@@ -29,6 +29,7 @@ CODES = [
     "FLUSH_RECORD",
     "FLUSH_FORK",
     "FLUSH_STEP_OUTSIDE",
+    "FLUSH_DEBUG",
     "DIV_NEW_PATH",
     "DIV_META",
     "DIV_ENV",
