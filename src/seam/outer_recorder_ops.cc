@@ -1,5 +1,7 @@
 // OuterRecorder, second half: device ops.
 
+#include <torch/csrc/autograd/graph_task.h>
+
 #include "seam/lazy_impl.h"
 #include "seam/outer_recorder.h"
 #include "seam/storage_record.h"
@@ -122,6 +124,8 @@ Arg OuterRecorder::DeviceArg(const c10::IValue& value, bool result) {
 
 void OuterRecorder::BeforeDeviceOp(const Call& call) {
   op_open_ = false;
+  // A backward that came to the engine by another way than Python's funnel (C++ programs) is not an event.
+  if (event_ < 0 && torch::autograd::get_current_graph_task_id() != -1) Refuse("INNER_GRAPH_API: backward called from C++");
   if (event_ < 0 || call.info->profiler) return;  // host code between events: its results enter as feeds
   const OpInfo& info = *call.info;
   const bool draw = info.random && compute_device_ == c10::kCPU;
