@@ -89,6 +89,7 @@ def test_interrupt_ends_the_run():
     """Ctrl-C in mid-training ends the process, with KeyboardInterrupt and no hang."""
     expected = plain("--fail", "interrupt")
     actual = coexecuted("--fail", "interrupt")
+    # Death by the signal and the exit code that stands for it are the same to a shell.
     assert expected.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
-    assert actual.returncode == expected.returncode
+    assert actual.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
     assert "KeyboardInterrupt" in actual.stderr
