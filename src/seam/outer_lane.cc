@@ -15,7 +15,6 @@ namespace {
 constexpr size_t kPlansMax = 16;        // per program
 constexpr size_t kRecordingsMax = 6;    // waiting for a second, agreeing one
 constexpr int kFruitlessMax = 12;       // recordings in a row before recording pauses
-constexpr uint64_t kRecordAfterDivergence = 3;  // steps
 constexpr uint64_t kPauseMax = 1024;    // steps
 
 }  // namespace
@@ -41,7 +40,7 @@ OuterLane::Mode OuterLane::BeginStep(uint64_t step, const std::string& program, 
   step_number_ = step;
   program_ = &programs_[program];
   note_.clear();
-  diverge_requested_ = diverged_this_step_ = false;
+  diverge_requested_ = false;
   mode_ = Mode::kOff;
   if (queue_.Idle()) retired_.clear();
   if (!allowed) {

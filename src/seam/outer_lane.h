@@ -22,7 +22,6 @@
 namespace outrider::seam {
 
 struct OuterOptions {
-  bool replay_versions = true;  // false: negative control
   bool cut_at_backward = true;
 };
 
@@ -148,7 +147,6 @@ class OuterLane {
   std::vector<int> newly_bound_;
   int64_t force_at_ = -1;
   bool diverge_requested_ = false;
-  bool diverged_this_step_ = false;
 };
 
 }  // namespace outrider::seam

@@ -6,6 +6,11 @@
 #include "seam/settle.h"
 
 namespace outrider::seam {
+namespace {
+
+constexpr uint64_t kRecordAfterDivergence = 3;  // steps
+
+}  // namespace
 
 // Nobody alive needs history that only a replay could build: every living tensor that requires grad was consumed by a
 // backward that has been validated.
@@ -135,7 +140,6 @@ void OuterLane::SettleUncommitted(StorageRecord& record, bool raw) {
 // Callers hold launch_mutex_ or are the imperative thread between two events.
 void OuterLane::Diverge(DivergenceReason reason, const std::string& expected, const std::string& got, const std::string& field) {
   stats_.Diverge({reason, step_->cursor, expected, got, field, UserFrame()});
-  diverged_this_step_ = true;
   if (CommitAllowed()) {
     Launch(/*final=*/false);
   } else {
@@ -150,7 +154,7 @@ void OuterLane::LeaveCover() {
   mode_ = Mode::kDiverged;
   step_->over = true;
   program_->clean = 0;
-  program_->record_until = std::max<uint64_t>(program_->record_until, step_number_ + 3);
+  program_->record_until = std::max<uint64_t>(program_->record_until, step_number_ + kRecordAfterDivergence);
   inner_.Resume();
 }
 
