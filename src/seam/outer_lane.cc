@@ -160,25 +160,31 @@ void OuterLane::OnEvent(const c10::OperatorHandle& op, c10::DispatchKeySet next,
 
 bool OuterLane::IsBarrier(const OpInfo& info) const { return info.fetch || info.data_dependent || info.odd_returns; }
 
+bool OuterLane::IsValue(const at::Tensor& tensor) const {
+  if (mode_ == Mode::kRecord) return recorder_->IsValue(tensor);
+  auto* impl = tensor.unsafeGetTensorImpl();
+  return KindOf(*impl) == ImplKind::kOuterPlaceholder && static_cast<OuterPlaceholder*>(impl)->Step() == step_.get();
+}
+
 // Preparing an input on the host: identity or metadata of a tensor that is no value of this step.
 bool OuterLane::PreparesInput(const OpInfo& info, const Stack& stack) const {
   if (!info.changes_metadata && !info.prepares_input) return false;
   for (size_t i = stack.size() - info.args.size(); i < stack.size(); ++i) {
     if (!stack[i].isTensor() || !stack[i].toTensor().defined()) continue;
     const auto& tensor = stack[i].toTensor();
-    const bool value = mode_ == Mode::kRecord ? recorder_->IsValue(tensor) : KindOf(*tensor.unsafeGetTensorImpl()) == ImplKind::kOuterPlaceholder;
-    if (value || tensor.requires_grad()) return false;
+    if (IsValue(tensor) || tensor.requires_grad()) return false;
   }
   return true;
 }
 
-// True for arithmetic on host numbers and for operators without tensor operands.
+// True for arithmetic on host numbers and for operators without tensor operands. What an event returned is no number, even
+// where the inner lane has made a plain one of it.
 bool OuterLane::IsHostOnly(const OpInfo& info, const Stack& stack) const {
   const auto device = inner_.ComputeDevice();
   auto is_host = [&](const at::Tensor& tensor) {
     if (!tensor.defined()) return true;
     const auto& impl = *tensor.unsafeGetTensorImpl();
-    return device == c10::kCPU ? IsHostNumber(impl, device) : impl.device().is_cpu();
+    return device == c10::kCPU ? IsHostNumber(impl, device) && !IsValue(tensor) : impl.device().is_cpu();
   };
   bool factory_on_device = false;
   for (size_t i = stack.size() - info.args.size(); i < stack.size(); ++i) {

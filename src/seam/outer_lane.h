@@ -88,6 +88,7 @@ class OuterLane {
   void RecordEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack);
 
   // Validation (outer_match.cc).
+  bool IsValue(const at::Tensor& tensor) const;  // of this step
   bool PreparesInput(const OpInfo& info, const Stack& stack) const;
   bool IsHostOnly(const OpInfo& info, const Stack& stack) const;
   void CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack);
@@ -102,6 +103,7 @@ class OuterLane {
   bool SwitchPlan(const std::function<bool(const OuterPlan&)>& fits);
   void ReturnEvent(const OuterEvent& event, Stack* stack, LogEntry& entry);
   at::Tensor MakePlaceholder(int value);
+  at::Tensor MakeResult(int value, const LogEntry& entry);
   void BumpVersions(const OuterEvent& event, const LogEntry& entry, int direction);
   void TakeSnapshots(const OuterEvent& event, LogEntry& entry);
   void DrawNumbers(const OuterEvent& event, LogEntry& entry);

@@ -114,10 +114,10 @@ class Comparison {
     for (size_t i = 0; i < b_.values.size(); ++i) {
       const auto& a = a_.values[i];
       const auto& b = b_.values[i];
-      if (!(a.geometry == b.geometry) || a.requires_grad != b.requires_grad || a.slot != b.slot || a.root != b.root ||
-          a.consumed_by != b.consumed_by || a.version != b.version) {
-        return "a value differs: " + a.geometry.Text() + " against " + b.geometry.Text();
-      }
+      if (!(a.geometry == b.geometry)) return "a value differs: " + a.geometry.Text() + " against " + b.geometry.Text();
+      const char* field = a.requires_grad != b.requires_grad ? "requires_grad" : a.slot != b.slot ? "storage" : a.root != b.root ? "backward root"
+                          : a.consumed_by != b.consumed_by ? "history" : a.version != b.version || a.version_arg != b.version_arg ? "version" : nullptr;
+      if (field != nullptr) return "a value differs: " + a.geometry.Text() + ", " + field;
     }
     for (size_t i = 0; i < b_.externals.size(); ++i) {
       const auto& a = a_.externals[i];

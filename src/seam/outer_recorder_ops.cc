@@ -122,10 +122,16 @@ Arg OuterRecorder::DeviceArg(const c10::IValue& value, bool result) {
   return arg;
 }
 
+// Whether an input of the step shows the storage; otherwise it was allocated inside an event.
+bool OuterRecorder::IsOfProgram(int slot) const {
+  const auto* storage = trace_.slots[slot].identity;
+  return std::any_of(trace_.externals.begin(), trace_.externals.end(), [&](const auto& external) { return external.storage == storage; });
+}
+
 void OuterRecorder::BeforeDeviceOp(const Call& call) {
   op_open_ = false;
-  // A backward that came to the engine by another way than Python's funnel (C++ programs) is not an event.
-  if (event_ < 0 && torch::autograd::get_current_graph_task_id() != -1) Refuse("INNER_GRAPH_API: backward called from C++");
+  // C++ code of a Python program comes to the engine behind the shims.
+  if (event_ < 0 && torch::autograd::get_current_graph_task_id() != -1) Refuse("INNER_GRAPH_API: backward called from C++ code below Python");
   if (event_ < 0 || call.info->profiler) return;  // host code between events: its results enter as feeds
   const OpInfo& info = *call.info;
   const bool draw = info.random && compute_device_ == c10::kCPU;
@@ -147,7 +153,7 @@ void OuterRecorder::BeforeDeviceOp(const Call& call) {
     else Refuse("INNER_FOREIGN: operator " + info.name + " writes to memory of the program's own");
   }
   for (int slot : op.writes) {
-    if (static_cast<size_t>(slot) < known_slots || !info.overwrites || trace_.slots[slot].snapshot) continue;
+    if (static_cast<size_t>(slot) < known_slots || !info.overwrites || trace_.slots[slot].snapshot || IsOfProgram(slot)) continue;
     trace_.slots[slot].external = false;
     trace_.slots[slot].allocate = true;
   }
