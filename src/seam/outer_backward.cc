@@ -1,6 +1,5 @@
 // OuterLane: backward as one event.
 
-#include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/autograd/variable.h>
@@ -14,49 +13,8 @@
 #include "seam/torch_adapter.h"
 
 namespace outrider::seam {
-namespace {
 
-using torch::autograd::Node;
-using torch::autograd::variable_list;
-
-// Stands for the whole graph of a covered step. Input k < R is the k-th recorded backward root, input R everything else.
-class DummyNode final : public Node {
- public:
-  DummyNode(OuterLane& lane, std::weak_ptr<OuterStep> step) : lane_(lane), step_(std::move(step)) {}
-
-  variable_list apply(variable_list&& gradients) override {
-    const auto step = step_.lock();
-    TORCH_CHECK(step != nullptr && !step->over && !used_, torch::autograd::ERR_BACKWARD_TWICE);
-    const bool plain = !torch::autograd::get_current_graph_task_keep_graph() && !c10::GradMode::is_enabled();
-    if (lane_.BackwardFromNode(step.get(), gradients, plain)) used_ = true;
-    return {};
-  }
-  std::string name() const override { return "OutriderStepBackward"; }
-  void release_variables() override { used_ = true; }
-
- private:
-  OuterLane& lane_;
-  std::weak_ptr<OuterStep> step_;
-  bool used_ = false;
-};
-
-}  // namespace
-
-void OuterLane::MakeDummyNode() {
-  auto node = MakeNode<DummyNode>(*this, std::weak_ptr<OuterStep>(step_));
-  const OuterPlan& plan = *step_->plan;
-  for (int root = 0; root < plan.roots; ++root) {
-    for (const auto& value : plan.values) {
-      if (value.root != root) continue;
-      auto meta = c10::make_intrusive<LazyImpl>(c10::TensorImpl::VIEW, c10::Storage(c10::Storage::use_byte_size_t(), 0, c10::DataPtr(), nullptr, false),
-                                                value.keys, c10::scalarTypeToTypeMeta(value.geometry.dtype));
-      meta->set_sizes_and_strides(value.geometry.sizes, value.geometry.strides, 0);
-      node->add_input_metadata(at::Tensor(std::move(meta)));
-    }
-  }
-  node->add_input_metadata(Node::undefined_input());
-  dummy_ = torch::autograd::Edge(std::move(node), 0);
-}
+using torch::autograd::edge_list;
 
 bool OuterLane::LeavesMatch(const OuterEvent& event) const {
   for (size_t i = 0; i < event.leaves.size(); ++i) {
@@ -117,61 +75,62 @@ bool OuterLane::CoverBackward(const std::vector<int>& root_values, const std::ve
   return true;
 }
 
-OuterLane::Backward OuterLane::BackwardEnter(const torch::autograd::edge_list& roots, const std::vector<at::Tensor>& gradients, bool plain) {
+std::optional<std::vector<int>> OuterLane::ValuesOf(const edge_list& edges) const {
+  std::vector<int> values;
+  for (const auto& edge : edges) {
+    const bool living = edge.function.get() == dummy_.get() && step_->live[edge.input_nr] != nullptr;
+    if (!living) return std::nullopt;
+    values.push_back(static_cast<int>(edge.input_nr));
+  }
+  return values;
+}
+
+BackwardAnswer OuterLane::BackwardEnter(const edge_list& roots, const std::vector<at::Tensor>& gradients, bool plain) {
   if (mode_ == Mode::kRecord) {
     if (recorder_->InEvent()) {
       recorder_->Refuse("INNER_GRAPH_API: backward inside a backward (re-entrant checkpointing)");
-      return Backward::kPlain;
+      return BackwardAnswer::kPlain;
     }
     if (!plain) {
       recorder_->Refuse("INNER_GRAPH_API: autograd.grad, inputs=, create_graph or retain_graph");
-      return Backward::kPlain;
+      return BackwardAnswer::kPlain;
     }
     recorder_->BeginBackward(roots, gradients);
-    return Backward::kFollow;
+    return BackwardAnswer::kFollow;
   }
-  if (mode_ != Mode::kCover) return Backward::kPlain;
-  std::vector<int> values;
-  for (const auto& root : roots) {
-    if (root.function != dummy_.function) break;
-    for (size_t i = 0; i < step_->plan->values.size(); ++i) {
-      if (step_->plan->values[i].root == static_cast<int>(root.input_nr)) values.push_back(static_cast<int>(i));
-    }
-  }
-  if (plain && values.size() == roots.size() && CoverBackward(values, gradients)) return Backward::kHandled;
+  if (mode_ != Mode::kCover) return BackwardAnswer::kPlain;
+  TORCH_CHECK(!dummy_->Hooked(), "outrider: a hook was put on ", dummy_->name(), ", which stands for all nodes of a covered ",
+              "step; put the hook on the tensor, or choose the inner lane");
+  const auto values = ValuesOf(roots);
+  if (plain && values && CoverBackward(*values, gradients)) return BackwardAnswer::kHandled;
   const bool forced = step_->cursor == force_at_;
   Diverge(forced ? DivergenceReason::kForced : DivergenceReason::kBackward, "the recorded backward", "another backward",
           plain ? "roots, gradients or leaves" : "engine flags");
-  return Backward::kPlain;
+  return BackwardAnswer::kPlain;
 }
 
-void OuterLane::BackwardExit() {
-  if (mode_ == Mode::kRecord && recorder_ != nullptr) recorder_->EndBackward();
+void OuterLane::BackwardExit(bool completed) {
+  if (mode_ == Mode::kRecord && recorder_ != nullptr) recorder_->EndBackward(completed);
 }
 
 bool OuterLane::BackwardFromNode(OuterStep* step, const std::vector<at::Tensor>& gradients, bool plain) {
+  std::unique_lock<std::recursive_mutex> lock(launch_mutex_);  // the engine may be called by any thread
   TORCH_CHECK(step == step_.get() && mode_ == Mode::kCover, torch::autograd::ERR_BACKWARD_TWICE);
-  std::vector<int> values;
+  edge_list roots;
   std::vector<at::Tensor> given;
-  for (size_t root = 0; root < gradients.size(); ++root) {
-    if (!gradients[root].defined()) continue;
-    for (size_t i = 0; i < step_->plan->values.size(); ++i) {
-      if (step_->plan->values[i].root != static_cast<int>(root)) continue;
-      values.push_back(static_cast<int>(i));
-      given.push_back(gradients[root]);
-    }
+  for (size_t value = 0; value < gradients.size(); ++value) {
+    if (!gradients[value].defined()) continue;
+    roots.emplace_back(dummy_, static_cast<uint32_t>(value));
+    given.push_back(gradients[value]);
   }
-  if (plain && CoverBackward(values, given)) return true;
+  const auto values = ValuesOf(roots);
+  if (plain && values && CoverBackward(*values, given)) return true;
   // Build the real graph here and run the real backward inside this one.
-  std::vector<at::Tensor> roots;
-  for (int value : values) {
-    roots.emplace_back(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>::reclaim_copy(step_->live[value]));
-  }
   Diverge(DivergenceReason::kBackward, "the recorded backward", "another backward", "seen by the engine");
-  torch::autograd::edge_list edges;
-  for (const auto& root : roots) edges.push_back(torch::autograd::impl::gradient_edge(root));
+  lock.unlock();
+  for (auto& root : roots) root = DummyNode::Resolve(root);
   const bool keep_graph = torch::autograd::get_current_graph_task_keep_graph();
-  torch::autograd::Engine::get_default_engine().execute(edges, given, keep_graph, c10::GradMode::is_enabled(), /*accumulate_grad=*/true, {});
+  RunBackward(roots, given, keep_graph, /*create_graph=*/c10::GradMode::is_enabled());
   return false;
 }
 

@@ -58,7 +58,8 @@ OuterLane::Mode OuterLane::BeginStep(uint64_t step, const std::string& program, 
   }
   if (!plans.empty() && step > program_->record_until) {
     step_ = std::make_shared<OuterStep>(plans.front(), step);
-    MakeDummyNode();
+    dummy_ = MakeNode<DummyNode>(*this, std::weak_ptr<OuterStep>(step_));
+    dummy_->Cover(*step_->plan);
     mode_ = Mode::kCover;
   } else {
     recorder_ = std::make_unique<OuterRecorder>(inner_.ComputeDevice());
@@ -84,7 +85,7 @@ void OuterLane::EndStep() {
   if (mode_ == Mode::kRecord) FinishRecording();
   mode_ = Mode::kOff;
   step_.reset();
-  dummy_ = {};
+  dummy_.reset();
   force_at_ = -1;
 }
 
@@ -97,7 +98,7 @@ void OuterLane::AbortStep() {
   inner_.SetListener(nullptr);
   mode_ = Mode::kOff;
   step_.reset();
-  dummy_ = {};
+  dummy_.reset();
   force_at_ = -1;
 }
 
@@ -143,7 +144,9 @@ void OuterLane::FinishRecording() {
 }
 
 void OuterLane::OnEvent(const c10::OperatorHandle& op, c10::DispatchKeySet next, Stack* stack) {
-  const bool inside_backward = torch::autograd::get_current_graph_task_id() != -1;
+  // The engine casts and sums up root gradients before its graph task is the current one.
+  const bool engine_prepares = mode_ == Mode::kRecord && recorder_->InEvent();
+  const bool inside_backward = engine_prepares || torch::autograd::get_current_graph_task_id() != -1;
   if (mode_ == Mode::kOff || mode_ == Mode::kDiverged || inside_backward) {
     op.redispatchBoxed(next, stack);
     return;

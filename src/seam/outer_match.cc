@@ -172,6 +172,7 @@ bool OuterLane::SwitchPlan(const std::function<bool(const OuterPlan&)>& fits) {
     step_->bound.resize(std::max(step_->bound.size(), plans[i]->externals.size()));
     step_->late.resize(std::max(step_->late.size(), plans[i]->late_sources.size()));
     if (fits(*plans[i])) {
+      dummy_->Cover(*plans[i]);
       std::rotate(plans.begin(), plans.begin() + static_cast<std::ptrdiff_t>(i), plans.begin() + static_cast<std::ptrdiff_t>(i) + 1);
       return true;
     }
@@ -226,9 +227,8 @@ at::Tensor OuterLane::MakePlaceholder(int id) {
   if (geometry.wrapped_number) impl->set_wrapped_number(true);
   for (uint32_t i = 0; i < value.version && !impl->is_inference(); ++i) impl->bump_version();
   if (value.requires_grad) {
-    const int root = value.root < 0 ? plan.roots : value.root;
     impl->set_autograd_meta(std::make_unique<torch::autograd::AutogradMeta>(
-        impl.get(), false, torch::autograd::Edge(dummy_.function, static_cast<uint32_t>(root))));
+        impl.get(), false, torch::autograd::Edge(dummy_, static_cast<uint32_t>(id))));
   }
   step_->live[id] = impl.get();
   return at::Tensor(std::move(impl));
@@ -338,6 +338,11 @@ void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack)
     return;
   }
   std::unique_lock<std::recursive_mutex> lock(launch_mutex_);
+  if (mode_ != Mode::kCover) {  // a backward pass of another thread has just ended the cover
+    lock.unlock();
+    info.handle.redispatchBoxed(next, stack);
+    return;
+  }
   const c10::IValue* args = stack->data() + stack->size() - info.args.size();
   if (MatchHere(info, args)) {
     const OuterEvent& event = step_->plan->events[step_->cursor];

@@ -257,6 +257,13 @@ void FindDrops(OuterPlan& plan) {
   plan.last_use = std::move(last);
 }
 
+void FindHistory(OuterPlan& plan) {
+  for (size_t id = 0; id < plan.values.size(); ++id) {
+    if (plan.values[id].requires_grad) plan.values_with_history = static_cast<uint32_t>(id) + 1;
+    if (plan.values[id].root >= 0) plan.root_values.push_back(static_cast<int>(id));
+  }
+}
+
 }  // namespace
 
 PlanResult MakePlan(const OuterTrace& older, OuterTrace&& newer) {
@@ -278,6 +285,7 @@ PlanResult MakePlan(const OuterTrace& older, OuterTrace&& newer) {
   if (result.why_not.empty()) result.why_not = ClassifySlots(*plan);
   if (!result.why_not.empty()) return result;
   FindDrops(*plan);
+  FindHistory(*plan);
   result.plan = std::move(plan);
   return result;
 }

@@ -16,6 +16,8 @@ struct OuterPlan : OuterTrace {
   std::vector<int> persistent_slots;               // slot of each of them
   std::unordered_map<const StorageRecord*, int> slot_of_persistent;
   std::vector<std::pair<int, int>> late_sources;   // late-bound scalar -> (event, argument)
+  std::vector<int> root_values;                    // where backward passes start
+  uint32_t values_with_history = 0;                // no value from this one on requires grad
   std::vector<int> last_use;                       // per slot: its last device op, -1 if none
 
   // The program's state this plan was made for is gone.

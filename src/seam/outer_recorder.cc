@@ -336,8 +336,9 @@ void OuterRecorder::NoteLeafGradient(OuterEvent& event, size_t index) {
   event.leaf_bumps.back() = static_cast<uint32_t>(gradient._version()) - leaf_versions_[index];
 }
 
-void OuterRecorder::EndBackward() {
+void OuterRecorder::EndBackward(bool completed) {
   OuterEvent& event = trace_.events[event_];
+  if (!completed) Refuse("INNER_UNSTABLE: a backward raised");
   for (size_t i = 0; i < event.leaves.size(); ++i) NoteLeafGradient(event, i);
   event.end_op = static_cast<int>(trace_.ops.size());
   event_ = -1;

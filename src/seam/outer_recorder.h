@@ -27,7 +27,8 @@ class OuterRecorder final : public DeviceOpListener {
   bool InEvent() const { return event_ >= 0; }
   void NoteFetch();
   void BeginBackward(const torch::autograd::edge_list& roots, const std::vector<at::Tensor>& gradients);
-  void EndBackward();
+  // A backward that threw is no event that could be answered without running it.
+  void EndBackward(bool completed);
   void Refuse(const std::string& reason) { seam::Refuse(trace_, reason); }
 
   // --- DeviceOpListener ---

@@ -2,6 +2,8 @@
 
 #include <torch/csrc/autograd/graph_task.h>
 
+#include <algorithm>
+
 #include "seam/lazy_impl.h"
 #include "seam/outer_recorder.h"
 #include "seam/storage_record.h"
