@@ -139,7 +139,7 @@ InnerLane::Route InnerLane::Classify(Flow& flow) {
   if (c10::impl::dispatch_mode_enabled()) return Route::kInline;  // the program watches operators on this thread
   if (info.metadata_only || info.changes_metadata) return info.metadata_only ? Route::kHost : Route::kInline;
   if (info.random && on_cpu) return Route::kHost;
-  if (!on_cpu && (host_data || LeavesDevice(call))) return Route::kTransfer;
+  if (LeavesDevice(call) || (!on_cpu && host_data)) return Route::kTransfer;
   if (!supported || info.MustRunInline()) return Route::kInline;
   return PrepareExternals(flow) ? Route::kDefer : Route::kInline;
 }

@@ -223,6 +223,7 @@ void InnerLane::Record(Flow& flow, c10::DispatchKeySet next, Stack* stack) {
   }
   auto shapes = std::make_unique<ShapeClass>();
   bool plain = DescribeReturns(flow.call, operands, results, /*meta=*/false, *shapes);
+  for (const auto& result : results) plain &= !result.isTensor() || !result.toTensor().defined() || result.toTensor().device() == compute_device_;
   for (const auto& result : shapes->returns) {
     for (const auto& output : result.outputs) plain &= output.alias_input < 0 || !flow.clone[output.alias_input];
   }

@@ -7,6 +7,7 @@
 
 #include <deque>
 #include <map>
+#include <utility>
 
 namespace outrider::seam {
 namespace {
@@ -39,6 +40,9 @@ DeviceStream CurrentStream() {
 void SetCurrentStream(DeviceStream stream) {
   if (stream.device < 0) return;
   c10::cuda::set_device(static_cast<c10::DeviceIndex>(stream.device));
+  // A thread that was never asked to set another device has no context yet; cuBLAS complains.
+  thread_local bool has_context = false;
+  if (!std::exchange(has_context, true)) C10_CUDA_CHECK(cudaFree(nullptr));
   c10::cuda::setCurrentCUDAStream(StreamOf(stream));
 }
 
