@@ -128,6 +128,7 @@ OpInfo::OpInfo(const c10::OperatorHandle& op) : handle(op) {
     odd_returns |= !tensor && !number;
   }
   odd_returns |= any_number && !any_tensor;
+  view = may_alias && !writes_any && !composite && !Contains(kUnannotatedAlias, base);
 }
 
 OpInfo& InfoOf(const c10::OperatorHandle& op) {

@@ -24,9 +24,16 @@ constexpr uint64_t kPauseMax = 1024;    // steps
 OuterStep::OuterStep(std::shared_ptr<const OuterPlan> plan_in, uint64_t id_in) : plan(std::move(plan_in)), id(id_in) {
   table->step = id;
   live.assign(plan->values.size(), nullptr);
-  tokens.resize(plan->slots.size());
+  ResizeSlots(plan->slots.size());
   bound.resize(plan->externals.size());
   late.resize(plan->late_sources.size());
+}
+
+void OuterStep::ResizeSlots(size_t count) {
+  if (count <= tokens.size()) return;
+  tokens.resize(count);
+  preimage_taken.resize(count, 0);
+  launched_slots.resize(count, 0);
 }
 
 OuterLane::OuterLane(WorkQueue& queue, StepStats& stats, InnerLane& inner) : queue_(queue), stats_(stats), inner_(inner) {}
@@ -77,7 +84,8 @@ OuterLane::Mode OuterLane::BeginStep(uint64_t step, const std::string& program, 
     MakeDummyNode();
     mode_ = Mode::kCover;
   } else {
-    recorder_ = std::make_unique<OuterRecorder>(inner_.ComputeDevice());
+    recorder_ = std::make_unique<OuterRecorder>(inner_.ComputeDevice(), program_->views_move ? OuterRecorder::InputViews::kPrepared
+                                                                                              : OuterRecorder::InputViews::kEvents);
     mode_ = Mode::kRecord;
     note_ = program_->why_not;
   }
@@ -145,6 +153,12 @@ void OuterLane::FinishRecording() {
         return;
       }
       program.why_not = result.why_not;
+      if (result.view_moves && !program.views_move) {
+        program.views_move = true;
+        program.recordings.clear();  // made of events that will be none
+        note_ = program.why_not;
+        return;
+      }
       if (trace->events.empty()) break;  // the recordings agreed, yet no plan may be made of them
     }
     if (!trace->events.empty()) program.recordings.push_back(std::move(trace));
@@ -192,7 +206,7 @@ bool OuterLane::LeavesDevice(const OpInfo& info, const Stack& stack) const {
 
 // Preparing an input on the host: identity or metadata of a tensor that is no value of this step.
 bool OuterLane::PreparesInput(const OpInfo& info, const Stack& stack) const {
-  if (!info.changes_metadata && !info.prepares_input) return false;
+  if (!info.changes_metadata && !info.prepares_input && !(info.view && program_->views_move)) return false;
   for (size_t i = stack.size() - info.args.size(); i < stack.size(); ++i) {
     if (!stack[i].isTensor() || !stack[i].toTensor().defined()) continue;
     const auto& tensor = stack[i].toTensor();

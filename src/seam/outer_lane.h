@@ -82,6 +82,9 @@ class OuterLane {
     int fruitless = 0;           // recordings in a row without a plan
     int clean = 0;               // covered steps in a row without divergence
     std::string why_not;
+    // The step looks at another place of an input each time (data[i]): such views are made at once, and what they show
+    // enters as an input.
+    bool views_move = false;
   };
 
   // Recording.

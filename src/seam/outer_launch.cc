@@ -1,5 +1,8 @@
 // OuterLane: from validated events to effects.
 
+#include <algorithm>
+#include <utility>
+
 #include "seam/gil.h"
 #include "seam/lazy_impl.h"
 #include "seam/outer_lane.h"
@@ -32,7 +35,7 @@ void OuterLane::StampUses(OuterPart& part, const RangeFacts& facts, uint64_t seq
     if (!token || token.use_count() == 1) continue;
     StorageRecord* record = RecordOf(token.unsafeGetStorageImpl());
     record->last_use.store(sequence, std::memory_order_release);
-    if (step.launched_slots.insert(slot).second) part.keep.emplace_back(slot, RecordPtr::reclaim_copy(record));
+    if (std::exchange(step.launched_slots[slot], 1) == 0) part.keep.emplace_back(slot, RecordPtr::reclaim_copy(record));
   }
   for (StorageRecord* record : facts.persistent) record->last_use.store(sequence, std::memory_order_release);
   for (const auto& [slot, operand] : part.inputs) {
@@ -67,7 +70,7 @@ void OuterLane::Launch(bool final) {
   const RangeFacts& facts = plan.Facts(part->first_op, part->end_op);
   if (!commit) {
     for (int slot : facts.written_inputs) {
-      if (step.preimage_taken.insert(slot).second) part->preimages.push_back(slot);
+      if (std::exchange(step.preimage_taken[slot], 1) == 0) part->preimages.push_back(slot);
     }
   }
   Work& work = queue_.NextSlot();
@@ -85,7 +88,7 @@ void OuterLane::Commit() {
   step.may_switch = false;
   step.committed_events = step.cursor;
   step.log.clear();
-  step.preimage_taken.clear();
+  std::fill(step.preimage_taken.begin(), step.preimage_taken.end(), 0);
 }
 
 void OuterLane::LaunchPending() {

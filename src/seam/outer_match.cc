@@ -163,7 +163,7 @@ bool OuterLane::SwitchPlan(const std::function<bool(const OuterPlan&)>& fits) {
     const auto before = step_->plan;
     step_->plan = plans[i];
     step_->live.resize(std::max(step_->live.size(), plans[i]->values.size()), nullptr);
-    step_->tokens.resize(std::max(step_->tokens.size(), plans[i]->slots.size()));
+    step_->ResizeSlots(plans[i]->slots.size());
     step_->bound.resize(std::max(step_->bound.size(), plans[i]->externals.size()));
     step_->late.resize(std::max(step_->late.size(), plans[i]->late_sources.size()));
     if (fits(*plans[i])) {
@@ -193,16 +193,15 @@ at::Tensor OuterLane::MakePlaceholder(int id) {
   Geometry geometry = value.geometry;
   c10::Storage storage;
   if (slot.external) {
-    for (size_t i = 0; !storage && i < plan.externals.size(); ++i) {
+    for (int i : plan.externals_of_slot[value.slot]) {
       const External& external = plan.externals[i];
-      const bool here = slot.snapshot ? static_cast<int>(i) == slot.snapshot_external : external.slot == value.slot;
-      if (!here) continue;
       if (external.persistent) {
         storage = c10::Storage(external.tensor.lock()->unsafe_storage());
       } else if (step_->bound[i].defined()) {
         storage = step_->bound[i].unsafeGetTensorImpl()->unsafe_storage();
         if (slot.snapshot) geometry.offset += InElements(*step_->bound[i].unsafeGetTensorImpl(), geometry.dtype);
       }
+      if (storage) break;
     }
   } else {
     c10::Storage& token = step_->tokens[value.slot];

@@ -54,6 +54,7 @@ class Comparison {
     return "";
   }
   const std::vector<LateScalar>& Late() const { return late_; }
+  bool ViewMoves() const { return view_moves_; }
 
  private:
   static bool IsScalar(const Arg& arg) { return arg.code == Code::kConstant || arg.code == Code::kNumber; }
@@ -82,7 +83,9 @@ class Comparison {
       if (a.args.size() != b.args.size() || a.leaves != b.leaves || a.leaf_values != b.leaf_values) return Where(b, i) + ": another pattern";
       if (a.end_op - a.first_op != b.end_op - b.first_op || a.first_op != b.first_op) return Where(b, i) + ": other device ops";
       for (size_t k = 0; k < b.args.size(); ++k) {
-        if (!AgreesOrBecomesLate(a.args[k], b.args[k], i, k)) return Where(b, i) + ": argument " + std::to_string(k) + " differs";
+        if (AgreesOrBecomesLate(a.args[k], b.args[k], i, k)) continue;
+        view_moves_ = !b.backward && b.info->view && b.args[0].code == Code::kExternal && !b_.externals[b.args[0].id].requires_grad;
+        return Where(b, i) + ": argument " + std::to_string(k) + " differs";
       }
     }
     return "";
@@ -176,6 +179,7 @@ class Comparison {
     return true;
   }
 
+  bool view_moves_ = false;
   const OuterTrace& a_;
   OuterTrace& b_;
   std::vector<LateScalar> late_;
@@ -255,6 +259,14 @@ void FindUses(OuterPlan& plan) {
   plan.last_use.assign(plan.slots.size(), -1);
   plan.written.assign(plan.slots.size(), 0);
   plan.variables_of_slot.resize(plan.slots.size());
+  plan.externals_of_slot.resize(plan.slots.size());
+  for (size_t s = 0; s < plan.slots.size(); ++s) {
+    if (plan.slots[s].snapshot) plan.externals_of_slot[s].push_back(plan.slots[s].snapshot_external);
+  }
+  for (size_t i = 0; i < plan.externals.size(); ++i) {
+    const External& external = plan.externals[i];
+    if (external.slot >= 0 && !plan.slots[external.slot].snapshot) plan.externals_of_slot[external.slot].push_back(static_cast<int>(i));
+  }
   for (size_t v = 0; v < plan.variables.size(); ++v) plan.variables_of_slot[plan.variables[v].slot].push_back(static_cast<int>(v));
   for (size_t i = 0; i < plan.ops.size(); ++i) {
     const int op = static_cast<int>(i);
@@ -280,6 +292,7 @@ PlanResult MakePlan(const OuterTrace& older, OuterTrace&& newer) {
   Comparison comparison(older, newer);
   if (std::string why = comparison.Run(); !why.empty()) {
     result.why_not = "INNER_UNSTABLE: " + why;
+    result.view_moves = comparison.ViewMoves();
     return result;
   }
   auto plan = std::make_shared<OuterPlan>();

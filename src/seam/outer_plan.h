@@ -32,6 +32,7 @@ struct OuterPlan : OuterTrace {
   std::vector<int> last_use;                       // ... and its last
   std::vector<char> written;                       // per slot: some device op writes to it
   std::vector<std::vector<int>> variables_of_slot;
+  std::vector<std::vector<int>> externals_of_slot;
   // Executable forms, touched by the graph runner only; null where the device has none.
   std::shared_ptr<PlanGraphs> graphs;
 
@@ -50,6 +51,7 @@ struct OuterPlan : OuterTrace {
 struct PlanResult {
   std::shared_ptr<OuterPlan> plan;
   std::string why_not;  // first difference between the traces, or the refusal
+  bool view_moves = false;  // ... the difference: another place in the same view of an input
 };
 
 // `older` and `newer` are two recordings of the same path. `newer` becomes part of the plan.

@@ -61,7 +61,8 @@ int OuterRecorder::ExternalOf(const at::Tensor& tensor) {
   if (!tensor.is_leaf()) Refuse("INNER_HISTORY: a tensor from outside the step carries autograd history");
   const bool owned = Graft(*impl);
   const auto* record = owned ? RecordOf(*impl) : nullptr;
-  external.snapshot = !owned || (record->synchronous.load() && !external.requires_grad);
+  const bool part_of_more = input_views_ == InputViews::kPrepared && EndByte(external.geometry) - external.geometry.offset * impl->itemsize() < external.storage_nbytes;
+  external.snapshot = !owned || ((record->synchronous.load() || part_of_more) && !external.requires_grad);
   if (external.snapshot) external.geometry.offset = 0;
   const int id = static_cast<int>(trace_.externals.size());
   if (external.snapshot) snapshot_externals_[external.storage].push_back(id);

@@ -15,7 +15,8 @@ namespace outrider::seam {
 
 class OuterRecorder final : public DeviceOpListener {
  public:
-  explicit OuterRecorder(c10::Device compute_device) : compute_device_(compute_device) {}
+  enum class InputViews { kEvents, kPrepared };  // views of inputs made inside the step: see OuterLane
+  OuterRecorder(c10::Device compute_device, InputViews input_views) : compute_device_(compute_device), input_views_(input_views) {}
 
   // --- host events, in the order of the program ---
   // Notes the arguments; false when the operator is no event (host arithmetic, barriers).
@@ -64,6 +65,7 @@ class OuterRecorder final : public DeviceOpListener {
   void SnapshotAlive();
 
   c10::Device compute_device_;
+  InputViews input_views_;
   OuterTrace trace_;
   std::unordered_map<c10::TensorImpl*, int> value_of_;
   std::unordered_map<c10::TensorImpl*, int> external_of_;

@@ -5,7 +5,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <map>
-#include <set>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -45,6 +44,7 @@ struct LogEntry {
 class OuterStep {
  public:
   OuterStep(std::shared_ptr<const OuterPlan> plan, uint64_t id);
+  void ResizeSlots(size_t count);  // never shrinks
 
   std::shared_ptr<const OuterPlan> plan;
   const uint64_t id;
@@ -61,8 +61,8 @@ class OuterStep {
   int launched_events = 0;
   bool may_switch = true;                // no launched part has dropped a value
   bool over = false;
-  std::set<int> preimage_taken;          // slots, since the last commit
-  std::set<int> launched_slots;          // slots whose token a launched part fills
+  std::vector<char> preimage_taken;      // per slot, since the last commit
+  std::vector<char> launched_slots;      // per slot: a launched part fills its token
   std::vector<std::pair<int, RecordPtr>> fed;  // slot -> input of a launched part
 
   // Collected for the next part.
