@@ -112,7 +112,7 @@ InnerLane::Route InnerLane::Classify(Flow& flow) {
   if (!any || !device_work || info.profiler) return Route::kHost;
   if (c10::impl::dispatch_mode_enabled()) return Route::kInline;  // the program watches operators on this thread
   if (info.metadata_only || info.changes_metadata) return info.metadata_only ? Route::kHost : Route::kInline;
-  if (info.random && compute_device_ == c10::kCPU) return Route::kHost;
+  if (compute_device_ == c10::kCPU && info.Draws(call.args)) return Route::kHost;
   if (!supported || info.MustRunInline()) return Route::kInline;
   return PrepareExternals(flow) ? Route::kDefer : Route::kInline;
 }
