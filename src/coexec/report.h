@@ -17,6 +17,7 @@ class Report {
   struct StepFacts {
     int64_t step = 0;
     std::string name, lane, tier, note;
+    bool recorded = false;
     int64_t host_ns = 0, host_wait_ns = 0, runner_busy_ns = 0;
   };
   void Add(const StepFacts& facts, const seam::StepStats& stats);
