@@ -44,6 +44,7 @@ bool Session::BeginStep(const std::string& name) {
   ApplyThreadState();
   ApplyOptions();
   previous_step_end_ = runner_.NextSequence() - 1;
+  ChooseDevice();
   inner_->BeginStep(step_);
   const bool outer_allowed = seam::Keys().HasOuter() && options_["lane"] != static_cast<int64_t>(LaneChoice::kInner);
   switch (outer_->BeginStep(step_, name, outer_allowed)) {
@@ -53,6 +54,18 @@ bool Session::BeginStep(const std::string& name) {
   }
   in_step_ = true;
   return true;
+}
+
+// A program computes where it was seen to compute: on the accelerator as soon as one of its operators did.
+void Session::ChooseDevice() {
+  if (const auto seen = inner_->TakeSeenDevice()) {
+    const auto [it, fresh] = devices_.try_emplace(name_, *seen);
+    if (!fresh && it->second == *seen) return inner_->SetComputeDevice(*seen);
+    it->second = *seen;
+    outer_->Forget(name_);
+  }
+  const auto known = devices_.find(name_);
+  inner_->SetComputeDevice(known == devices_.end() ? c10::Device(c10::kCPU) : known->second);
 }
 
 void Session::ApplyThreadState() {
@@ -98,6 +111,7 @@ void Session::FinishStep(bool aborted) {
   facts.lane = covered ? "outer" : stats_.covered_ops > 0 ? "inner" : "record";
   facts.tier = stats_.covered_ops > 0 ? "T0" : "eager";
   facts.recorded = recorded;
+  facts.outcome = stats_.outcome;
   facts.note = note_;
   facts.host_ns = base::NowNs() - step_start_ns_;
   facts.host_wait_ns = runner_.TakeHostWaitNs();

@@ -73,6 +73,7 @@ class Session final : public seam::Settler {
   void FinishStep(bool aborted);
   void ApplyThreadState();
   void ApplyOptions();
+  void ChooseDevice();
 
   Timeline timeline_;
   GraphRunner runner_{timeline_};
@@ -91,6 +92,7 @@ class Session final : public seam::Settler {
   uint64_t step_ = 0;
   std::string name_;
   std::string note_;
+  std::map<std::string, c10::Device> devices_;  // program -> what it computes on; the CPU where absent
   int64_t step_start_ns_ = 0;
   uint64_t previous_step_end_ = 0;  // last job of the step before
   seam::ThreadState thread_state_;

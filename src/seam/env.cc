@@ -15,8 +15,11 @@
 
 namespace outrider::seam {
 namespace {
+
 std::atomic<uint64_t> g_flag_epoch{0};
-}
+std::atomic<bool> g_streams_matter{false};
+
+}  // namespace
 
 uint64_t FlagEpoch() { return g_flag_epoch.load(std::memory_order_relaxed); }
 void BumpFlagEpoch() { g_flag_epoch.fetch_add(1, std::memory_order_relaxed); }
@@ -32,10 +35,25 @@ Env Env::Current() {
   if (env.autocast_cpu || env.autocast_cuda) env.autocast_cache = at::autocast::is_autocast_cache_enabled();
   env.default_dtype = c10::typeMetaToScalarType(c10::get_default_dtype());
   env.flag_epoch = FlagEpoch();
+  if (g_streams_matter.load(std::memory_order_relaxed)) env.stream = CurrentStream();
   return env;
 }
 
+void SetStreamsMatter(bool on) { g_streams_matter.store(on, std::memory_order_relaxed); }
+
+void AdoptStream(DeviceStream stream) {
+  thread_local DeviceStream adopted;
+  if (stream.device < 0 || adopted == stream) return;
+  SetCurrentStream(stream);
+  adopted = stream;
+}
+
 void Env::Restore() const {
+  RestoreModes();
+  if (stream.device >= 0 && !(stream == CurrentStream())) SetCurrentStream(stream);
+}
+
+void Env::RestoreModes() const {
   c10::GradMode::set_enabled(grad);
   at::autocast::set_autocast_enabled(at::kCPU, autocast_cpu);
   at::autocast::set_autocast_enabled(at::kCUDA, autocast_cuda);
@@ -47,7 +65,8 @@ void Env::Restore() const {
 void Env::Adopt() const {
   thread_local std::optional<Env> adopted;
   if (adopted == *this) return;
-  Restore();
+  AdoptStream(stream);
+  RestoreModes();
   adopted = *this;
 }
 

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "seam/backend.h"
+
 namespace outrider::seam {
 
 // Part of node equality and restored on replay.
@@ -19,13 +21,22 @@ struct Env {
   c10::ScalarType autocast_cuda_dtype = c10::ScalarType::Half;
   c10::ScalarType default_dtype = c10::ScalarType::Float;
   uint64_t flag_epoch = 0;  // bumped by every numeric flag setter
+  DeviceStream stream;      // programs that compute on the CPU: always the same
 
   static Env Current();
-  void Restore() const;  // grad mode and autocast; the rest cannot change inside a step without a flush
+  void Restore() const;  // grad mode, autocast and stream; the rest cannot change inside a step without a flush
   // Restore on a thread whose environment nobody else changes: the graph runner.
   void Adopt() const;
   friend bool operator==(const Env&, const Env&) = default;
+
+ private:
+  void RestoreModes() const;
 };
+
+// Whether Env::Current() asks for the stream.
+void SetStreamsMatter(bool on);
+// Makes `stream` the graph runner's own, unless it is already.
+void AdoptStream(DeviceStream stream);
 
 uint64_t FlagEpoch();
 void BumpFlagEpoch();

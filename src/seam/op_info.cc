@@ -108,6 +108,7 @@ OpInfo::OpInfo(const c10::OperatorHandle& op) : handle(op) {
   composite = op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) || base == "aten::unsafe_split" ||
               base == "aten::unsafe_split_with_sizes";
   prepares_input = base == "aten::lift_fresh";
+  keeps_for_stream = base == "aten::record_stream";
   metadata_only = Contains(kMetadataOnly, base);
   for (const auto& argument : schema.arguments()) {
     ArgSpec spec;
@@ -119,12 +120,18 @@ OpInfo::OpInfo(const c10::OperatorHandle& op) : handle(op) {
     args.push_back(spec);
   }
   overwrites = random_fill || Contains(kOverwrites, base) || (writes_any && Contains(kFactoriesWithOut, base));
+  bool any_tensor = false, any_number = false;
   for (const auto& result : schema.returns()) {
     returned_arg.push_back(ReturnedArgument(schema, result));
     may_alias |= result.alias_info() != nullptr && !result.alias_info()->isWrite();
     const ArgKind kind = KindOf(result.real_type(), result.type());
-    odd_returns |= kind != ArgKind::kTensor && kind != ArgKind::kTensorList;
+    const bool tensor = kind == ArgKind::kTensor || kind == ArgKind::kTensorList;
+    const bool number = result.type()->kind() == c10::TypeKind::IntType;
+    any_tensor |= tensor;
+    any_number |= number;
+    odd_returns |= !tensor && !number;
   }
+  odd_returns |= any_number && !any_tensor;
 }
 
 bool OpInfo::Draws(const c10::IValue* values) const {

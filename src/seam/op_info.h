@@ -49,7 +49,8 @@ struct OpInfo {
   bool overwrites = false;      // fills its written argument without reading it
   bool prepares_input = false;  // hands a fresh tensor on unchanged
   bool may_alias = false;        // an output may share the storage of an input
-  bool odd_returns = false;      // returns something other than tensors
+  bool odd_returns = false;      // returns something other than tensors, beside which integers that follow from shapes may stand
+  bool keeps_for_stream = false; // aten::record_stream
   // Set when a recorded run produced what placeholders cannot stand for (sparse, other device, ...).
   bool pinned_inline = false;
 

@@ -7,12 +7,14 @@
 
 #include "seam/gil.h"
 #include "seam/lazy_impl.h"
+#include "seam/plan_graphs.h"
 #include "seam/settle.h"
 
 namespace outrider::seam {
 namespace {
 
 constexpr size_t kPlansMax = 16;        // per program
+constexpr size_t kCapturedPlansMax = 8; // of them
 constexpr size_t kRecordingsMax = 6;    // waiting for a second, agreeing one
 constexpr int kFruitlessMax = 12;       // recordings in a row before recording pauses
 constexpr uint64_t kPauseMax = 1024;    // steps
@@ -20,6 +22,7 @@ constexpr uint64_t kPauseMax = 1024;    // steps
 }  // namespace
 
 OuterStep::OuterStep(std::shared_ptr<const OuterPlan> plan_in, uint64_t id_in) : plan(std::move(plan_in)), id(id_in) {
+  table->step = id;
   live.assign(plan->values.size(), nullptr);
   tokens.resize(plan->slots.size());
   bound.resize(plan->externals.size());
@@ -36,28 +39,41 @@ void OuterLane::Reset() {
   program_ = nullptr;
 }
 
+void OuterLane::Forget(const std::string& program) { programs_.erase(program); }
+
+// Plans whose state is gone leave; of the others, only the most recently taken keep their captured graphs.
+void OuterLane::RetirePlans() {
+  auto& plans = program_->plans;
+  for (auto& plan : plans) {
+    if (plan->Expired()) retired_.push_back(std::move(plan));
+  }
+  std::erase(plans, nullptr);
+  if (!queue_.Idle()) return;
+  retired_.clear();
+  for (size_t i = kCapturedPlansMax; i < plans.size(); ++i) {
+    if (plans[i]->graphs != nullptr) plans[i]->graphs->Clear();
+  }
+}
+
 OuterLane::Mode OuterLane::BeginStep(uint64_t step, const std::string& program, bool allowed) {
   step_number_ = step;
   program_ = &programs_[program];
   note_.clear();
   diverge_requested_ = false;
   mode_ = Mode::kOff;
-  if (queue_.Idle()) retired_.clear();
   if (!allowed) {
     note_ = "INNER_OPTION: the outer lane is switched off";
     return mode_;
   }
+  RetirePlans();
   auto& plans = program_->plans;
-  for (auto& plan : plans) {
-    if (plan->Expired()) retired_.push_back(std::move(plan));
-  }
-  std::erase(plans, nullptr);
   if (step < program_->pause_until) {
     note_ = program_->why_not;
     return mode_;
   }
   if (!plans.empty() && step > program_->record_until) {
     step_ = std::make_shared<OuterStep>(plans.front(), step);
+    step_->table->outcome = stats_.outcome = std::make_shared<TierOutcome>();
     MakeDummyNode();
     mode_ = Mode::kCover;
   } else {
@@ -124,6 +140,7 @@ void OuterLane::FinishRecording() {
       PlanResult result = MakePlan(**it, std::move(*trace));
       if (result.plan != nullptr) {
         program.recordings.erase(std::next(it).base());
+        if (!inner_.ComputeDevice().is_cpu()) result.plan->graphs = std::make_shared<PlanGraphs>(inner_.ComputeDevice());
         AddPlan(program, std::move(result.plan));
         return;
       }
@@ -158,7 +175,20 @@ void OuterLane::OnEvent(const c10::OperatorHandle& op, c10::DispatchKeySet next,
   }
 }
 
-bool OuterLane::IsBarrier(const OpInfo& info) const { return info.fetch || info.data_dependent || info.odd_returns; }
+bool OuterLane::IsBarrier(const OpInfo& info, const Stack& stack) const {
+  return info.fetch || info.data_dependent || info.odd_returns || LeavesDevice(info, stack);
+}
+
+// A copy from the accelerator to the host, or into a tensor of the host.
+bool OuterLane::LeavesDevice(const OpInfo& info, const Stack& stack) const {
+  if (inner_.ComputeDevice().is_cpu()) return false;
+  for (size_t i = 0; i < info.args.size(); ++i) {
+    const auto& value = stack[stack.size() - info.args.size() + i];
+    if (value.isDevice() && value.toDevice().is_cpu()) return true;
+    if (info.args[i].writes && value.isTensor() && value.toTensor().defined() && value.toTensor().is_cpu()) return true;
+  }
+  return false;
+}
 
 // Preparing an input on the host: identity or metadata of a tensor that is no value of this step.
 bool OuterLane::PreparesInput(const OpInfo& info, const Stack& stack) const {
@@ -172,34 +202,37 @@ bool OuterLane::PreparesInput(const OpInfo& info, const Stack& stack) const {
   return true;
 }
 
-// True for arithmetic on host numbers and for operators without tensor operands.
+// True for arithmetic on host numbers, for operators without tensor operands, and for copies from the host to the device:
+// those start at once and enter as inputs.
 bool OuterLane::IsHostOnly(const OpInfo& info, const Stack& stack) const {
   const auto device = inner_.ComputeDevice();
   auto is_host = [&](const at::Tensor& tensor) {
     if (!tensor.defined()) return true;
     const auto& impl = *tensor.unsafeGetTensorImpl();
-    return device == c10::kCPU ? IsHostNumber(impl, device) : impl.device().is_cpu();
+    return device.is_cpu() ? IsHostNumber(impl, device) : impl.device().is_cpu();
   };
-  bool factory_on_device = false;
+  bool factory_on_device = false, any_tensor = false;
   for (size_t i = stack.size() - info.args.size(); i < stack.size(); ++i) {
     const auto& value = stack[i];
     if (value.isTensor()) {
       if (!is_host(value.toTensor())) return false;
+      any_tensor |= value.toTensor().defined();
     } else if (value.isList()) {
       for (const auto& element : value.toListRef()) {
         if (!element.isTensor()) break;
         if (!is_host(element.toTensor())) return false;
+        any_tensor |= element.toTensor().defined();
       }
     } else if (value.isDevice()) {
-      factory_on_device = value.toDevice().type() != c10::kCPU && device != c10::kCPU;
+      factory_on_device = value.toDevice().type() != c10::kCPU && !device.is_cpu();
     }
   }
-  return !factory_on_device;
+  return any_tensor || !factory_on_device;
 }
 
 void OuterLane::RecordEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack) {
-  if (IsHostOnly(info, *stack) || PreparesInput(info, *stack) || IsQuestion(info) || IsBarrier(info)) {
-    if (IsBarrier(info)) recorder_->NoteFetch();
+  if (IsHostOnly(info, *stack) || PreparesInput(info, *stack) || IsQuestion(info) || IsBarrier(info, *stack)) {
+    if (IsBarrier(info, *stack)) recorder_->NoteFetch();
     info.handle.redispatchBoxed(next, stack);
     return;
   }

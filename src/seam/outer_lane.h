@@ -44,6 +44,8 @@ class OuterLane {
   int64_t EventIndex() const { return step_ ? step_->cursor : 0; }
   // Forgets traces and plans; the queue must be idle.
   void Reset();
+  // The same for one program.
+  void Forget(const std::string& program);
   OuterOptions& Options() { return options_; }
 
   // --- the program's events ---
@@ -83,6 +85,7 @@ class OuterLane {
   };
 
   // Recording.
+  void RetirePlans();
   void FinishRecording();
   void AddPlan(Program& program, std::shared_ptr<const OuterPlan> plan);
   void RecordEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack);
@@ -105,7 +108,8 @@ class OuterLane {
   void BumpVersions(const OuterEvent& event, const LogEntry& entry, int direction);
   void TakeSnapshots(const OuterEvent& event, LogEntry& entry);
   void DrawNumbers(const OuterEvent& event, LogEntry& entry);
-  bool IsBarrier(const OpInfo& info) const;
+  bool IsBarrier(const OpInfo& info, const Stack& stack) const;
+  bool LeavesDevice(const OpInfo& info, const Stack& stack) const;
   // Asks about metadata and gets no tensor.
   static bool IsQuestion(const OpInfo& info) { return info.metadata_only && info.odd_returns; }
 
@@ -118,7 +122,7 @@ class OuterLane {
   bool CommitAllowed() const;
   void Launch(bool final);
   void Commit();
-  void CountOps(int first_op, int end_op);
+  void StampUses(OuterPart& part, const RangeFacts& facts, uint64_t sequence);
   void Diverge(DivergenceReason reason, const std::string& expected, const std::string& got, const std::string& field);
   void LeaveCover();
 

@@ -8,7 +8,7 @@
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/variable.h>
 
-#include "seam/cpu_generator.h"
+#include "seam/generators.h"
 #include "seam/gil.h"
 #include "seam/keys.h"
 #include "seam/lazy_impl.h"
@@ -315,7 +315,7 @@ void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack)
     info.handle.redispatchBoxed(next, stack);
     return;
   }
-  if (IsBarrier(info)) {
+  if (IsBarrier(info, *stack)) {
     // The operator reads values: settle them, then run it on the real ones. Operators below see materialised tensors.
     stats_.Flush(info.fetch ? FlushReason::kFetch : FlushReason::kDataDependent);
     if (info.fetch) ++stats_.fetches;

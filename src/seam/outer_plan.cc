@@ -237,24 +237,36 @@ std::string ClassifySlots(OuterPlan& plan) {
   return "";
 }
 
-void FindDrops(OuterPlan& plan) {
-  std::vector<int> last(plan.slots.size(), -1);
-  auto use = [&](const Arg& arg, int op, auto&& self) -> void {
-    if (arg.code == Code::kVariable) last[plan.variables[arg.id].slot] = op;
-    for (const auto& element : arg.list) self(element, op, self);
-  };
+// Slots an op uses, each time it uses them.
+template <typename Visit>
+void VisitSlots(const OuterPlan& plan, const Arg& arg, const Visit& visit) {
+  if (arg.code == Code::kVariable) visit(plan.variables[arg.id].slot);
+  for (const auto& element : arg.list) VisitSlots(plan, element, visit);
+}
+
+template <typename Visit>
+void VisitSlots(const OuterPlan& plan, const DeviceOp& op, const Visit& visit) {
+  for (const auto& arg : op.args) VisitSlots(plan, arg, visit);
+  for (const auto& arg : op.outputs) VisitSlots(plan, arg, visit);
+}
+
+void FindUses(OuterPlan& plan) {
+  plan.first_use.assign(plan.slots.size(), -1);
+  plan.last_use.assign(plan.slots.size(), -1);
+  plan.written.assign(plan.slots.size(), 0);
+  plan.variables_of_slot.resize(plan.slots.size());
+  for (size_t v = 0; v < plan.variables.size(); ++v) plan.variables_of_slot[plan.variables[v].slot].push_back(static_cast<int>(v));
   for (size_t i = 0; i < plan.ops.size(); ++i) {
-    for (const auto& arg : plan.ops[i].args) use(arg, static_cast<int>(i), use);
-    for (const auto& arg : plan.ops[i].outputs) use(arg, static_cast<int>(i), use);
+    const int op = static_cast<int>(i);
+    VisitSlots(plan, plan.ops[i], [&](int slot) {
+      if (plan.first_use[slot] < 0) plan.first_use[slot] = op;
+      plan.last_use[slot] = op;
+    });
+    for (int slot : plan.ops[i].writes) plan.written[slot] = 1;
   }
   for (size_t s = 0; s < plan.slots.size(); ++s) {
-    if (last[s] >= 0 && plan.slots[s].persistent < 0) plan.ops[last[s]].drop_slots.push_back(static_cast<int>(s));
+    if (plan.last_use[s] >= 0 && plan.slots[s].persistent < 0) plan.ops[plan.last_use[s]].drop_slots.push_back(static_cast<int>(s));
   }
-  for (size_t v = 0; v < plan.variables.size(); ++v) {
-    const int slot = plan.variables[v].slot;
-    if (last[slot] >= 0 && plan.slots[slot].persistent < 0) plan.ops[last[slot]].drop_variables.push_back(static_cast<int>(v));
-  }
-  plan.last_use = std::move(last);
 }
 
 }  // namespace
@@ -277,9 +289,29 @@ PlanResult MakePlan(const OuterTrace& older, OuterTrace&& newer) {
   result.why_not = ClassifyExternals(older, *plan);
   if (result.why_not.empty()) result.why_not = ClassifySlots(*plan);
   if (!result.why_not.empty()) return result;
-  FindDrops(*plan);
+  FindUses(*plan);
   result.plan = std::move(plan);
   return result;
+}
+
+const RangeFacts& OuterPlan::Facts(int first_op, int end_op) const {
+  auto [it, fresh] = facts_.try_emplace({first_op, end_op});
+  RangeFacts& facts = it->second;
+  if (!fresh) return facts;
+  std::vector<char> seen(slots.size(), 0), written_here(slots.size(), 0);
+  for (int i = first_op; i < end_op; ++i) {
+    VisitSlots(*this, ops[i], [&](int slot) { seen[slot] = 1; });
+    for (int slot : ops[i].writes) seen[slot] = written_here[slot] = 1;
+    if (!ops[i].host_draw && !ops[i].info->metadata_only) ++facts.counted_ops;
+  }
+  for (size_t s = 0; s < slots.size(); ++s) {
+    if (!seen[s]) continue;
+    const Slot& slot = slots[s];
+    if (slot.persistent >= 0) facts.persistent.push_back(persistent_records[slot.persistent].get());
+    else facts.slots.push_back(static_cast<int>(s));
+    if (written_here[s] && slot.external && !slot.snapshot) facts.written_inputs.push_back(static_cast<int>(s));
+  }
+  return facts;
 }
 
 bool OuterPlan::Expired() const {

@@ -131,6 +131,9 @@ bool OuterRecorder::BeginEvent(OpInfo& info, const Stack& stack) {
   if (!trace_.events.empty() && trace_.events.back().env.inference != c10::InferenceMode::is_enabled()) {
     Refuse("INNER_HISTORY: inference mode in a part of the step");
   }
+  if (!trace_.events.empty() && !(trace_.events.back().env.stream == Env::Current().stream)) {
+    Refuse("INNER_FOREIGN: the step computes on several streams");
+  }
   event_ = static_cast<int>(trace_.events.size());
   OuterEvent event;
   event.info = &info;
@@ -165,7 +168,7 @@ int OuterRecorder::NewValue(const at::Tensor& tensor) {
   value.requires_grad = tensor.requires_grad();
   value.is_leaf = tensor.is_leaf();
   value.version = tensor.is_inference() ? 0 : static_cast<uint32_t>(tensor._version());
-  if (tensor.device().type() != compute_device_) Refuse("INNER_FOREIGN: an operator returned a tensor of another device");
+  if (tensor.device().type() != compute_device_.type()) Refuse("INNER_FOREIGN: an operator returned a tensor of another device");
   int64_t rebase = 0;
   value.slot = SlotOf(tensor, /*result=*/false, rebase);
   value.geometry.offset -= rebase;

@@ -15,7 +15,7 @@ namespace outrider::seam {
 
 class OuterRecorder final : public DeviceOpListener {
  public:
-  explicit OuterRecorder(c10::DeviceType compute_device) : compute_device_(compute_device) {}
+  explicit OuterRecorder(c10::Device compute_device) : compute_device_(compute_device) {}
 
   // --- host events, in the order of the program ---
   // Notes the arguments; false when the operator is no event (host arithmetic, barriers).
@@ -63,7 +63,7 @@ class OuterRecorder final : public DeviceOpListener {
   int VariableOf(const at::Tensor& tensor, bool result);
   void SnapshotAlive();
 
-  c10::DeviceType compute_device_;
+  c10::Device compute_device_;
   OuterTrace trace_;
   std::unordered_map<c10::TensorImpl*, int> value_of_;
   std::unordered_map<c10::TensorImpl*, int> external_of_;

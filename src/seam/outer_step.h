@@ -1,6 +1,7 @@
 #pragma once
 // One covered step under way: what has been validated, what has been launched, what may still have to be undone.
 
+#include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
 
 #include <map>
@@ -11,12 +12,14 @@
 
 #include "seam/outer_placeholder.h"
 #include "seam/outer_plan.h"
+#include "seam/tier_outcome.h"
 #include "seam/work.h"
 
 namespace outrider::seam {
 
 // The graph runner's side of a step: storages by slot. Holds nothing that has a PyObject.
 struct OuterTable {
+  uint64_t step = 0;
   const OuterPlan* plan = nullptr;  // whose persistent storages are in place
   std::vector<c10::Storage> slots;
   std::vector<at::Tensor> variables;
@@ -25,6 +28,9 @@ struct OuterTable {
     c10::Storage target, copy;
   };
   std::map<int, Preimage> preimages;  // by slot: the bytes before the step wrote them, since the last commit
+  std::vector<std::pair<at::Generator, uint64_t>> generator_offsets;  // before the first draw since the last commit
+  std::vector<std::pair<int, RecordPtr>> given;  // slot -> value that the program got from an earlier part
+  std::shared_ptr<TierOutcome> outcome;          // may be null
 };
 
 // A validated event that has not been committed.
@@ -57,6 +63,7 @@ class OuterStep {
   bool over = false;
   std::set<int> preimage_taken;          // slots, since the last commit
   std::set<int> launched_slots;          // slots whose token a launched part fills
+  std::vector<std::pair<int, RecordPtr>> fed;  // slot -> input of a launched part
 
   // Collected for the next part.
   std::vector<std::pair<int, Operand>> inputs;  // slot -> bytes
