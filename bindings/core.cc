@@ -64,6 +64,7 @@ py::dict RowToDict(const outrider::Row& row) {
   out["name"] = row.name;
   out["lane"] = row.lane;
   out["tier"] = row.tier;
+  out["recorded"] = row.recorded;
   out["events"] = row.events;
   out["device_ops"] = row.device_ops;
   out["covered_ops"] = row.covered_ops;

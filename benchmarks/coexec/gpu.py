@@ -99,7 +99,7 @@ def warm_up_coexec(side):
     outrider.clear()
     times = side.timed_steps(WARM_UP_STEPS)
     rows = outrider.report()
-    recorded = [ms for ms, row in zip(times[1:], rows[1:], strict=True) if row["lane"] == "record"]
+    recorded = [ms for ms, row in zip(times[1:], rows[1:], strict=True) if row["recorded"]]
     spans = _runtime.core().timeline()
     captures_us = sum(span["dur_us"] for span in spans if span["kind"] == "capture")
     _runtime.core().leave()

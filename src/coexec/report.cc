@@ -33,6 +33,7 @@ void Report::Add(const StepFacts& facts, const seam::StepStats& stats) {
   row.name = facts.name;
   row.lane = facts.lane;
   row.tier = facts.tier;
+  row.recorded = facts.recorded;
   row.note = facts.note;
   row.events = stats.events;
   row.device_ops = stats.DeviceOps();

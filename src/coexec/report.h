@@ -18,6 +18,7 @@ class Report {
   struct StepFacts {
     int64_t step = 0;
     std::string name, lane, tier, note;
+    bool recorded = false;
     std::shared_ptr<seam::TierOutcome> outcome;  // what the graph runner made, or is still making, of the step
     int64_t host_ns = 0, host_wait_ns = 0, runner_busy_ns = 0;
   };

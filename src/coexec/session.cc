@@ -100,6 +100,7 @@ void Session::FinishStep(bool aborted) {
   in_step_ = false;
   const int64_t events = outer_->EventIndex();
   const bool covered = outer_->CurrentMode() == seam::OuterLane::Mode::kCover;
+  const bool recorded = !aborted && outer_->CurrentMode() == seam::OuterLane::Mode::kRecord;
   aborted ? outer_->AbortStep() : outer_->EndStep();
   note_ = outer_->Note();
   inner_->EndStep();
@@ -109,6 +110,7 @@ void Session::FinishStep(bool aborted) {
   facts.name = name_;
   facts.lane = covered ? "outer" : stats_.covered_ops > 0 ? "inner" : "record";
   facts.tier = stats_.covered_ops > 0 ? "T0" : "eager";
+  facts.recorded = recorded;
   facts.outcome = stats_.outcome;
   facts.note = note_;
   facts.host_ns = base::NowNs() - step_start_ns_;

@@ -138,7 +138,7 @@ InnerLane::Route InnerLane::Classify(Flow& flow) {
   if (!any || !device_work || info.profiler) return Route::kHost;
   if (c10::impl::dispatch_mode_enabled()) return Route::kInline;  // the program watches operators on this thread
   if (info.metadata_only || info.changes_metadata) return info.metadata_only ? Route::kHost : Route::kInline;
-  if (info.random && on_cpu) return Route::kHost;
+  if (on_cpu && info.Draws(call.args)) return Route::kHost;
   if (LeavesDevice(call) || (!on_cpu && host_data)) return Route::kTransfer;
   if (!supported || info.MustRunInline()) return Route::kInline;
   return PrepareExternals(flow) ? Route::kDefer : Route::kInline;

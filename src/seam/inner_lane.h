@@ -101,6 +101,7 @@ class InnerLane {
   static void KeepForStream(const Call& call);
   void Defer(Flow& flow, Stack* stack);
   void Record(Flow& flow, c10::DispatchKeySet next, Stack* stack);
+  void RunRecorded(Flow& flow, c10::DispatchKeySet next, Stack& results);
   bool RecordOdd(Flow& flow, c10::DispatchKeySet next, Stack* stack, Stack& results);
   void LearnShapes(Flow& flow, c10::ArrayRef<at::Tensor> operands, std::unique_ptr<ShapeClass> shapes);
 

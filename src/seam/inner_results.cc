@@ -4,6 +4,9 @@
 #include <ATen/core/List.h>
 #include <ATen/ops/clone.h>
 
+#include <cstring>
+
+#include "seam/generators.h"
 #include "seam/inner_lane.h"
 #include "seam/keys.h"
 #include "seam/lazy_impl.h"
@@ -16,6 +19,8 @@ namespace {
 using c10::TensorImpl;
 
 at::Tensor Share(TensorImpl* impl) { return at::Tensor(c10::intrusive_ptr<TensorImpl, c10::UndefinedTensorImpl>::reclaim_copy(impl)); }
+
+bool SameBytes(const at::Tensor& a, const at::Tensor& b) { return a.nbytes() == b.nbytes() && std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0; }
 
 }  // namespace
 
@@ -193,6 +198,24 @@ bool InnerLane::RecordOdd(Flow& flow, c10::DispatchKeySet next, Stack* stack, St
   return true;
 }
 
+// The recorded run itself, on `recorded_work_`. An operator that draws numbers although its arguments say otherwise is
+// random from then on.
+void InnerLane::RunRecorded(Flow& flow, c10::DispatchKeySet next, Stack& results) {
+  OpInfo& info = *flow.call.info;
+  const bool silent = info.random && compute_device_.is_cpu();
+  const at::Tensor before = silent ? CpuGeneratorState() : at::Tensor();
+  HandlerDepth depth;
+  PushArguments(recorded_work_, results);
+  try {
+    info.handle.redispatchBoxed(next, &results);
+  } catch (...) {
+    if (listener_ != nullptr) listener_->DropDeviceOp();
+    recorded_work_.Clear();
+    throw;
+  }
+  if (silent) info.draws_regardless |= !SameBytes(before, CpuGeneratorState());
+}
+
 void InnerLane::Record(Flow& flow, c10::DispatchKeySet next, Stack* stack) {
   Work& work = recorded_work_;
   for (const auto* tensor : flow.call.tensors) {
@@ -210,17 +233,7 @@ void InnerLane::Record(Flow& flow, c10::DispatchKeySet next, Stack* stack) {
   }
   if (listener_ != nullptr) listener_->BeforeDeviceOp(flow.call);
   Stack results;
-  {
-    HandlerDepth depth;
-    PushArguments(work, results);
-    try {
-      flow.call.info->handle.redispatchBoxed(next, &results);
-    } catch (...) {
-      if (listener_ != nullptr) listener_->DropDeviceOp();
-      work.Clear();
-      throw;
-    }
-  }
+  RunRecorded(flow, next, results);
   auto shapes = std::make_unique<ShapeClass>();
   bool plain = DescribeReturns(flow.call, operands, results, /*meta=*/false, *shapes);
   for (const auto& result : results) plain &= !result.isTensor() || !result.toTensor().defined() || result.toTensor().device() == compute_device_;

@@ -3,6 +3,7 @@
 #include <ATen/core/jit_type.h>
 
 #include <array>
+#include <cmath>
 #include <memory>
 #include <string_view>
 #include <unordered_map>
@@ -70,6 +71,8 @@ ArgKind KindOf(const c10::TypePtr& real, const c10::TypePtr& type) {
   }
 }
 
+bool SwitchesDrawing(std::string_view argument) { return argument == "dropout_p" || argument == "train" || argument == "training"; }
+
 // Batch norm updates its running statistics although its schema does not say so.
 bool HiddenWrite(std::string_view op, std::string_view argument) {
   const bool batch_norm = op == "aten::native_batch_norm" || op == "aten::batch_norm" || op == "aten::cudnn_batch_norm" ||
@@ -112,6 +115,7 @@ OpInfo::OpInfo(const c10::OperatorHandle& op) : handle(op) {
     spec.kind = KindOf(argument.real_type(), argument.type());
     const auto* alias = argument.alias_info();
     spec.writes = (alias != nullptr && alias->isWrite()) || HiddenWrite(base, argument.name());
+    if (random && SwitchesDrawing(argument.name())) draw_switch = static_cast<int>(args.size());
     writes_any |= spec.writes;
     args.push_back(spec);
   }
@@ -129,6 +133,14 @@ OpInfo::OpInfo(const c10::OperatorHandle& op) : handle(op) {
   }
   odd_returns |= any_number && !any_tensor;
   view = may_alias && !writes_any && !composite && !Contains(kUnannotatedAlias, base);
+}
+
+bool OpInfo::Draws(const c10::IValue* values) const {
+  if (!random || draw_switch < 0 || draws_regardless) return random;
+  const c10::IValue& value = values[draw_switch];
+  if (value.isBool()) return value.toBool();
+  // Exactly +0: an argument that is compared bit for bit between recordings cannot turn into another probability.
+  return !value.isDouble() || value.toDouble() != 0 || std::signbit(value.toDouble());
 }
 
 OpInfo& InfoOf(const c10::OperatorHandle& op) {

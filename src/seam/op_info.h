@@ -38,6 +38,8 @@ struct OpInfo {
   bool random = false;           // draws from a generator
   bool random_fill = false;      // ... and only overwrites its first argument
   bool random_like = false;      // ... and reads only the geometry of its first argument
+  int draw_switch = -1;          // ... unless this argument says otherwise: dropout_p, train, training
+  bool draws_regardless = false; // a recorded run drew although the argument said otherwise
   bool data_dependent = false;   // output shape or host value depends on data
   bool fetch = false;            // hands a value to the host
   bool changes_metadata = false; // sizes, strides or storage of an argument change in place
@@ -57,6 +59,9 @@ struct OpInfo {
   bool MustRunInline() const {
     return foreign || data_dependent || fetch || changes_metadata || metadata_only || odd_returns || pinned_inline;
   }
+  // A call with these arguments draws from a generator. Attention without dropout and dropout in evaluation do not,
+  // although their operators are random.
+  bool Draws(const c10::IValue* values) const;
 };
 
 // Imperative thread only. The reference stays valid for ever.

@@ -136,7 +136,7 @@ class Comparison {
     for (size_t i = 0; i < b_.ops.size(); ++i) {
       const DeviceOp& a = a_.ops[i];
       DeviceOp& b = b_.ops[i];
-      if (a.info != b.info || a.event != b.event || !(a.env == b.env) || a.args.size() != b.args.size() || a.writes != b.writes) {
+      if (a.info != b.info || a.event != b.event || !(a.env == b.env) || a.host_draw != b.host_draw || a.args.size() != b.args.size() || a.writes != b.writes) {
         return "device op " + std::to_string(i) + " (" + b.info->name + ") differs";
       }
       for (size_t k = 0; k < b.args.size(); ++k) {

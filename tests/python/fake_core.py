@@ -26,6 +26,7 @@ def make_row(step: int, **changes: Any) -> dict[str, Any]:
         "name": "train",
         "lane": "outer",
         "tier": "T2",
+        "recorded": False,
         "events": 40,
         "device_ops": 100,
         "covered_ops": 100,
