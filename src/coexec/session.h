@@ -71,8 +71,10 @@ class Session final : public seam::Settler {
   void LearnEngineCallSites();
   void InstallForkHandlers();
   void FinishStep(bool aborted);
+  const char* WhyNotOuter();
   void ApplyThreadState();
   void ApplyOptions();
+  void ApplyGraftMode();
 
   Timeline timeline_;
   GraphRunner runner_{timeline_};
