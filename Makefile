@@ -86,7 +86,6 @@ test-python: build  ## Python tests, end-to-end tests and the short conformance 
 
 test-long: build  ## what does not fit into CI: all conformance samples, sweeps, soak
 	$(IN_TREE) $(VENV_PYTHON) -m pytest -m long --timeout=0
-	$(IN_TREE) $(VENV_PYTHON) tests/conformance/run_all.py
 
 cuda-check: build/dev/build.ninja  ## compile the CUDA units against torch's headers; needs a toolkit, but no GPU
 	cmake --build build/dev -j $(JOBS) --target cuda_checks

@@ -216,6 +216,7 @@ def _install_history() -> None:
 
     for name in ("register_hook", "retain_grad"):
         _patches.wrap(torch.Tensor, name, _reveals(f"Tensor.{name}"))
+
     def applies_function(original: Callable[..., Any]) -> Any:
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
             if not _bypassed():

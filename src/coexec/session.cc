@@ -16,9 +16,19 @@ Session& Session::Get() {
 }
 
 Session::Session()
-    : options_{{"lane", 0},        {"flush", 0},          {"flush_seed", 1},    {"flush_one_in", 3},    {"force_step", -1},
-               {"force_event", -1}, {"graft", 1},          {"feed_clone", 1},    {"version_replay", 1},  {"runner_delay_us", 0},
-               {"run_ahead_steps", 1}, {"wait_deadline_ms", 600'000}} {}
+    : options_{{"lane", 0},
+               {"flush", 0},
+               {"flush_seed", 1},
+               {"flush_one_in", 3},
+               {"force_step", -1},
+               {"force_event", -1},
+               {"graft", 1},
+               {"graft_fallback", 1},
+               {"feed_clone", 1},
+               {"version_replay", 1},
+               {"runner_delay_us", 0},
+               {"run_ahead_steps", 1},
+               {"wait_deadline_ms", 600'000}} {}
 
 bool Session::EnsureLoaded() {
   if (!loaded_) usable_ = Load();
@@ -46,8 +56,7 @@ bool Session::BeginStep(const std::string& name) {
   previous_step_end_ = runner_.NextSequence() - 1;
   ChooseDevice();
   inner_->BeginStep(step_);
-  const bool outer_allowed = seam::Keys().HasOuter() && options_["lane"] != static_cast<int64_t>(LaneChoice::kInner);
-  switch (outer_->BeginStep(step_, name, outer_allowed)) {
+  switch (outer_->BeginStep(step_, name, WhyNotOuter())) {
     case seam::OuterLane::Mode::kCover: inner_->SetMode(seam::InnerLane::Mode::kPassThrough); break;
     case seam::OuterLane::Mode::kRecord: inner_->SetListener(outer_->Listener()); break;
     default: break;
@@ -68,6 +77,16 @@ void Session::ChooseDevice() {
   inner_->SetComputeDevice(known == devices_.end() ? c10::Device(c10::kCPU) : known->second);
 }
 
+// Empty, or why no step may use the outer lane now.
+const char* Session::WhyNotOuter() {
+  if (options_["lane"] == static_cast<int64_t>(LaneChoice::kInner)) return "INNER_OPTION: lane is \"inner\"";
+  if (!seam::Keys().HasOuter()) return "INNER_ENV: no dispatch key is free for the outer lane";
+  // It has to see accesses to persistent tensors before it takes writes to them for granted.
+  if (seam::CurrentGraftMode() == seam::GraftMode::kSynchronous)
+    return "INNER_ENV: accesses to ordinary tensors cannot be seen (graft=off)";
+  return "";
+}
+
 void Session::ApplyThreadState() {
   const auto state = seam::ThreadState::Current();
   if (state == thread_state_) return;
@@ -78,7 +97,15 @@ void Session::ApplyThreadState() {
   runner_.Submit();
 }
 
+void Session::ApplyGraftMode() {
+  const bool graft = options_["graft"] != 0, fallback = options_["graft_fallback"] != 0;
+  seam::SetGraftMode(graft      ? seam::GraftMode::kGrafted
+                     : fallback ? seam::GraftMode::kSynchronous
+                                : seam::GraftMode::kUngated);
+}
+
 void Session::ApplyOptions() {
+  ApplyGraftMode();
   runner_.Options().delay_us.store(options_["runner_delay_us"]);
   runner_.Options().wait_deadline_ms = options_["wait_deadline_ms"];
   auto& inner = inner_->Options();
@@ -190,7 +217,6 @@ void Session::SetOption(const std::string& key, int64_t value) {
   auto it = options_.find(key);
   TORCH_CHECK_VALUE(it != options_.end(), "outrider: unknown option '", key, "'");
   it->second = value;
-  if (key == "graft" && loaded_) seam::SetGraftEnabled(value != 0);
 }
 
 int64_t Session::GetOption(const std::string& key) const {
@@ -200,7 +226,7 @@ int64_t Session::GetOption(const std::string& key) const {
 }
 
 std::string Session::Describe() const {
-  return seam::DescribeKeys() + " graft=" + (seam::GraftEnabled() ? "on" : "off") +
+  return seam::DescribeKeys() + " graft=" + (seam::CurrentGraftMode() == seam::GraftMode::kGrafted ? "on" : "off") +
          " engine call sites=" + std::to_string(seam::LearntCallSites());
 }
 

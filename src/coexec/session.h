@@ -71,9 +71,11 @@ class Session final : public seam::Settler {
   void LearnEngineCallSites();
   void InstallForkHandlers();
   void FinishStep(bool aborted);
+  const char* WhyNotOuter();
   void ApplyThreadState();
   void ApplyOptions();
   void ChooseDevice();
+  void ApplyGraftMode();
 
   Timeline timeline_;
   GraphRunner runner_{timeline_};

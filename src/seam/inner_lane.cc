@@ -307,7 +307,7 @@ void InnerLane::RunInline(Flow& flow, Route route, c10::DispatchKeySet next, Sta
     auto graft = [](const at::Tensor& tensor) {
       if (tensor.defined() && KindOf(*tensor.unsafeGetTensorImpl()) == ImplKind::kPlain && tensor.unsafeGetTensorImpl()->unsafe_storage() &&
           RecordOf(*tensor.unsafeGetTensorImpl()) != nullptr) {
-        GraftAlias(*tensor.unsafeGetTensorImpl());
+        GateAlias(*tensor.unsafeGetTensorImpl());
       }
     };
     if (result.isTensor()) graft(result.toTensor());

@@ -62,14 +62,14 @@ void OuterLane::RetirePlans() {
   }
 }
 
-OuterLane::Mode OuterLane::BeginStep(uint64_t step, const std::string& program, bool allowed) {
+OuterLane::Mode OuterLane::BeginStep(uint64_t step, const std::string& program, const std::string& why_not) {
   step_number_ = step;
   program_ = &programs_[program];
   note_.clear();
   diverge_requested_ = false;
   mode_ = Mode::kOff;
-  if (!allowed) {
-    note_ = "INNER_OPTION: the outer lane is switched off";
+  if (!why_not.empty()) {
+    note_ = why_not;
     return mode_;
   }
   RetirePlans();

@@ -34,7 +34,8 @@ class OuterLane {
   ~OuterLane();
 
   // --- step boundaries ---
-  Mode BeginStep(uint64_t step, const std::string& program, bool allowed);
+  // `why_not`: empty, or the reason code and text why the outer lane may not be used.
+  Mode BeginStep(uint64_t step, const std::string& program, const std::string& why_not);
   void EndStep();
   void AbortStep();
   Mode CurrentMode() const { return mode_; }

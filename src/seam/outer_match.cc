@@ -229,6 +229,7 @@ at::Tensor OuterLane::MakePlaceholder(int id) {
 }
 
 void OuterLane::BumpVersions(const OuterEvent& event, const LogEntry& entry, int direction) {
+  if (!inner_.Options().version_replay) return;
   for (const auto& bump : event.bumps) {
     const auto& value = entry.args[bump.arg];
     const at::Tensor tensor = bump.element < 0 ? value.toTensor() : value.toListRef()[bump.element].toTensor();
@@ -243,7 +244,8 @@ void OuterLane::TakeSnapshots(const OuterEvent& event, LogEntry& entry) {
     const at::Tensor& source = step_->bound[snapshot.external];
     TORCH_CHECK(source.defined(), "outrider: an input was not bound before it was needed");
     Operand operand;
-    operand.tensor = RangeCopy(source);
+    const auto& impl = *source.unsafeGetTensorImpl();
+    operand.tensor = inner_.Options().feed_clone ? RangeCopy(source) : AliasTensor(impl.unsafe_storage(), impl);
     entry.snapshots.emplace_back(snapshot.external, operand.tensor);
     step_->inputs.emplace_back(snapshot.slot, std::move(operand));
   }
