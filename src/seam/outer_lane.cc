@@ -36,6 +36,18 @@ void OuterStep::ResizeSlots(size_t count) {
   launched_slots.resize(count, 0);
 }
 
+void OuterStep::Release() {
+  over = true;
+  table.reset();
+  tokens.clear();
+  bound.clear();
+  late.clear();
+  log.clear();
+  inputs.clear();
+  draws.clear();
+  fed.clear();
+}
+
 OuterLane::OuterLane(WorkQueue& queue, StepStats& stats, InnerLane& inner) : queue_(queue), stats_(stats), inner_(inner) {}
 OuterLane::~OuterLane() = default;
 
@@ -107,9 +119,14 @@ void OuterLane::EndStep() {
   }
   if (mode_ == Mode::kRecord) FinishRecording();
   mode_ = Mode::kOff;
+  LeaveStep();
+  force_at_ = -1;
+}
+
+void OuterLane::LeaveStep() {
+  if (step_ != nullptr) step_->Release();
   step_.reset();
   dummy_ = {};
-  force_at_ = -1;
 }
 
 void OuterLane::AbortStep() {
@@ -120,8 +137,7 @@ void OuterLane::AbortStep() {
   recorder_.reset();
   inner_.SetListener(nullptr);
   mode_ = Mode::kOff;
-  step_.reset();
-  dummy_ = {};
+  LeaveStep();
   force_at_ = -1;
 }
 

@@ -129,6 +129,7 @@ class OuterLane {
   void StampUses(OuterPart& part, const RangeFacts& facts, uint64_t sequence);
   void Diverge(DivergenceReason reason, const std::string& expected, const std::string& got, const std::string& field);
   void LeaveCover();
+  void LeaveStep();
 
   // Recovery (outer_replay.cc).
   void Replay();

@@ -159,15 +159,16 @@ class Comparison {
   }
 
   // A changing scalar of a device op must be, bit for bit, a changing scalar of its own event: the one in the same place,
-  // or the only one that fits.
+  // or the only one that fits. A backward has none of its own and may use those of the events before it.
   bool FollowsHostScalar(const Arg& a, Arg& b, int event, int arg, int element) {
     if (!IsScalar(a) || !IsScalar(b)) return false;
     int found = -1, fitting = 0;
     for (size_t id = 0; id < late_.size(); ++id) {
       const LateScalar& late = late_[id];
-      if (late.event != event || !SameScalar(late.older, a.constant) || !SameScalar(late.newer, b.constant)) continue;
+      const bool in_reach = late.event == event || (b_.events[event].backward && late.event < event);
+      if (!in_reach || !SameScalar(late.older, a.constant) || !SameScalar(late.newer, b.constant)) continue;
       ++fitting;
-      if (late.arg == arg && late.element == element) {
+      if (late.event == event && late.arg == arg && late.element == element) {
         found = static_cast<int>(id);
         fitting = 1;
         break;

@@ -57,6 +57,7 @@ int OuterRecorder::ExternalOf(const at::Tensor& tensor) {
   external.offset = external.geometry.offset;
   external.storage_nbytes = impl->unsafe_storage().nbytes();
   external.storage = impl->unsafe_storage().unsafeGetStorageImpl();
+  external_storages_.insert(external.storage);
   external.storage_guard = impl->unsafe_storage().getWeakStorageImpl();
   if (!tensor.is_leaf()) Refuse("INNER_HISTORY: a tensor from outside the step carries autograd history");
   const bool owned = Graft(*impl);

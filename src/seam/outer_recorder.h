@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/function.h>
 
 #include <memory>
+#include <unordered_set>
 #include <vector>
 
 #include "seam/inner_lane.h"
@@ -70,6 +71,7 @@ class OuterRecorder final : public DeviceOpListener {
   std::unordered_map<c10::TensorImpl*, int> value_of_;
   std::unordered_map<c10::TensorImpl*, int> external_of_;
   std::unordered_map<c10::StorageImpl*, int> slot_of_;
+  std::unordered_set<c10::StorageImpl*> external_storages_;
   std::unordered_map<c10::StorageImpl*, std::vector<int>> snapshot_externals_;
   std::unordered_map<uint64_t, int> snapshot_slot_of_;  // (external, event)
   std::vector<std::vector<int>> variables_of_slot_;

@@ -148,6 +148,7 @@ void OuterRecorder::BeforeDeviceOp(const Call& call) {
   }
   for (int slot : op.writes) {
     if (static_cast<size_t>(slot) < known_slots || !info.overwrites || trace_.slots[slot].snapshot) continue;
+    if (external_storages_.count(trace_.slots[slot].identity) != 0) continue;
     trace_.slots[slot].external = false;
     trace_.slots[slot].allocate = true;
   }

@@ -45,6 +45,8 @@ class OuterStep {
  public:
   OuterStep(std::shared_ptr<const OuterPlan> plan, uint64_t id);
   void ResizeSlots(size_t count);  // never shrinks
+  // The step is over. Values that live on keep the object, not what the step worked with.
+  void Release();
 
   std::shared_ptr<const OuterPlan> plan;
   const uint64_t id;

@@ -1,6 +1,7 @@
 #include <ATen/core/CachingHostAllocator.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
@@ -26,7 +27,10 @@ class CudaGraphMemory final : public GraphMemory {
   std::unique_ptr<DeviceGraph> Capture(const std::function<void()>& body) override {
     // One capture stream for all captures: libraries keep a workspace per stream.
     static const auto stream = c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device_.index());
+    const auto compute = c10::cuda::getCurrentCUDAStream(device_.index());
     const c10::cuda::CUDAStreamGuard on_capture_stream(stream);
+    // A capture begins by setting the random generators' device-side position, and replays read and set the same memory.
+    Order(compute, stream);
     auto graph = std::make_unique<CudaGraph>();
     // Other threads go on allocating, pinning memory and querying events meanwhile.
     graph->Get().capture_begin(pool_, cudaStreamCaptureModeThreadLocal);
@@ -35,12 +39,23 @@ class CudaGraphMemory final : public GraphMemory {
       graph->Get().capture_end();
     } catch (...) {
       Abandon(stream.stream());
+      Order(stream, compute);
       throw;
     }
+    Order(stream, compute);
     return graph;
   }
 
  private:
+  // What `later` is given from here on runs after what `earlier` has been given so far.
+  static void Order(const c10::cuda::CUDAStream& earlier, const c10::cuda::CUDAStream& later) {
+    cudaEvent_t reached = nullptr;
+    C10_CUDA_CHECK(cudaEventCreateWithFlags(&reached, cudaEventDisableTiming));
+    C10_CUDA_CHECK(cudaEventRecord(reached, earlier.stream()));
+    C10_CUDA_CHECK(cudaStreamWaitEvent(later.stream(), reached, 0));
+    C10_CUDA_CHECK(cudaEventDestroy(reached));
+  }
+
   // A failed capture: the stream leaves capture mode, the allocators stop to place memory in the pool.
   void Abandon(cudaStream_t stream) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
