@@ -245,7 +245,14 @@ def main():
         if time.perf_counter() - started + arguments.per_workload_s > arguments.budget_s:
             print(f"no time left for {key}; run again to go on")
             break
-        for row, detail in measure_workload(workload, arguments.blocks, not arguments.no_compile):
+        try:
+            measured = measure_workload(workload, arguments.blocks, not arguments.no_compile)
+        except Exception as error:  # the other workloads still count
+            print(f"{key} failed: {type(error).__name__}: {error}", flush=True)
+            _runtime.core().reset()
+            clean()
+            continue
+        for row, detail in measured:
             result["rows"].append(row)
             result["details"].append({name: row[name] for name in COLUMNS[:4]} | detail)
             print(row, detail, flush=True)

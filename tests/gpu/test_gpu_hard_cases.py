@@ -1,4 +1,4 @@
-"""What is particular to a device: captured ranges, buffers that launches overwrite, streams, copies to and from the host.
+"""What is particular to a device: captured ranges, buffers that launches overwrite, streams, copies across.
 
 Each case is a small training program; its twin runs co-executed, at the end captured, and must equal it bit for bit.
 """
