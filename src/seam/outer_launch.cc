@@ -59,6 +59,7 @@ void OuterLane::Launch(bool final) {
   part->table = step.table;
   part->first_op = plan.events[step.launched_events].first_op;
   part->end_op = plan.events[step.cursor - 1].end_op;
+  part->undropped_op = plan.events[step.committed_events].first_op;
   part->stream = plan.events.front().env.stream;
   part->inputs = std::move(step.inputs);
   part->draws = std::move(step.draws);
@@ -88,6 +89,11 @@ void OuterLane::Commit() {
   step.may_switch = false;
   step.committed_events = step.cursor;
   step.log.clear();
+  // Nothing can come back to these: no tensor of the program is left, and no device op to come uses the storage.
+  const int end_op = step.cursor == 0 ? 0 : step.plan->events[step.cursor - 1].end_op;
+  for (size_t slot = 0; slot < step.tokens.size(); ++slot) {
+    if (step.tokens[slot].use_count() == 1 && step.plan->last_use[slot] < end_op) step.tokens[slot] = c10::Storage();
+  }
   std::fill(step.preimage_taken.begin(), step.preimage_taken.end(), 0);
 }
 

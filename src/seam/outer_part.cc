@@ -67,10 +67,25 @@ void OuterPart::Put(const Arg& output, const at::Tensor& tensor, const DeviceOp&
   table->variables[output.id] = tensor;
 }
 
+// What the program held at the launch it may have let go of since, the arguments of committed events among it.
 void OuterPart::Drop(const DeviceOp& op) {
   for (int slot : op.drop_slots) {
-    if (kept_[slot] == 0) SetSlot(slot, c10::Storage());
+    const bool let_go = holder_[slot] != nullptr && c10::raw::intrusive_ptr::use_count(holder_[slot]) == 1;
+    if (kept_[slot] == 0 || let_go) SetSlot(slot, c10::Storage());
   }
+}
+
+// The table's and this part's references are the last ones to a record once the program has let go of its value.
+void OuterPart::NoteHolders() {
+  std::erase_if(table->given, [](const auto& entry) { return entry.second.use_count() == 1; });
+  kept_.assign(plan->slots.size(), 0);
+  holder_.assign(plan->slots.size(), nullptr);
+  const auto note = [this](const auto& entry) {
+    kept_[entry.first] = 1;
+    holder_[entry.first] = entry.second.get();
+  };
+  std::for_each(keep.begin(), keep.end(), note);
+  std::for_each(table->given.begin(), table->given.end(), note);
 }
 
 void OuterPart::SetSlot(int slot, const c10::Storage& storage) {
@@ -79,7 +94,11 @@ void OuterPart::SetSlot(int slot, const c10::Storage& storage) {
 }
 
 void OuterPart::Retain(const std::vector<char>& slots) {
-  for (size_t slot = 0; slot < slots.size(); ++slot) kept_[slot] |= slots[slot];
+  for (size_t slot = 0; slot < slots.size(); ++slot) {
+    if (slots[slot] == 0) continue;
+    kept_[slot] = 1;
+    holder_[slot] = nullptr;
+  }
 }
 
 void OuterPart::Allocate(const DeviceOp& op) {
@@ -149,7 +168,6 @@ void OuterPart::SaveForUndo() {
 
 // Gives the program what it still holds, and brings what it got from an earlier part up to date.
 void OuterPart::HandOver() {
-  std::erase_if(table->given, [](const auto& entry) { return entry.second.use_count() == 1; });  // the program let go of it
   for (auto& [slot, record] : table->given) {
     if (plan->written[slot] != 0 && plan->last_use[slot] >= first_op && table->slots[slot]) RefreshBytes(*record, table->slots[slot]);
   }
@@ -163,13 +181,12 @@ void OuterPart::HandOver() {
 void OuterPart::Run() {
   AdoptStream(stream);
   if (table->plan != plan) Start();
-  kept_.assign(plan->slots.size(), 0);
-  for (const auto& [slot, record] : keep) kept_[slot] = 1;
-  for (const auto& [slot, record] : table->given) kept_[slot] = 1;
+  NoteHolders();
   if (plan->graphs != nullptr) plan->graphs->Prepare(*this);
   TakeInputs();
   SaveForUndo();
   if (plan->graphs == nullptr || !plan->graphs->Run(*this)) {
+    for (int i = undropped_op; commit && i < first_op; ++i) Drop(plan->ops[i]);
     RunOps(first_op, end_op);
     if (table->outcome != nullptr) table->outcome->single_ops += end_op - first_op;
   }

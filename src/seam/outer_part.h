@@ -14,6 +14,7 @@ class OuterPart final : public PartJob {
   const OuterPlan* plan = nullptr;
   std::shared_ptr<OuterTable> table;
   int first_op = 0, end_op = 0;
+  int undropped_op = 0;                         // from here to `first_op` nothing has been dropped yet
   DeviceStream stream;
   std::vector<std::pair<int, Operand>> inputs;
   std::vector<std::pair<int, at::Tensor>> draws;
@@ -44,8 +45,10 @@ class OuterPart final : public PartJob {
   const at::Tensor& VariableAt(int id);
   void Put(const Arg& output, const at::Tensor& tensor, const DeviceOp& op);
   void Drop(const DeviceOp& op);
+  void NoteHolders();
 
-  std::vector<char> kept_;  // per slot
+  std::vector<char> kept_;               // per slot: outlives its last device op ...
+  std::vector<StorageRecord*> holder_;   // ... unless this record is found to be held by nobody else
   size_t next_draw_ = 0;
   int current_op_ = 0;
 };
