@@ -164,7 +164,7 @@ def _sets_a_flag(original: Callable[..., Any]) -> Callable[..., Any]:
         if _bypassed():
             return original(*args, **kwargs)
         core = _runtime.core()
-        core.flush_for_flag()
+        core.flush_for_flag(sets=True)
         try:
             result = original(*args, **kwargs)
         except BaseException:

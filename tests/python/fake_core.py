@@ -88,7 +88,7 @@ class FakeCore(ModuleType):
         if self.on_flush is not None:
             self.on_flush()
 
-    def flush_for_flag(self) -> None:
+    def flush_for_flag(self, sets: bool = False) -> None:
         self.calls.append(("flush_for_flag",))
         if self.on_flush is not None:
             self.on_flush()
