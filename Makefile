@@ -86,7 +86,6 @@ test-python: build  ## Python tests, end-to-end tests and the short conformance 
 
 test-long: build  ## what does not fit into CI: all conformance samples, sweeps, soak
 	$(IN_TREE) $(VENV_PYTHON) -m pytest -m long --timeout=0
-	$(IN_TREE) $(VENV_PYTHON) tests/conformance/run_all.py
 
 cuda-check: build/dev/build.ninja  ## compile the CUDA units against torch's headers; needs a toolkit, but no GPU
 	cmake --build build/dev -j $(JOBS) --target cuda_checks
@@ -106,8 +105,9 @@ demo: demo-coexec  ## the demonstrations, one after another
 demo-coexec: build  ## imperative programs, eager and co-executed side by side
 	$(IN_TREE) $(VENV_PYTHON) -m outrider.demo coexec
 
-bench-coexec: build  ## CPU figures of co-execution into docs/results
+bench-coexec: build  ## CPU figures of co-execution into docs/results and README.md
 	$(IN_TREE) $(VENV_PYTHON) benchmarks/coexec/cpu.py
+	$(VENV_PYTHON) tools/readme_results.py
 
 # --- a GPU machine without a network ---
 .PHONY: gpu-pack gpu-test

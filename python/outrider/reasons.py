@@ -155,6 +155,11 @@ _REASONS = (
         "An input of the step already carries autograd history from outside.",
         "Compute it inside the step, or detach it.",
     ),
+    Reason(
+        "INNER_ENV",
+        "The outer lane cannot work in this process: its dispatch key is taken, or accesses to tensors cannot be seen.",
+        "Look for another library that intercepts operators; leave the option graft on.",
+    ),
     Reason("INNER_OPTION", "outrider.options(lane='inner') asked for it.", "Set lane='auto'."),
     # Off: the step ran plainly.
     Reason(

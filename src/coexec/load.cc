@@ -14,7 +14,8 @@ bool Session::Load() {
   const auto& keys = seam::ClaimKeys(&Session::InnerHandler, &Session::OuterHandler);
   if (!keys.HasInner()) return false;
   seam::ProbeDataPointerLayout();
-  seam::SetGraftEnabled(seam::ProbeGraft() && options_["graft"] != 0);
+  seam::ProbeGraft();
+  ApplyGraftMode();
   inner_ = std::make_unique<seam::InnerLane>(runner_, stats_);
   outer_ = std::make_unique<seam::OuterLane>(runner_, stats_, *inner_);
   runner_.Start();

@@ -16,9 +16,19 @@ Session& Session::Get() {
 }
 
 Session::Session()
-    : options_{{"lane", 0},        {"flush", 0},          {"flush_seed", 1},    {"flush_one_in", 3},    {"force_step", -1},
-               {"force_event", -1}, {"graft", 1},          {"feed_clone", 1},    {"version_replay", 1},  {"runner_delay_us", 0},
-               {"run_ahead_steps", 1}, {"wait_deadline_ms", 600'000}} {}
+    : options_{{"lane", 0},
+               {"flush", 0},
+               {"flush_seed", 1},
+               {"flush_one_in", 3},
+               {"force_step", -1},
+               {"force_event", -1},
+               {"graft", 1},
+               {"graft_fallback", 1},
+               {"feed_clone", 1},
+               {"version_replay", 1},
+               {"runner_delay_us", 0},
+               {"run_ahead_steps", 1},
+               {"wait_deadline_ms", 600'000}} {}
 
 bool Session::EnsureLoaded() {
   if (!loaded_) usable_ = Load();
@@ -44,15 +54,37 @@ bool Session::BeginStep(const std::string& name) {
   ApplyThreadState();
   ApplyOptions();
   previous_step_end_ = runner_.NextSequence() - 1;
+  ChooseDevice();
   inner_->BeginStep(step_);
-  const bool outer_allowed = seam::Keys().HasOuter() && options_["lane"] != static_cast<int64_t>(LaneChoice::kInner);
-  switch (outer_->BeginStep(step_, name, outer_allowed)) {
+  switch (outer_->BeginStep(step_, name, WhyNotOuter())) {
     case seam::OuterLane::Mode::kCover: inner_->SetMode(seam::InnerLane::Mode::kPassThrough); break;
     case seam::OuterLane::Mode::kRecord: inner_->SetListener(outer_->Listener()); break;
     default: break;
   }
   in_step_ = true;
   return true;
+}
+
+// A program computes where it was seen to compute: on the accelerator as soon as one of its operators did.
+void Session::ChooseDevice() {
+  if (const auto seen = inner_->TakeSeenDevice()) {
+    const auto [it, fresh] = devices_.try_emplace(name_, *seen);
+    if (!fresh && it->second == *seen) return inner_->SetComputeDevice(*seen);
+    it->second = *seen;
+    outer_->Forget(name_);
+  }
+  const auto known = devices_.find(name_);
+  inner_->SetComputeDevice(known == devices_.end() ? c10::Device(c10::kCPU) : known->second);
+}
+
+// Empty, or why no step may use the outer lane now.
+const char* Session::WhyNotOuter() {
+  if (options_["lane"] == static_cast<int64_t>(LaneChoice::kInner)) return "INNER_OPTION: lane is \"inner\"";
+  if (!seam::Keys().HasOuter()) return "INNER_ENV: no dispatch key is free for the outer lane";
+  // It has to see accesses to persistent tensors before it takes writes to them for granted.
+  if (seam::CurrentGraftMode() == seam::GraftMode::kSynchronous)
+    return "INNER_ENV: accesses to ordinary tensors cannot be seen (graft=off)";
+  return "";
 }
 
 void Session::ApplyThreadState() {
@@ -65,7 +97,15 @@ void Session::ApplyThreadState() {
   runner_.Submit();
 }
 
+void Session::ApplyGraftMode() {
+  const bool graft = options_["graft"] != 0, fallback = options_["graft_fallback"] != 0;
+  seam::SetGraftMode(graft      ? seam::GraftMode::kGrafted
+                     : fallback ? seam::GraftMode::kSynchronous
+                                : seam::GraftMode::kUngated);
+}
+
 void Session::ApplyOptions() {
+  ApplyGraftMode();
   runner_.Options().delay_us.store(options_["runner_delay_us"]);
   runner_.Options().wait_deadline_ms = options_["wait_deadline_ms"];
   auto& inner = inner_->Options();
@@ -87,6 +127,7 @@ void Session::FinishStep(bool aborted) {
   in_step_ = false;
   const int64_t events = outer_->EventIndex();
   const bool covered = outer_->CurrentMode() == seam::OuterLane::Mode::kCover;
+  const bool recorded = !aborted && outer_->CurrentMode() == seam::OuterLane::Mode::kRecord;
   aborted ? outer_->AbortStep() : outer_->EndStep();
   note_ = outer_->Note();
   inner_->EndStep();
@@ -96,6 +137,8 @@ void Session::FinishStep(bool aborted) {
   facts.name = name_;
   facts.lane = covered ? "outer" : stats_.covered_ops > 0 ? "inner" : "record";
   facts.tier = stats_.covered_ops > 0 ? "T0" : "eager";
+  facts.recorded = recorded;
+  facts.outcome = stats_.outcome;
   facts.note = note_;
   facts.host_ns = base::NowNs() - step_start_ns_;
   facts.host_wait_ns = runner_.TakeHostWaitNs();
@@ -112,6 +155,18 @@ void Session::Flush(FlushReason reason) {
   outer_->LaunchPending();
   if (!runner_.Idle()) stats_.Flush(reason);
   runner_.WaitAll();
+}
+
+// Thread count and floating-point control are flags of the thread: the graph runner follows at this place in the order.
+void Session::FlushForFlag(bool sets) {
+  // What has been validated must not be replayed under the new setting.
+  if (sets && usable_ && in_step_ && owner_ == std::this_thread::get_id()) outer_->CommitOrDiverge("a numeric flag");
+  Flush(FlushReason::kFlag);
+}
+
+void Session::FlagChanged(const std::string& flag, const std::string& value) {
+  seam::NoteFlag(flag, value);
+  if (in_step_ && owner_ == std::this_thread::get_id()) ApplyThreadState();
 }
 
 void Session::Leave() {
@@ -183,7 +238,6 @@ void Session::SetOption(const std::string& key, int64_t value) {
   auto it = options_.find(key);
   TORCH_CHECK_VALUE(it != options_.end(), "outrider: unknown option '", key, "'");
   it->second = value;
-  if (key == "graft" && loaded_) seam::SetGraftEnabled(value != 0);
 }
 
 int64_t Session::GetOption(const std::string& key) const {
@@ -193,7 +247,7 @@ int64_t Session::GetOption(const std::string& key) const {
 }
 
 std::string Session::Describe() const {
-  return seam::DescribeKeys() + " graft=" + (seam::GraftEnabled() ? "on" : "off") +
+  return seam::DescribeKeys() + " graft=" + (seam::CurrentGraftMode() == seam::GraftMode::kGrafted ? "on" : "off") +
          " engine call sites=" + std::to_string(seam::LearntCallSites());
 }
 

@@ -33,6 +33,10 @@ class Session final : public seam::Settler, public seam::AutogradWatcher {
   bool InStep() const { return in_step_; }
 
   void Flush(seam::FlushReason reason);
+  // Before a numeric flag is set (`sets`), or generators, streams or events are used.
+  void FlushForFlag(bool sets);
+  // A numeric flag was set, after the flush before it; both texts are compared only.
+  void FlagChanged(const std::string& flag, const std::string& value);
   void Leave();
   // Forgets traces, plans and rows.
   void Reset();
@@ -76,8 +80,11 @@ class Session final : public seam::Settler, public seam::AutogradWatcher {
   void LearnEngineCallSites();
   void InstallForkHandlers();
   void FinishStep(bool aborted);
+  const char* WhyNotOuter();
   void ApplyThreadState();
   void ApplyOptions();
+  void ChooseDevice();
+  void ApplyGraftMode();
 
   Timeline timeline_;
   GraphRunner runner_{timeline_};
@@ -96,6 +103,7 @@ class Session final : public seam::Settler, public seam::AutogradWatcher {
   uint64_t step_ = 0;
   std::string name_;
   std::string note_;
+  std::map<std::string, c10::Device> devices_;  // program -> what it computes on; the CPU where absent
   int64_t step_start_ns_ = 0;
   uint64_t previous_step_end_ = 0;  // last job of the step before
   seam::ThreadState thread_state_;

@@ -13,7 +13,8 @@ namespace {
 
 using c10::TensorImpl;
 
-bool g_graft_enabled = false;
+bool g_graft_works = false;
+GraftMode g_graft_mode = GraftMode::kSynchronous;
 
 // Under a dispatch mode, and for subclasses with __torch_dispatch__, a copy is a `detach` that Python code sees.
 bool PythonSeesCopies(c10::DispatchKeySet keys) {
@@ -107,15 +108,20 @@ bool Graft(TensorImpl& tensor) {
   const auto& storage = tensor.unsafe_storage();
   if (!storage) return false;
   if (RecordOf(storage.unsafeGetStorageImpl()) == nullptr && !WrapStorage(storage)) return false;
-  if (kind == ImplKind::kPlain && g_graft_enabled) SetVtable(tensor, KnownVtables().lazy);
+  if (kind == ImplKind::kPlain) GateAlias(tensor);
   return true;
 }
 
-void GraftAlias(TensorImpl& tensor) {
-  if (g_graft_enabled && KindOf(tensor) == ImplKind::kPlain) SetVtable(tensor, KnownVtables().lazy);
+void GateAlias(TensorImpl& tensor) {
+  if (KindOf(tensor) != ImplKind::kPlain) return;
+  if (g_graft_mode == GraftMode::kGrafted) SetVtable(tensor, KnownVtables().lazy);
+  if (g_graft_mode != GraftMode::kSynchronous) return;
+  StorageRecord& record = *RecordOf(tensor);
+  record.synchronous.store(true, std::memory_order_release);
+  record.escaped_for_good = true;
 }
 
-bool ProbeGraft() {
+void ProbeGraft() {
   auto storage = c10::Storage(c10::Storage::use_byte_size_t(), 16, c10::GetCPUAllocator()->allocate(16), c10::GetCPUAllocator(), true);
   auto probe = c10::make_intrusive<TensorImpl>(std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU),
                                                caffe2::TypeMeta::Make<float>());
@@ -125,10 +131,12 @@ bool ProbeGraft() {
   const bool works = KindOf(*probe) == ImplKind::kLazy && probe->numel() == 4 && probe->has_storage() &&
                      probe->storage().data() == before && probe->shallow_copy_and_detach(c10::VariableVersion(0), true) != nullptr;
   SetVtable(*probe, KnownVtables().plain);
-  return works;
+  g_graft_works = works;
 }
 
-void SetGraftEnabled(bool on) { g_graft_enabled = on; }
-bool GraftEnabled() { return g_graft_enabled; }
+void SetGraftMode(GraftMode mode) {
+  g_graft_mode = mode == GraftMode::kGrafted && !g_graft_works ? GraftMode::kSynchronous : mode;
+}
+GraftMode CurrentGraftMode() { return g_graft_mode; }
 
 }  // namespace outrider::seam

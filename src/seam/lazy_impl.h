@@ -35,16 +35,23 @@ class LazyImpl : public c10::TensorImpl {
 enum class ImplKind { kPlain, kLazy, kOuterPlaceholder, kOther };
 ImplKind KindOf(const c10::TensorImpl& tensor);
 
-// Makes a plain tensor lazy: storage gets a record, the object the lazy vtable. False: memory of somebody else or a
-// foreign subclass. Idempotent.
-bool Graft(c10::TensorImpl& tensor);
-// The vtable only, for a new alias of a storage that has a record already.
-void GraftAlias(c10::TensorImpl& tensor);
+// What becomes of a plain tensor of the program when it takes part.
+enum class GraftMode {
+  kGrafted,      // it gets the lazy vtable, and with it the gate
+  kSynchronous,  // it stays plain: every job that touches its storage completes before its handler returns
+  kUngated,      // it stays plain and nothing waits: negative control
+};
 
-// Verifies size, alignment and one write-read round trip of the graft. False: grafting stays off and writes to plain
-// tensors complete before their handler returns.
-bool ProbeGraft();
-void SetGraftEnabled(bool on);
-bool GraftEnabled();
+// Prepares a tensor to take part: its storage gets a record, a plain object becomes what the graft mode says. False:
+// memory of somebody else or a foreign subclass. Idempotent.
+bool Graft(c10::TensorImpl& tensor);
+// The object only, for a new alias of a storage that has a record already.
+void GateAlias(c10::TensorImpl& tensor);
+
+// Verifies size, alignment and one write-read round trip of the graft. Where that fails, kSynchronous stands for
+// kGrafted.
+void ProbeGraft();
+void SetGraftMode(GraftMode mode);
+GraftMode CurrentGraftMode();
 
 }  // namespace outrider::seam

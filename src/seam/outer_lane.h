@@ -37,7 +37,8 @@ class OuterLane {
   ~OuterLane();
 
   // --- step boundaries ---
-  Mode BeginStep(uint64_t step, const std::string& program, bool allowed);
+  // `why_not`: empty, or the reason code and text why the outer lane may not be used.
+  Mode BeginStep(uint64_t step, const std::string& program, const std::string& why_not);
   void EndStep();
   void AbortStep();
   Mode CurrentMode() const { return mode_; }
@@ -47,6 +48,8 @@ class OuterLane {
   int64_t EventIndex() const { return step_ ? step_->cursor : 0; }
   // Forgets traces and plans; the queue must be idle.
   void Reset();
+  // The same for one program.
+  void Forget(const std::string& program);
   OuterOptions& Options() { return options_; }
 
   // --- the program's events ---
@@ -86,9 +89,13 @@ class OuterLane {
     int fruitless = 0;           // recordings in a row without a plan
     int clean = 0;               // covered steps in a row without divergence
     std::string why_not;
+    // The step looks at another place of an input each time (data[i]): such views are made at once, and what they show
+    // enters as an input.
+    bool views_move = false;
   };
 
   // Recording.
+  void RetirePlans();
   void FinishRecording();
   void AddPlan(Program& program, std::shared_ptr<const OuterPlan> plan);
   void RecordEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack);
@@ -113,7 +120,8 @@ class OuterLane {
   void BumpVersions(const OuterEvent& event, const LogEntry& entry, int direction);
   void TakeSnapshots(const OuterEvent& event, LogEntry& entry);
   void DrawNumbers(const OuterEvent& event, LogEntry& entry);
-  bool IsBarrier(const OpInfo& info) const;
+  bool IsBarrier(const OpInfo& info, const Stack& stack) const;
+  bool LeavesDevice(const OpInfo& info, const Stack& stack) const;
   // Asks about metadata and gets no tensor.
   static bool IsQuestion(const OpInfo& info) { return info.metadata_only && info.odd_returns; }
 
@@ -127,9 +135,11 @@ class OuterLane {
   bool CommitAllowed() const;
   void Launch(bool final);
   void Commit();
-  void CountOps(int first_op, int end_op);
+  void StampUses(OuterPart& part, const RangeFacts& facts, uint64_t sequence);
   void Diverge(DivergenceReason reason, const std::string& expected, const std::string& got, const std::string& field);
   void LeaveCover();
+  void LeaveStep();
+  std::shared_ptr<OuterTable> FreshTable();
 
   // Recovery (outer_replay.cc).
   void Replay();
@@ -154,6 +164,8 @@ class OuterLane {
   std::shared_ptr<OuterStep> step_;
   NodePtr<DummyNode> dummy_;
   std::string note_;
+  StepScratch scratch_;
+  std::vector<std::shared_ptr<OuterTable>> tables_;
   std::vector<int> newly_bound_;
   int64_t force_at_ = -1;
   bool diverge_requested_ = false;

@@ -8,7 +8,7 @@
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/variable.h>
 
-#include "seam/cpu_generator.h"
+#include "seam/generators.h"
 #include "seam/gil.h"
 #include "seam/keys.h"
 #include "seam/lazy_impl.h"
@@ -168,7 +168,7 @@ bool OuterLane::SwitchPlan(const std::function<bool(const OuterPlan&)>& fits) {
     const auto before = step_->plan;
     step_->plan = plans[i];
     step_->live.resize(std::max(step_->live.size(), plans[i]->values.size()), nullptr);
-    step_->tokens.resize(std::max(step_->tokens.size(), plans[i]->slots.size()));
+    step_->ResizeSlots(plans[i]->slots.size());
     step_->bound.resize(std::max(step_->bound.size(), plans[i]->externals.size()));
     step_->late.resize(std::max(step_->late.size(), plans[i]->late_sources.size()));
     if (fits(*plans[i])) {
@@ -199,16 +199,15 @@ at::Tensor OuterLane::MakePlaceholder(int id) {
   Geometry geometry = value.geometry;
   c10::Storage storage;
   if (slot.external) {
-    for (size_t i = 0; !storage && i < plan.externals.size(); ++i) {
+    for (int i : plan.externals_of_slot[value.slot]) {
       const External& external = plan.externals[i];
-      const bool here = slot.snapshot ? static_cast<int>(i) == slot.snapshot_external : external.slot == value.slot;
-      if (!here) continue;
       if (external.persistent) {
         storage = c10::Storage(external.tensor.lock()->unsafe_storage());
       } else if (step_->bound[i].defined()) {
         storage = step_->bound[i].unsafeGetTensorImpl()->unsafe_storage();
         if (slot.snapshot) geometry.offset += InElements(*step_->bound[i].unsafeGetTensorImpl(), geometry.dtype);
       }
+      if (storage) break;
     }
   } else {
     c10::Storage& token = step_->tokens[value.slot];
@@ -244,6 +243,7 @@ at::Tensor OuterLane::MakeResult(int id, const LogEntry& entry) {
 }
 
 void OuterLane::BumpVersions(const OuterEvent& event, const LogEntry& entry, int direction) {
+  if (!inner_.Options().version_replay) return;
   c10::SmallVector<std::pair<c10::VariableVersion, int64_t>, 8> versions;  // arguments may share one counter
   for (const auto& bump : event.bumps) {
     const at::Tensor tensor = ArgumentAt(entry, bump.arg, bump.element);
@@ -259,7 +259,8 @@ void OuterLane::TakeSnapshots(const OuterEvent& event, LogEntry& entry) {
     const at::Tensor& source = step_->bound[snapshot.external];
     TORCH_CHECK(source.defined(), "outrider: an input was not bound before it was needed");
     Operand operand;
-    operand.tensor = RangeCopy(source);
+    const auto& impl = *source.unsafeGetTensorImpl();
+    operand.tensor = inner_.Options().feed_clone ? RangeCopy(source) : AliasTensor(impl.unsafe_storage(), impl);
     entry.snapshots.emplace_back(snapshot.external, operand.tensor);
     step_->inputs.emplace_back(snapshot.slot, std::move(operand));
   }
@@ -329,7 +330,7 @@ void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack)
     info.handle.redispatchBoxed(next, stack);
     return;
   }
-  if (IsBarrier(info)) {
+  if (IsBarrier(info, *stack)) {
     // The operator reads values: settle them, then run it on the real ones. Operators below see materialised tensors.
     stats_.Flush(info.fetch ? FlushReason::kFetch : FlushReason::kDataDependent);
     if (info.fetch) ++stats_.fetches;

@@ -2,8 +2,6 @@
 
 #include <torch/csrc/autograd/graph_task.h>
 
-#include <algorithm>
-
 #include "seam/lazy_impl.h"
 #include "seam/outer_recorder.h"
 #include "seam/storage_record.h"
@@ -124,19 +122,14 @@ Arg OuterRecorder::DeviceArg(const c10::IValue& value, bool result) {
   return arg;
 }
 
-// Whether an input of the step shows the storage; otherwise it was allocated inside an event.
-bool OuterRecorder::IsOfProgram(int slot) const {
-  const auto* storage = trace_.slots[slot].identity;
-  return std::any_of(trace_.externals.begin(), trace_.externals.end(), [&](const auto& external) { return external.storage == storage; });
-}
-
 void OuterRecorder::BeforeDeviceOp(const Call& call) {
   op_open_ = false;
   // C++ code of a Python program comes to the engine behind the shims.
   if (event_ < 0 && torch::autograd::get_current_graph_task_id() != -1) Refuse("INNER_GRAPH_API: backward called from C++ code below Python");
   if (event_ < 0 || call.info->profiler) return;  // host code between events: its results enter as feeds
   const OpInfo& info = *call.info;
-  const bool draw = info.random && compute_device_ == c10::kCPU;
+  if (info.reshapes) return;  // the event's values are described when it is over
+  const bool draw = compute_device_.is_cpu() && info.Draws(call.args);
   if (info.fetch || info.data_dependent || info.odd_returns) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " inside an event");
   if (info.foreign || info.pinned_inline) Refuse("INNER_FOREIGN: operator " + info.name + " cannot be replayed");
   if (info.changes_metadata) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " changes the shape of a tensor in place");
@@ -155,7 +148,8 @@ void OuterRecorder::BeforeDeviceOp(const Call& call) {
     else Refuse("INNER_FOREIGN: operator " + info.name + " writes to memory of the program's own");
   }
   for (int slot : op.writes) {
-    if (static_cast<size_t>(slot) < known_slots || !info.overwrites || trace_.slots[slot].snapshot || IsOfProgram(slot)) continue;
+    if (static_cast<size_t>(slot) < known_slots || !info.overwrites || trace_.slots[slot].snapshot) continue;
+    if (external_storages_.count(trace_.slots[slot].identity) != 0) continue;
     trace_.slots[slot].external = false;
     trace_.slots[slot].allocate = true;
   }

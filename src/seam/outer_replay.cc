@@ -5,11 +5,12 @@
 #include <c10/core/InferenceMode.h>
 #include <torch/csrc/autograd/variable.h>
 
-#include "seam/cpu_generator.h"
+#include "seam/generators.h"
 #include "seam/gil.h"
 #include "seam/keys.h"
 #include "seam/outer_lane.h"
 #include "seam/settle.h"
+#include "seam/storage_copy.h"
 
 namespace outrider::seam {
 namespace {
@@ -63,8 +64,10 @@ class CleanDispatch {
 }  // namespace
 
 void OuterLane::RestorePreimages() {
-  for (const auto& [slot, preimage] : step_->table->preimages) RestoreStorage(preimage.target, preimage.copy);
+  for (const auto& [slot, preimage] : step_->table->preimages) OverwriteStorage(preimage.target, preimage.copy);
   step_->table->preimages.clear();
+  for (const auto& [generator, offset] : step_->table->generator_offsets) SetGeneratorOffset(generator, offset);
+  step_->table->generator_offsets.clear();
 }
 
 void OuterLane::Adopt(int value, const at::Tensor& result) {
@@ -72,6 +75,7 @@ void OuterLane::Adopt(int value, const at::Tensor& result) {
   if (c10::Storage& token = step_->tokens[slot]) {
     if (StorageRecord* record = RecordOf(token.unsafeGetStorageImpl())) {
       record->real = result.unsafeGetTensorImpl()->unsafe_storage();
+      record->borrowed = false;
     }
   }
   OuterPlaceholder* placeholder = step_->live[value];

@@ -1,16 +1,24 @@
-"""All samples of all databases; writes docs/results/conformance.json. Takes long: `make test-long`."""
+"""All samples of all databases; writes docs/results/conformance.json. Takes about an hour: `make test-long`.
+
+What is finished is kept in a progress file, so that the run can be cut into pieces (`--minutes`) and goes on where it
+stopped. Only verdicts of the same commit, torch and options are taken up again; a tree with changes starts anew.
+"""
 
 import argparse
+import dataclasses
 import datetime
 import json
 import pathlib
 import subprocess
 import sys
+import time
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(_ROOT / part) for part in ("python", "examples", "tests/python", "tests/conformance")]
 
 DEFAULT_OUTPUT = _ROOT / "docs/results/conformance.json"
+DEFAULT_PROGRESS = _ROOT / "out/conformance_progress.jsonl"
+UNFINISHED_EXIT = 3
 
 import runner  # noqa: E402
 import torch  # noqa: E402
@@ -23,6 +31,36 @@ def commit():
         ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=_ROOT, capture_output=True, text=True
     )
     return answer.stdout.strip() or "unknown"
+
+
+class Progress:
+    """Verdicts on disk, one JSON line each, headed by what they depend on."""
+
+    def __init__(self, path, key):
+        self.path = path
+        self.verdicts = {}
+        if not self._load(key):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(key) + "\n")
+
+    def _load(self, key):
+        if not self.path.exists() or key["commit"].endswith(("dirty", "unknown")):
+            return False
+        first, *rest = self.path.read_text().splitlines() or [""]
+        if first != json.dumps(key):
+            return False
+        for line in rest:
+            self._keep(runner.Verdict(**json.loads(line)))
+        return True
+
+    def _keep(self, verdict):
+        self.verdicts[verdict.database, verdict.entry] = verdict
+
+    def add(self, verdict):
+        """Keeps a verdict, here and on disk."""
+        self._keep(verdict)
+        with self.path.open("a") as file:
+            file.write(json.dumps(dataclasses.asdict(verdict)) + "\n")
 
 
 def summary(database, verdicts):
@@ -43,22 +81,30 @@ def summary(database, verdicts):
     }
 
 
-def run(samples_max, output):
-    """Runs everything, writes the result and returns the number of disagreements."""
-    torch.set_num_threads(1)
-    result = {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "torch": torch.__version__,
-        "samples_max": samples_max,
-        "databases": {},
-    }
+def work_through(progress, samples_max, deadline):
+    """Runs the entries that have no verdict yet; returns how many are left when time is up."""
+    todo = [
+        (database, name, info)
+        for database in DATABASES
+        for name, info in runner.entries(database)
+        if (database, name) not in progress.verdicts
+    ]
+    for done, (database, name, info) in enumerate(todo):
+        if time.monotonic() > deadline:
+            return len(todo) - done
+        start = time.monotonic()
+        verdict = runner.check_entry(database, name, info, samples_max)
+        progress.add(verdict)
+        state = "equal" if not verdict.failures else f"{len(verdict.failures)} DIFFER"
+        print(f"{database}:{name}: {verdict.samples} samples, {time.monotonic() - start:.1f} s, {state}", flush=True)
+    return 0
+
+
+def write_result(progress, key, output):
+    """Writes the counts of a finished run; returns the number of disagreements."""
+    result = {"date": datetime.date.today().isoformat(), **key, "databases": {}}
     for database in DATABASES:
-        verdicts = []
-        for name, info in runner.entries(database):
-            verdicts.append(runner.check_entry(database, name, info, samples_max))
-            state = "equal" if not verdicts[-1].failures else f"{len(verdicts[-1].failures)} DIFFER"
-            print(f"{database}:{name}: {verdicts[-1].samples} samples, {state}", flush=True)
+        verdicts = [verdict for (where, _), verdict in progress.verdicts.items() if where == database]
         result["databases"][database] = summary(database, verdicts)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=1) + "\n")
@@ -67,13 +113,22 @@ def run(samples_max, output):
     return disagreements
 
 
-def main():
-    """The exit code says whether all bits agreed."""
+def main(argv=None):
+    """The exit code: 0 all bits agreed, 1 they did not, 3 there is more to run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=1_000_000, help="samples per entry at most")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no further entry after this long")
     parser.add_argument("--output", type=pathlib.Path, default=DEFAULT_OUTPUT)
-    arguments = parser.parse_args()
-    return 1 if run(arguments.samples, arguments.output) else 0
+    parser.add_argument("--progress", type=pathlib.Path, default=DEFAULT_PROGRESS)
+    arguments = parser.parse_args(argv)
+    deadline = time.monotonic() + 60 * arguments.minutes
+    torch.set_num_threads(1)
+    key = {"commit": commit(), "torch": torch.__version__, "samples_max": arguments.samples}
+    progress = Progress(arguments.progress, key)
+    if left := work_through(progress, arguments.samples, deadline):
+        print(f"{left} entries left; run again to go on")
+        return UNFINISHED_EXIT
+    return 1 if write_result(progress, key, arguments.output) else 0
 
 
 if __name__ == "__main__":

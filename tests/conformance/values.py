@@ -30,7 +30,8 @@ def weighted_sum(outputs):
     parts = []
     for tensor in tensors_of(outputs):
         if tensor.requires_grad and tensor.numel() and not tensor.is_sparse:
-            real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+            plain = tensor.resolve_conj().resolve_neg()
+            real = torch.view_as_real(plain) if plain.is_complex() else plain
             weights = torch.linspace(0.5, 1.5, real.numel(), dtype=real.dtype).view(real.shape)
             parts.append((real * weights).sum())
     return sum(parts[1:], parts[0]) if parts else None

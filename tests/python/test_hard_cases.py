@@ -99,8 +99,8 @@ def test_error_that_depends_on_values(mode):
     build = functools.partial(Bench, make, "adamw", None)
     eager = equality.run_eager(build, ODD_STEP + 2, resume=True)
     twin = equality.run_coexec(build, ODD_STEP + 2, resume=True, **MODES[mode])
-    # The same error; as documented it may surface later, when host code behind the operator (random draws, the optimizer's
-    # step counter) has run. The steps before are equal, the step behind it works.
+    # The same error; as documented it may surface later, when host code behind the operator (random draws, the
+    # optimizer's step counter) has run. The steps before are equal, the step behind it works.
     assert twin.losses[: ODD_STEP + 1] == eager.losses[: ODD_STEP + 1]
     assert twin.losses[ODD_STEP].startswith("IndexError")
     assert 0.0 < twin.losses[ODD_STEP + 1] < 5.0

@@ -48,6 +48,7 @@ CODES = [
     "INNER_FOREIGN",
     "INNER_DATA_DEPENDENT",
     "INNER_HISTORY",
+    "INNER_ENV",
     "INNER_OPTION",
     "OFF_KEYS",
     "OFF_ENV",
