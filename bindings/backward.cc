@@ -39,7 +39,7 @@ int BackwardEnter(const py::object& tensors, const py::object& gradients, bool k
   std::vector<at::Tensor> roots, given;
   bool plain = !keep_graph && !create_graph && accumulate && (inputs.is_none() || py::len(inputs) == 0);
   plain = CollectRoots(tensors, roots) && CollectGradients(gradients, given) && plain && roots.size() == given.size();
-  return Session::Get().BackwardEnter(outrider::seam::GradientEdges(roots), given, plain);
+  return static_cast<int>(Session::Get().BackwardEnter(outrider::seam::GradientEdges(roots), given, plain));
 }
 
 }  // namespace
@@ -58,5 +58,8 @@ void DefineBackward(py::module_& m) {
   m.def("reveal_history", [](const py::object& tensor, const std::string& how) {
     if (THPVariable_Check(tensor.ptr())) Session::Get().RevealHistory(THPVariable_Unpack(tensor.ptr()), how);
   });
-  m.def("backward_exit", [] { Session::Get().BackwardExit(); });
+  m.def("reveal_view", [](const py::object& tensor, const std::string& how) {
+    if (THPVariable_Check(tensor.ptr())) Session::Get().RevealView(THPVariable_Unpack(tensor.ptr()), how);
+  });
+  m.def("backward_exit", [](bool completed) { Session::Get().BackwardExit(completed); });
 }

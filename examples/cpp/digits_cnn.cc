@@ -1,11 +1,11 @@
 // The C++ twin of examples/coexec/digits_cnn.py: a small residual CNN with BatchNorm, trained with Adam on handwritten
-// digits, ordinary libtorch code with no Python in the process. Only the StepScope line belongs to Outrider.
+// digits, ordinary libtorch code with no Python in the process. StepScope is all that co-execution needs.
 //
 //   python examples/cpp/export_digits.py digits.csv
-//   build/dev/examples/digits_cnn --data digits.csv [--steps 200] [--eager] [--state state.txt]
+//   build/dev/examples/digits_cnn --data digits.csv [--steps 200] [--eager] [--lane inner] [--state state.txt]
 //
-// --eager runs without co-execution; --state writes every bit of the final state, one named line each, so that two
-// runs can be compared with `cmp`.
+// --eager runs without co-execution; --lane (auto, inner, outer) picks how steps are covered; --state writes every bit of
+// the final state, one named line each, so that two runs can be compared with `cmp`.
 
 #include <cstdlib>
 #include <fstream>
@@ -34,6 +34,7 @@ struct Options {
   std::string data_path;
   std::string state_path;
   int64_t steps = 200;
+  int64_t lane = 0;
   bool eager = false;
 };
 
@@ -233,7 +234,14 @@ void PrintReport(int64_t steps) {
     std::cout << separator << '"' << lane << "\": " << count;
     separator = ", ";
   }
-  std::cout << "}}\n";
+  std::cout << "}, \"note\": " << std::quoted(rows.empty() ? "" : rows.back().note) << "}\n";
+}
+
+int64_t LaneNamed(const std::string& name) {
+  if (name == "auto") return 0;
+  if (name == "inner") return 1;
+  if (name == "outer") return 2;
+  throw std::runtime_error("no lane is called " + name);
 }
 
 Options ParseOptions(int argc, char** argv) {
@@ -249,6 +257,7 @@ Options ParseOptions(int argc, char** argv) {
     if (name == "--data") options.data_path = value;
     else if (name == "--state") options.state_path = value;
     else if (name == "--steps") options.steps = std::stol(value);
+    else if (name == "--lane") options.lane = LaneNamed(value);
     else throw std::runtime_error("unknown option " + name);
   }
   if (options.data_path.empty()) throw std::runtime_error("--data digits.csv is needed");
@@ -258,6 +267,7 @@ Options ParseOptions(int argc, char** argv) {
 void Run(const Options& options) {
   at::set_num_threads(1);
   torch::manual_seed(0);
+  if (!options.eager) outrider::SetOption("lane", options.lane);
   Trainer trainer(LoadDigits(options.data_path));
   for (int64_t step = 0; step < options.steps; ++step) {
     std::optional<outrider::StepScope> scope;

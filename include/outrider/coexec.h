@@ -66,4 +66,11 @@ void Flush();
 // Completes pending work and takes the hooks out of this thread.
 void Leave();
 
+// For tests and debugging; takes effect with the next step. The names and what they mean, with their numbers:
+//   lane    0 auto, 1 inner, 2 outer, 3 off
+//   flush   0 never, 1 after every operator, 2 at random places
+//   force_step, force_event   in that step, act at that event as if the program had left the plan; -1 never
+// Throws a std::exception for any other name.
+void SetOption(const std::string& name, int64_t value);
+
 }  // namespace outrider

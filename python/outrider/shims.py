@@ -214,10 +214,13 @@ def _runs_backward(original: Callable[..., Any]) -> Callable[..., Any]:
         if decision == _PLAIN:
             return run_engine()
         assert decision == _FOLLOWED, f"backward_enter answered {decision}"
+        completed = False
         try:
-            return run_engine()
+            result = run_engine()
+            completed = True
+            return result
         finally:
-            core.backward_exit()
+            core.backward_exit(completed)
 
     return run_backward
 
@@ -242,14 +245,14 @@ def _learn_transient_accesses() -> None:
         core.learn_transient(False)
 
 
-def _reveals(how: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Wraps a method of Tensor that exposes autograd history: the core shows the real one first."""
+def _reveals(question: str, how: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Wraps a method of Tensor that exposes autograd's facts: ``question`` makes the core show the real ones first."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def revealing(tensor: Any, *args: Any, **kwargs: Any) -> Any:
             if not _bypassed():
-                _runtime.core().reveal_history(tensor, how)
+                getattr(_runtime.core(), question)(tensor, how)
             return original(tensor, *args, **kwargs)
 
         return revealing
@@ -261,7 +264,11 @@ def _install_history() -> None:
     import torch
 
     for name in ("register_hook", "retain_grad"):
-        _patches.wrap(torch.Tensor, name, _reveals(f"Tensor.{name}"))
+        _patches.wrap(torch.Tensor, name, _reveals("reveal_history", f"Tensor.{name}"))
+    _patches.wrap(torch.Tensor, "_is_view", _reveals("reveal_view", "Tensor._is_view"))
+    for name, question in (("grad_fn", "reveal_history"), ("_base", "reveal_view")):
+        getter = _reveals(question, f"Tensor.{name}")(getattr(torch.Tensor, name).__get__)
+        _patches.wrap(torch.Tensor, name, lambda original, getter=getter: property(getter))
 
     def applies_function(original: Callable[..., Any]) -> Any:
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -272,14 +279,6 @@ def _install_history() -> None:
         return classmethod(functools.wraps(original.__func__)(apply))  # type: ignore[attr-defined]
 
     _patches.wrap(torch.autograd.Function, "apply", applies_function)
-    base = torch.Tensor.grad_fn
-
-    def grad_fn(tensor: Any) -> Any:
-        if not _bypassed():
-            _runtime.core().reveal_history(tensor, "Tensor.grad_fn")
-        return base.__get__(tensor)
-
-    _patches.wrap(torch.Tensor, "grad_fn", lambda original: property(grad_fn))
 
 
 def _install_setters() -> None:

@@ -20,6 +20,7 @@ bool Session::Load() {
   outer_ = std::make_unique<seam::OuterLane>(runner_, stats_, *inner_);
   runner_.Start();
   seam::InstallSettler(this);
+  seam::WatchAutograd(*this);
   LearnEngineCallSites();
   InstallForkHandlers();
   return true;

@@ -25,5 +25,6 @@ std::vector<Row> Rows() {
 
 void Flush() { Session::Get().Flush(seam::FlushReason::kStepOutside); }
 void Leave() { Session::Get().Leave(); }
+void SetOption(const std::string& name, int64_t value) { Session::Get().SetOption(name, value); }
 
 }  // namespace outrider

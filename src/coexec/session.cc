@@ -177,9 +177,10 @@ void Session::Leave() {
   runner_.WaitAll();
 }
 
-int Session::BackwardEnter(const torch::autograd::edge_list& roots, const std::vector<at::Tensor>& gradients, bool plain) {
-  if (!in_step_ || owner_ != std::this_thread::get_id() || suspended_ > 0) return 0;
-  return static_cast<int>(outer_->BackwardEnter(roots, gradients, plain));
+seam::BackwardAnswer Session::BackwardEnter(const torch::autograd::edge_list& roots,
+                                            const std::vector<at::Tensor>& gradients, bool plain) {
+  if (!in_step_ || owner_ != std::this_thread::get_id() || suspended_ > 0) return seam::BackwardAnswer::kPlain;
+  return outer_->BackwardEnter(roots, gradients, plain);
 }
 
 void Session::BuildsOwnNodes(const std::string& how) {
@@ -190,8 +191,16 @@ void Session::RevealHistory(const at::Tensor& tensor, const std::string& how) {
   if (in_step_ && owner_ == std::this_thread::get_id()) outer_->RevealHistory(tensor, how);
 }
 
-void Session::BackwardExit() {
-  if (in_step_) outer_->BackwardExit();
+void Session::RevealView(const at::Tensor& tensor, const std::string& how) {
+  if (in_step_ && owner_ == std::this_thread::get_id()) outer_->RevealView(tensor, how);
+}
+
+void Session::RevealGraph(const std::string& how) {
+  if (in_step_ && owner_ == std::this_thread::get_id()) outer_->RevealGraph(how);
+}
+
+void Session::BackwardExit(bool completed) {
+  if (in_step_) outer_->BackwardExit(completed);
 }
 
 void Session::Suspend() {

@@ -10,6 +10,7 @@
 #include "coexec/graph_runner.h"
 #include "coexec/report.h"
 #include "coexec/timeline.h"
+#include "seam/autograd_watch.h"
 #include "seam/inner_lane.h"
 #include "seam/outer_lane.h"
 #include "seam/settle.h"
@@ -18,7 +19,7 @@ namespace outrider::coexec {
 
 enum class LaneChoice : int64_t { kAuto = 0, kInner = 1, kOuter = 2, kOff = 3 };
 
-class Session final : public seam::Settler {
+class Session final : public seam::Settler, public seam::AutogradWatcher {
  public:
   static Session& Get();
 
@@ -53,16 +54,20 @@ class Session final : public seam::Settler {
   // Lanes off for code that compiles or runs compiled kernels; nests.
   void Suspend();
   void Resume();
-  // 0: the engine runs plainly; 1: handled; 2: the engine runs, then BackwardExit().
-  int BackwardEnter(const torch::autograd::edge_list& roots, const std::vector<at::Tensor>& gradients, bool plain);
-  void BackwardExit();
   void BuildsOwnNodes(const std::string& how);
-  void RevealHistory(const at::Tensor& tensor, const std::string& how);
   std::string Graph(const std::string& format, const std::string& lane);
 
   // --- called by the lanes' handlers ---
   static void InnerHandler(const c10::OperatorHandle& op, c10::DispatchKeySet keys, seam::Stack* stack);
   static void OuterHandler(const c10::OperatorHandle& op, c10::DispatchKeySet keys, seam::Stack* stack);
+
+  // --- seam::AutogradWatcher; called by the binding, too ---
+  seam::BackwardAnswer BackwardEnter(const torch::autograd::edge_list& roots, const std::vector<at::Tensor>& gradients,
+                                     bool plain) override;
+  void BackwardExit(bool completed) override;
+  void RevealHistory(const at::Tensor& tensor, const std::string& how) override;
+  void RevealView(const at::Tensor& tensor, const std::string& how) override;
+  void RevealGraph(const std::string& how) override;
 
   // --- seam::Settler ---
   void WaitFor(uint64_t sequence) override { runner_.WaitFor(sequence); }

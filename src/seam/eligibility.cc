@@ -33,6 +33,11 @@ std::string NodeObstacle(Node& node) {
 std::string LeafObstacle(const at::Tensor& leaf) {
   if (!torch::autograd::impl::hooks(leaf).empty()) return "INNER_HOOK: tensor hook on a leaf";
   if (torch::autograd::impl::post_acc_grad_hooks(leaf) != nullptr) return "INNER_HOOK: post-accumulate hook on a leaf";
+  // The node lives only while a graph or somebody with a hook holds it.
+  const auto accumulator = torch::autograd::impl::try_get_grad_accumulator(leaf);
+  if (accumulator && !(accumulator->pre_hooks().empty() && accumulator->post_hooks().empty())) {
+    return "INNER_HOOK: hook on the node that accumulates a leaf's gradient";
+  }
   return "";
 }
 

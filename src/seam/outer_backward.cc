@@ -1,9 +1,12 @@
-// OuterLane: backward as one event.
+// OuterLane: backward as one event, and the dummy node below it.
 
-#include <torch/csrc/autograd/engine.h>
+#include <c10/core/GradMode.h>
+#include <c10/util/ScopeExit.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/autograd/variable.h>
+
+#include <memory>
 
 #include "seam/eligibility.h"
 #include "seam/gil.h"
@@ -14,49 +17,82 @@
 #include "seam/torch_adapter.h"
 
 namespace outrider::seam {
-namespace {
 
-using torch::autograd::Node;
+using torch::autograd::Edge;
+using torch::autograd::edge_list;
+using torch::autograd::InputMetadata;
 using torch::autograd::variable_list;
 
-// Stands for the whole graph of a covered step. Input k < R is the k-th recorded backward root, input R everything else.
-class DummyNode final : public Node {
- public:
-  DummyNode(OuterLane& lane, std::weak_ptr<OuterStep> step) : lane_(lane), step_(std::move(step)) {}
+namespace {
 
-  variable_list apply(variable_list&& gradients) override {
-    const auto step = step_.lock();
-    TORCH_CHECK(step != nullptr && !step->over && !used_, torch::autograd::ERR_BACKWARD_TWICE);
-    const bool plain = !torch::autograd::get_current_graph_task_keep_graph() && !c10::GradMode::is_enabled();
-    if (lane_.BackwardFromNode(step.get(), gradients, plain)) used_ = true;
-    return {};
-  }
-  std::string name() const override { return "OutriderStepBackward"; }
-  void release_variables() override { used_ = true; }
+// The engine runs ready nodes of high sequence number first: what is handed on arrives in the order of eager.
+constexpr uint64_t kRunsAtOnce = UINT64_MAX;
+// Longer than any path through real nodes. The engine leaves out nodes too shallow to reach what it is asked for.
+constexpr uint64_t kDeepest = uint64_t{1} << 40;
 
- private:
-  OuterLane& lane_;
-  std::weak_ptr<OuterStep> step_;
-  bool used_ = false;
-};
+InputMetadata MetadataOf(const OuterPlan& plan, int id) {
+  const OuterValue& value = plan.values[id];
+  c10::DataPtr nothing(nullptr, plan.slots[value.slot].device);
+  auto bare = c10::make_intrusive<LazyImpl>(
+      c10::TensorImpl::VIEW, c10::Storage(c10::Storage::use_byte_size_t(), 0, std::move(nothing), nullptr, false),
+      value.keys, c10::scalarTypeToTypeMeta(value.geometry.dtype));
+  bare->set_sizes_and_strides(value.geometry.sizes, value.geometry.strides, 0);
+  return InputMetadata(at::Tensor(std::move(bare)));
+}
 
 }  // namespace
 
-void OuterLane::MakeDummyNode() {
-  auto node = MakeNode<DummyNode>(*this, std::weak_ptr<OuterStep>(step_));
-  const OuterPlan& plan = *step_->plan;
-  for (int root = 0; root < plan.roots; ++root) {
-    for (const auto& value : plan.values) {
-      if (value.root != root) continue;
-      c10::DataPtr nothing(nullptr, plan.slots[value.slot].device);
-      auto meta = c10::make_intrusive<LazyImpl>(c10::TensorImpl::VIEW, c10::Storage(c10::Storage::use_byte_size_t(), 0, std::move(nothing), nullptr, false),
-                                                value.keys, c10::scalarTypeToTypeMeta(value.geometry.dtype));
-      meta->set_sizes_and_strides(value.geometry.sizes, value.geometry.strides, 0);
-      node->add_input_metadata(at::Tensor(std::move(meta)));
-    }
+DummyNode::DummyNode(OuterLane& lane, std::weak_ptr<OuterStep> step)
+    : Node(kRunsAtOnce), lane_(lane), step_(std::move(step)) {
+  topological_nr_ = kDeepest;
+}
+
+void DummyNode::Cover(const OuterPlan& plan) {
+  input_metadata_.reserve(plan.values_with_history);
+  while (num_inputs() < plan.values_with_history) add_input_metadata(undefined_input());
+  for (int value : plan.root_values) Describe(value, plan);
+}
+
+// The engine checks gradients against this. Metadata has no assignment.
+void DummyNode::Describe(int value, const OuterPlan& plan) {
+  std::destroy_at(&input_metadata_[value]);
+  std::construct_at(&input_metadata_[value], MetadataOf(plan, value));
+}
+
+void DummyNode::HandOn(const OuterPlan& plan, edge_list real) {
+  for (size_t value = 0; value < real.size(); ++value) {
+    if (real[value].is_valid()) Describe(static_cast<int>(value), plan);
   }
-  node->add_input_metadata(Node::undefined_input());
-  dummy_ = torch::autograd::Edge(std::move(node), 0);
+  handed_on_ = true;
+  real_ = std::move(real);
+  if (!applying_) next_edges_ = real_;  // the engine has not counted edges that appear while it runs this node
+}
+
+Edge DummyNode::Resolve(const Edge& edge) {
+  const auto* dummy = dynamic_cast<const DummyNode*>(edge.function.get());
+  if (dummy == nullptr || edge.input_nr >= dummy->real_.size()) return edge;
+  const Edge& real = dummy->real_[edge.input_nr];
+  return real.is_valid() ? real : edge;
+}
+
+bool DummyNode::Hooked() {
+  return !pre_hooks_.empty() || !post_hooks_.empty() || !tensor_pre_hooks_.empty() || !retains_grad_hooks_.empty();
+}
+
+variable_list DummyNode::apply(variable_list&& gradients) {
+  if (handed_on_) {
+    for (size_t i = 0; i < gradients.size(); ++i) {
+      TORCH_CHECK(!gradients[i].defined() || real_[i].is_valid(), torch::autograd::ERR_BACKWARD_TWICE);
+    }
+    return std::move(gradients);
+  }
+  const auto step = step_.lock();
+  TORCH_CHECK(step != nullptr && !step->over && !used_, torch::autograd::ERR_BACKWARD_TWICE);
+  const bool plain = !torch::autograd::get_current_graph_task_keep_graph() && !c10::GradMode::is_enabled();
+  applying_ = true;
+  const auto done = c10::make_scope_exit([this] { applying_ = false; });
+  if (lane_.BackwardFromNode(step.get(), gradients, plain)) used_ = true;
+  return {};
 }
 
 bool OuterLane::LeavesMatch(const OuterEvent& event) const {
@@ -118,61 +154,62 @@ bool OuterLane::CoverBackward(const std::vector<int>& root_values, const std::ve
   return true;
 }
 
-OuterLane::Backward OuterLane::BackwardEnter(const torch::autograd::edge_list& roots, const std::vector<at::Tensor>& gradients, bool plain) {
+std::optional<std::vector<int>> OuterLane::ValuesOf(const edge_list& edges) const {
+  std::vector<int> values;
+  for (const auto& edge : edges) {
+    const bool living = edge.function.get() == dummy_.get() && step_->live[edge.input_nr] != nullptr;
+    if (!living) return std::nullopt;
+    values.push_back(static_cast<int>(edge.input_nr));
+  }
+  return values;
+}
+
+BackwardAnswer OuterLane::BackwardEnter(const edge_list& roots, const std::vector<at::Tensor>& gradients, bool plain) {
   if (mode_ == Mode::kRecord) {
     if (recorder_->InEvent()) {
       recorder_->Refuse("INNER_GRAPH_API: backward inside a backward (re-entrant checkpointing)");
-      return Backward::kPlain;
+      return BackwardAnswer::kPlain;
     }
     if (!plain) {
       recorder_->Refuse("INNER_GRAPH_API: autograd.grad, inputs=, create_graph or retain_graph");
-      return Backward::kPlain;
+      return BackwardAnswer::kPlain;
     }
     recorder_->BeginBackward(roots, gradients);
-    return Backward::kFollow;
+    return BackwardAnswer::kFollow;
   }
-  if (mode_ != Mode::kCover) return Backward::kPlain;
-  std::vector<int> values;
-  for (const auto& root : roots) {
-    if (root.function != dummy_.function) break;
-    for (size_t i = 0; i < step_->plan->values.size(); ++i) {
-      if (step_->plan->values[i].root == static_cast<int>(root.input_nr)) values.push_back(static_cast<int>(i));
-    }
-  }
-  if (plain && values.size() == roots.size() && CoverBackward(values, gradients)) return Backward::kHandled;
+  if (mode_ != Mode::kCover) return BackwardAnswer::kPlain;
+  TORCH_CHECK(!dummy_->Hooked(), "outrider: a hook was put on ", dummy_->name(), ", which stands for all nodes of a covered ",
+              "step; put the hook on the tensor, or choose the inner lane");
+  const auto values = ValuesOf(roots);
+  if (plain && values && CoverBackward(*values, gradients)) return BackwardAnswer::kHandled;
   const bool forced = step_->cursor == force_at_;
   Diverge(forced ? DivergenceReason::kForced : DivergenceReason::kBackward, "the recorded backward", "another backward",
           plain ? "roots, gradients or leaves" : "engine flags");
-  return Backward::kPlain;
+  return BackwardAnswer::kPlain;
 }
 
-void OuterLane::BackwardExit() {
-  if (mode_ == Mode::kRecord && recorder_ != nullptr) recorder_->EndBackward();
+void OuterLane::BackwardExit(bool completed) {
+  if (mode_ == Mode::kRecord && recorder_ != nullptr) recorder_->EndBackward(completed);
 }
 
 bool OuterLane::BackwardFromNode(OuterStep* step, const std::vector<at::Tensor>& gradients, bool plain) {
+  std::unique_lock<std::recursive_mutex> lock(launch_mutex_);  // the engine may be called by any thread
   TORCH_CHECK(step == step_.get() && mode_ == Mode::kCover, torch::autograd::ERR_BACKWARD_TWICE);
-  std::vector<int> values;
+  edge_list roots;
   std::vector<at::Tensor> given;
-  for (size_t root = 0; root < gradients.size(); ++root) {
-    if (!gradients[root].defined()) continue;
-    for (size_t i = 0; i < step_->plan->values.size(); ++i) {
-      if (step_->plan->values[i].root != static_cast<int>(root)) continue;
-      values.push_back(static_cast<int>(i));
-      given.push_back(gradients[root]);
-    }
+  for (size_t value = 0; value < gradients.size(); ++value) {
+    if (!gradients[value].defined()) continue;
+    roots.emplace_back(dummy_, static_cast<uint32_t>(value));
+    given.push_back(gradients[value]);
   }
-  if (plain && CoverBackward(values, given)) return true;
+  const auto values = ValuesOf(roots);
+  if (plain && values && CoverBackward(*values, given)) return true;
   // Build the real graph here and run the real backward inside this one.
-  std::vector<at::Tensor> roots;
-  for (int value : values) {
-    roots.emplace_back(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>::reclaim_copy(step_->live[value]));
-  }
   Diverge(DivergenceReason::kBackward, "the recorded backward", "another backward", "seen by the engine");
-  torch::autograd::edge_list edges;
-  for (const auto& root : roots) edges.push_back(torch::autograd::impl::gradient_edge(root));
+  lock.unlock();
+  for (auto& root : roots) root = DummyNode::Resolve(root);
   const bool keep_graph = torch::autograd::get_current_graph_task_keep_graph();
-  torch::autograd::Engine::get_default_engine().execute(edges, given, keep_graph, c10::GradMode::is_enabled(), /*accumulate_grad=*/true, {});
+  RunBackward(roots, given, keep_graph, /*create_graph=*/c10::GradMode::is_enabled());
   return false;
 }
 

@@ -67,6 +67,10 @@ StepScratch OuterStep::Release() {
   return std::move(static_cast<StepScratch&>(*this));
 }
 
+OuterPlaceholder::~OuterPlaceholder() {
+  if (step_ != nullptr && !step_->over && step_->live[value_] == this) step_->live[value_] = nullptr;
+}
+
 OuterLane::OuterLane(WorkQueue& queue, StepStats& stats, InnerLane& inner) : queue_(queue), stats_(stats), inner_(inner) {}
 OuterLane::~OuterLane() = default;
 
@@ -113,7 +117,8 @@ OuterLane::Mode OuterLane::BeginStep(uint64_t step, const std::string& program, 
     step_ = std::make_shared<OuterStep>(plans.front(), step, std::move(scratch_));
     step_->table = FreshTable();
     step_->table->outcome = stats_.outcome = std::make_shared<TierOutcome>();
-    MakeDummyNode();
+    dummy_ = MakeNode<DummyNode>(*this, std::weak_ptr<OuterStep>(step_));
+    dummy_->Cover(*step_->plan);
     mode_ = Mode::kCover;
   } else {
     recorder_ = std::make_unique<OuterRecorder>(inner_.ComputeDevice(), program_->views_move ? OuterRecorder::InputViews::kPrepared
@@ -161,7 +166,7 @@ std::shared_ptr<OuterTable> OuterLane::FreshTable() {
 void OuterLane::LeaveStep() {
   if (step_ != nullptr) scratch_ = step_->Release();
   step_.reset();
-  dummy_ = {};
+  dummy_.reset();
 }
 
 void OuterLane::AbortStep() {
@@ -225,7 +230,9 @@ void OuterLane::FinishRecording() {
 }
 
 void OuterLane::OnEvent(const c10::OperatorHandle& op, c10::DispatchKeySet next, Stack* stack) {
-  const bool inside_backward = torch::autograd::get_current_graph_task_id() != -1;
+  // The engine casts and sums up root gradients before its graph task is the current one.
+  const bool engine_prepares = mode_ == Mode::kRecord && recorder_->InEvent();
+  const bool inside_backward = engine_prepares || torch::autograd::get_current_graph_task_id() != -1;
   if (mode_ == Mode::kOff || mode_ == Mode::kDiverged || inside_backward) {
     op.redispatchBoxed(next, stack);
     return;
@@ -255,26 +262,32 @@ bool OuterLane::LeavesDevice(const OpInfo& info, const Stack& stack) const {
   return false;
 }
 
+bool OuterLane::IsValue(const at::Tensor& tensor) const {
+  if (mode_ == Mode::kRecord) return recorder_->IsValue(tensor);
+  auto* impl = tensor.unsafeGetTensorImpl();
+  return KindOf(*impl) == ImplKind::kOuterPlaceholder && static_cast<OuterPlaceholder*>(impl)->Step() == step_.get();
+}
+
 // Preparing an input on the host: identity or metadata of a tensor that is no value of this step.
 bool OuterLane::PreparesInput(const OpInfo& info, const Stack& stack) const {
   if (!info.changes_metadata && !info.prepares_input && !(info.view && program_->views_move)) return false;
   for (size_t i = stack.size() - info.args.size(); i < stack.size(); ++i) {
     if (!stack[i].isTensor() || !stack[i].toTensor().defined()) continue;
     const auto& tensor = stack[i].toTensor();
-    const bool value = mode_ == Mode::kRecord ? recorder_->IsValue(tensor) : KindOf(*tensor.unsafeGetTensorImpl()) == ImplKind::kOuterPlaceholder;
-    if (value || tensor.requires_grad()) return false;
+    if (IsValue(tensor) || tensor.requires_grad()) return false;
   }
   return true;
 }
 
 // True for arithmetic on host numbers, for operators without tensor operands, and for copies from the host to the device:
-// those start at once and enter as inputs.
+// those start at once and enter as inputs. What an event returned is no number, even where the inner lane has made a plain
+// one of it.
 bool OuterLane::IsHostOnly(const OpInfo& info, const Stack& stack) const {
   const auto device = inner_.ComputeDevice();
   auto is_host = [&](const at::Tensor& tensor) {
     if (!tensor.defined()) return true;
     const auto& impl = *tensor.unsafeGetTensorImpl();
-    return device.is_cpu() ? IsHostNumber(impl, device) : impl.device().is_cpu();
+    return device.is_cpu() ? IsHostNumber(impl, device) && !IsValue(tensor) : impl.device().is_cpu();
   };
   bool factory_on_device = false, any_tensor = false;
   for (size_t i = stack.size() - info.args.size(); i < stack.size(); ++i) {

@@ -10,14 +10,18 @@
 
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "seam/autograd_watch.h"
 #include "seam/inner_lane.h"
+#include "seam/outer_dummy_node.h"
 #include "seam/outer_part.h"
 #include "seam/outer_plan.h"
 #include "seam/outer_recorder.h"
 #include "seam/outer_step.h"
+#include "seam/torch_adapter.h"
 
 namespace outrider::seam {
 
@@ -28,7 +32,6 @@ struct OuterOptions {
 class OuterLane {
  public:
   enum class Mode { kOff, kRecord, kCover, kDiverged };
-  enum class Backward { kPlain = 0, kHandled = 1, kFollow = 2 };
 
   OuterLane(WorkQueue& queue, StepStats& stats, InnerLane& inner);
   ~OuterLane();
@@ -51,8 +54,8 @@ class OuterLane {
 
   // --- the program's events ---
   void OnEvent(const c10::OperatorHandle& op, c10::DispatchKeySet next, Stack* stack);
-  Backward BackwardEnter(const torch::autograd::edge_list& roots, const std::vector<at::Tensor>& gradients, bool plain);
-  void BackwardExit();
+  BackwardAnswer BackwardEnter(const torch::autograd::edge_list& roots, const std::vector<at::Tensor>& gradients, bool plain);
+  void BackwardExit(bool completed);
   // The dummy node was applied by the engine. True: handled; false: the step has diverged and the real root must run.
   bool BackwardFromNode(OuterStep* step, const std::vector<at::Tensor>& gradients, bool plain);
 
@@ -60,6 +63,9 @@ class OuterLane {
   void LaunchPending();
   // The program is about to look at or hook into the history of a tensor: it must be the real one.
   void RevealHistory(const at::Tensor& tensor, const std::string& how);
+  void RevealGraph(const std::string& how);
+  // The program asks what a tensor is a view of; placeholders do not know.
+  void RevealView(const at::Tensor& tensor, const std::string& how);
   // The program is about to build autograd nodes of its own, which must hang on real history.
   void BuildsOwnNodes(const std::string& how);
   // Bytes are wanted that may belong to validated events not launched yet.
@@ -95,6 +101,7 @@ class OuterLane {
   void RecordEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack);
 
   // Validation (outer_match.cc).
+  bool IsValue(const at::Tensor& tensor) const;  // of this step
   bool PreparesInput(const OpInfo& info, const Stack& stack) const;
   bool IsHostOnly(const OpInfo& info, const Stack& stack) const;
   void CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack);
@@ -109,6 +116,7 @@ class OuterLane {
   bool SwitchPlan(const std::function<bool(const OuterPlan&)>& fits);
   void ReturnEvent(const OuterEvent& event, Stack* stack, LogEntry& entry);
   at::Tensor MakePlaceholder(int value);
+  at::Tensor MakeResult(int value, const LogEntry& entry);
   void BumpVersions(const OuterEvent& event, const LogEntry& entry, int direction);
   void TakeSnapshots(const OuterEvent& event, LogEntry& entry);
   void DrawNumbers(const OuterEvent& event, LogEntry& entry);
@@ -119,8 +127,9 @@ class OuterLane {
 
   // Backward (outer_backward.cc).
   bool CoverBackward(const std::vector<int>& root_values, const std::vector<at::Tensor>& gradients);
+  // The values that the edges stand for; nothing where one of them is no living value of this step.
+  std::optional<std::vector<int>> ValuesOf(const torch::autograd::edge_list& edges) const;
   bool LeavesMatch(const OuterEvent& event) const;
-  void MakeDummyNode();
 
   // Effects (outer_launch.cc).
   bool CommitAllowed() const;
@@ -138,6 +147,7 @@ class OuterLane {
   void ReplayEvent(LogEntry& entry);
   void ReplayBackward(const OuterEvent& event, LogEntry& entry);
   void Adopt(int value, const at::Tensor& result);
+  void HandHistoryOn();
 
   WorkQueue& queue_;
   StepStats& stats_;
@@ -152,7 +162,7 @@ class OuterLane {
   uint64_t step_number_ = 0;
   std::unique_ptr<OuterRecorder> recorder_;
   std::shared_ptr<OuterStep> step_;
-  torch::autograd::Edge dummy_;
+  NodePtr<DummyNode> dummy_;
   std::string note_;
   StepScratch scratch_;
   std::vector<std::shared_ptr<OuterTable>> tables_;

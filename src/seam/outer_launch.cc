@@ -115,7 +115,26 @@ void OuterLane::RevealHistory(const at::Tensor& tensor, const std::string& how) 
     return;
   }
   if (mode_ != Mode::kCover || KindOf(*tensor.unsafeGetTensorImpl()) != ImplKind::kOuterPlaceholder || !tensor.requires_grad()) return;
-  if (static_cast<OuterPlaceholder*>(tensor.unsafeGetTensorImpl())->Step() != step_.get()) return;
+  if (static_cast<OuterPlaceholder*>(tensor.unsafeGetTensorImpl())->Step() == step_.get()) RevealGraph(how);
+}
+
+void OuterLane::RevealView(const at::Tensor& tensor, const std::string& how) {
+  if (mode_ == Mode::kRecord) {
+    if (!recorder_->InEvent() && recorder_->IsView(tensor)) recorder_->Refuse("INNER_HISTORY: the program uses " + how);
+    return;
+  }
+  if (mode_ != Mode::kCover || !IsValue(tensor)) return;
+  const int value = static_cast<OuterPlaceholder*>(tensor.unsafeGetTensorImpl())->Value();
+  std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+  if (step_->plan->values[value].version_arg < 0 || step_->log.empty()) return;
+  // Only the real operators make views, so they have to run even where a commit would do.
+  stats_.Diverge({DivergenceReason::kBackward, step_->cursor, "view relation left alone", how, "history", UserFrame()});
+  Replay();
+  LeaveCover();
+}
+
+void OuterLane::RevealGraph(const std::string& how) {
+  if (mode_ != Mode::kCover) return;
   std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
   Diverge(DivergenceReason::kBackward, "history left alone", how, "history");
 }
@@ -164,6 +183,7 @@ void OuterLane::Diverge(DivergenceReason reason, const std::string& expected, co
 void OuterLane::LeaveCover() {
   SetUncommittedWork(false);
   mode_ = Mode::kDiverged;
+  dummy_.reset();
   step_->over = true;
   program_->clean = 0;
   program_->record_until = std::max<uint64_t>(program_->record_until, step_number_ + kRecordAfterDivergence);

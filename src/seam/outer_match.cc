@@ -27,6 +27,11 @@ int64_t InElements(const TensorImpl& tensor, c10::ScalarType dtype) {
   return tensor.storage_offset() * static_cast<int64_t>(tensor.itemsize()) / static_cast<int64_t>(c10::elementSize(dtype));
 }
 
+at::Tensor ArgumentAt(const LogEntry& entry, int arg, int element) {
+  const auto& value = entry.args[arg];
+  return element < 0 ? value.toTensor() : value.toListRef()[element].toTensor();
+}
+
 // The bytes from the first to the last element, gaps included: views made inside the step may read them.
 at::Tensor RangeCopy(const at::Tensor& tensor) {
   LanesOff off;
@@ -167,6 +172,7 @@ bool OuterLane::SwitchPlan(const std::function<bool(const OuterPlan&)>& fits) {
     step_->bound.resize(std::max(step_->bound.size(), plans[i]->externals.size()));
     step_->late.resize(std::max(step_->late.size(), plans[i]->late_sources.size()));
     if (fits(*plans[i])) {
+      dummy_->Cover(*plans[i]);
       std::rotate(plans.begin(), plans.begin() + static_cast<std::ptrdiff_t>(i), plans.begin() + static_cast<std::ptrdiff_t>(i) + 1);
       return true;
     }
@@ -220,23 +226,32 @@ at::Tensor OuterLane::MakePlaceholder(int id) {
   if (geometry.wrapped_number) impl->set_wrapped_number(true);
   for (uint32_t i = 0; i < value.version && !impl->is_inference(); ++i) impl->bump_version();
   if (value.requires_grad) {
-    const int root = value.root < 0 ? plan.roots : value.root;
     impl->set_autograd_meta(std::make_unique<torch::autograd::AutogradMeta>(
-        impl.get(), false, torch::autograd::Edge(dummy_.function, static_cast<uint32_t>(root))));
+        impl.get(), false, torch::autograd::Edge(dummy_, static_cast<uint32_t>(id))));
   }
   step_->live[id] = impl.get();
   return at::Tensor(std::move(impl));
 }
 
+at::Tensor OuterLane::MakeResult(int id, const LogEntry& entry) {
+  at::Tensor result = MakePlaceholder(id);
+  const OuterValue& value = step_->plan->values[id];
+  if (value.version_arg < 0 || result.is_inference()) return result;
+  const at::Tensor source = ArgumentAt(entry, value.version_arg, value.version_element);
+  result.unsafeGetTensorImpl()->set_version_counter(source.unsafeGetTensorImpl()->version_counter());
+  return result;
+}
+
 void OuterLane::BumpVersions(const OuterEvent& event, const LogEntry& entry, int direction) {
   if (!inner_.Options().version_replay) return;
+  c10::SmallVector<std::pair<c10::VariableVersion, int64_t>, 8> versions;  // arguments may share one counter
   for (const auto& bump : event.bumps) {
-    const auto& value = entry.args[bump.arg];
-    const at::Tensor tensor = bump.element < 0 ? value.toTensor() : value.toListRef()[bump.element].toTensor();
+    const at::Tensor tensor = ArgumentAt(entry, bump.arg, bump.element);
     if (tensor.is_inference()) continue;
-    auto counter = tensor.unsafeGetTensorImpl()->version_counter();
-    counter.set_version(counter.current_version() + direction * static_cast<int64_t>(bump.count));
+    const auto& counter = tensor.unsafeGetTensorImpl()->version_counter();
+    versions.emplace_back(counter, counter.current_version() + direction * static_cast<int64_t>(bump.count));
   }
+  for (auto& [counter, version] : versions) counter.set_version(version);
 }
 
 void OuterLane::TakeSnapshots(const OuterEvent& event, LogEntry& entry) {
@@ -295,15 +310,14 @@ void OuterLane::ReturnEvent(const OuterEvent& event, Stack* stack, LogEntry& ent
   for (const auto& output : event.outputs) {
     switch (output.kind) {
       case OuterOutput::Kind::kUndefined: stack->emplace_back(at::Tensor()); break;
-      case OuterOutput::Kind::kValue: stack->emplace_back(MakePlaceholder(output.value)); break;
+      case OuterOutput::Kind::kValue: stack->emplace_back(MakeResult(output.value, entry)); break;
       case OuterOutput::Kind::kArgument: {
-        const auto& arg = entry.args[output.arg];
-        stack->push_back(output.element < 0 ? arg : c10::IValue(arg.toListRef()[output.element].toTensor()));
+        stack->emplace_back(ArgumentAt(entry, output.arg, output.element));
         break;
       }
       case OuterOutput::Kind::kList: {
         c10::List<at::Tensor> list;
-        for (int value : output.values) list.push_back(MakePlaceholder(value));
+        for (int value : output.values) list.push_back(MakeResult(value, entry));
         stack->push_back(std::move(list));
         break;
       }
@@ -325,6 +339,11 @@ void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack)
     return;
   }
   std::unique_lock<std::recursive_mutex> lock(launch_mutex_);
+  if (mode_ != Mode::kCover) {  // a backward pass of another thread has just ended the cover
+    lock.unlock();
+    info.handle.redispatchBoxed(next, stack);
+    return;
+  }
   const c10::IValue* args = stack->data() + stack->size() - info.args.size();
   if (MatchHere(info, args)) {
     const OuterEvent& event = step_->plan->events[step_->cursor];

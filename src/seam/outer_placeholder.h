@@ -12,10 +12,13 @@ class OuterStep;
 
 class OuterPlaceholder final : public LazyImpl {
  public:
-  OuterPlaceholder(c10::Storage&& storage, c10::DispatchKeySet keys, caffe2::TypeMeta dtype, std::shared_ptr<OuterStep> step, int value);
+  OuterPlaceholder(c10::Storage&& storage, c10::DispatchKeySet keys, caffe2::TypeMeta dtype,
+                   std::shared_ptr<OuterStep> step, int value)
+      : LazyImpl(std::move(storage), keys, dtype), step_(std::move(step)), value_(value) {}
   OuterPlaceholder(ImplType view, c10::Storage&& storage, c10::DispatchKeySet keys, caffe2::TypeMeta dtype,
-                   std::shared_ptr<OuterStep> step, int value);
-  ~OuterPlaceholder() override;
+                   std::shared_ptr<OuterStep> step, int value)
+      : LazyImpl(view, std::move(storage), keys, dtype), step_(std::move(step)), value_(value) {}
+  ~OuterPlaceholder() override;  // in outer_lane.cc, with the steps
 
   OuterStep* Step() const { return step_.get(); }
   int Value() const { return value_; }

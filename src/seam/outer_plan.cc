@@ -117,10 +117,10 @@ class Comparison {
     for (size_t i = 0; i < b_.values.size(); ++i) {
       const auto& a = a_.values[i];
       const auto& b = b_.values[i];
-      if (!(a.geometry == b.geometry) || a.requires_grad != b.requires_grad || a.slot != b.slot || a.root != b.root ||
-          a.consumed_by != b.consumed_by || a.version != b.version) {
-        return "a value differs: " + a.geometry.Text() + " against " + b.geometry.Text();
-      }
+      if (!(a.geometry == b.geometry)) return "a value differs: " + a.geometry.Text() + " against " + b.geometry.Text();
+      const char* field = a.requires_grad != b.requires_grad ? "requires_grad" : a.slot != b.slot ? "storage" : a.root != b.root ? "backward root"
+                          : a.consumed_by != b.consumed_by ? "history" : a.version != b.version || a.version_arg != b.version_arg ? "version" : nullptr;
+      if (field != nullptr) return "a value differs: " + a.geometry.Text() + ", " + field;
     }
     for (size_t i = 0; i < b_.externals.size(); ++i) {
       const auto& a = a_.externals[i];
@@ -269,6 +269,13 @@ void FindUses(OuterPlan& plan) {
   }
 }
 
+void FindHistory(OuterPlan& plan) {
+  for (size_t id = 0; id < plan.values.size(); ++id) {
+    if (plan.values[id].requires_grad) plan.values_with_history = static_cast<uint32_t>(id) + 1;
+    if (plan.values[id].root >= 0) plan.root_values.push_back(static_cast<int>(id));
+  }
+}
+
 }  // namespace
 
 PlanResult MakePlan(const OuterTrace& older, OuterTrace&& newer) {
@@ -291,6 +298,7 @@ PlanResult MakePlan(const OuterTrace& older, OuterTrace&& newer) {
   if (result.why_not.empty()) result.why_not = ClassifySlots(*plan);
   if (!result.why_not.empty()) return result;
   FindUses(*plan);
+  FindHistory(*plan);
   result.plan = std::move(plan);
   return result;
 }

@@ -28,6 +28,8 @@ struct OuterPlan : OuterTrace {
   std::vector<int> persistent_slots;               // slot of each of them
   std::unordered_map<const StorageRecord*, int> slot_of_persistent;
   std::vector<std::pair<int, int>> late_sources;   // late-bound scalar -> (event, argument)
+  std::vector<int> root_values;                    // where backward passes start
+  uint32_t values_with_history = 0;                // no value from this one on requires grad
   std::vector<int> first_use;                      // per slot: its first device op, -1 if none ...
   std::vector<int> last_use;                       // ... and its last
   std::vector<char> written;                       // per slot: some device op writes to it

@@ -32,6 +32,19 @@ WeakNode RecordedNode(const at::Tensor& tensor) {
   return meta == nullptr ? EmptyWeakNode() : WeakNodeOf(meta->grad_fn_);
 }
 
+// Whether a write to one tensor shows in the version of the other, as with a view and its base.
+bool SharesVersions(TensorImpl& a, TensorImpl& b) {
+  if (&a == &b || a.is_inference() || b.is_inference()) return false;
+  if (a.unsafe_storage().unsafeGetStorageImpl() != b.unsafe_storage().unsafeGetStorageImpl()) return false;
+  auto counter = a.version_counter();
+  const auto before = counter.current_version();
+  if (b.version_counter().current_version() != before) return false;
+  counter.set_version(before + 1);
+  const bool shared = b.version_counter().current_version() != before;
+  counter.set_version(before);
+  return shared;
+}
+
 bool HasTensor(const c10::IValue& list) {
   for (const auto& element : list.toListRef()) {
     if (element.isTensor()) return true;
@@ -185,11 +198,29 @@ int OuterRecorder::NewValue(const at::Tensor& tensor) {
   return id;
 }
 
+int OuterRecorder::NewResult(const at::Tensor& tensor) {
+  const int id = NewValue(tensor);
+  OuterValue& value = trace_.values[id];
+  for (const auto& seen : seen_) {
+    if (!SharesVersions(*seen.tensor, *tensor.unsafeGetTensorImpl())) continue;
+    value.version = 0;  // whatever the argument's is
+    value.version_arg = seen.arg;
+    value.version_element = seen.element;
+    break;
+  }
+  return id;
+}
+
+bool OuterRecorder::IsView(const at::Tensor& tensor) const {
+  const auto found = value_of_.find(tensor.unsafeGetTensorImpl());
+  return found != value_of_.end() && trace_.values[found->second].version_arg >= 0;
+}
+
 OuterOutput OuterRecorder::HostOutput(const c10::IValue& value, const OpInfo& info) {
   OuterOutput output;
   if (value.isTensorList()) {
     output.kind = OuterOutput::Kind::kList;
-    for (const auto& element : value.toListRef()) output.values.push_back(NewValue(element.toTensor()));
+    for (const auto& element : value.toListRef()) output.values.push_back(NewResult(element.toTensor()));
     return output;
   }
   if (!value.isTensor()) {
@@ -208,7 +239,7 @@ OuterOutput OuterRecorder::HostOutput(const c10::IValue& value, const OpInfo& in
     output.element = seen.element;
     return output;
   }
-  output.value = NewValue(tensor);
+  output.value = NewResult(tensor);
   return output;
 }
 
@@ -313,8 +344,9 @@ void OuterRecorder::NoteLeafGradient(OuterEvent& event, size_t index) {
   event.leaf_bumps.back() = static_cast<uint32_t>(gradient._version()) - leaf_versions_[index];
 }
 
-void OuterRecorder::EndBackward() {
+void OuterRecorder::EndBackward(bool completed) {
   OuterEvent& event = trace_.events[event_];
+  if (!completed) Refuse("INNER_UNSTABLE: a backward raised");
   for (size_t i = 0; i < event.leaves.size(); ++i) NoteLeafGradient(event, i);
   event.end_op = static_cast<int>(trace_.ops.size());
   event_ = -1;

@@ -124,8 +124,8 @@ Arg OuterRecorder::DeviceArg(const c10::IValue& value, bool result) {
 
 void OuterRecorder::BeforeDeviceOp(const Call& call) {
   op_open_ = false;
-  // A backward that came to the engine by another way than Python's funnel (C++ programs) is not an event.
-  if (event_ < 0 && torch::autograd::get_current_graph_task_id() != -1) Refuse("INNER_GRAPH_API: backward called from C++");
+  // C++ code of a Python program comes to the engine behind the shims.
+  if (event_ < 0 && torch::autograd::get_current_graph_task_id() != -1) Refuse("INNER_GRAPH_API: backward called from C++ code below Python");
   if (event_ < 0 || call.info->profiler) return;  // host code between events: its results enter as feeds
   const OpInfo& info = *call.info;
   if (info.reshapes) return;  // the event's values are described when it is over

@@ -3,7 +3,6 @@
 
 #include <ATen/autocast_mode.h>
 #include <c10/core/InferenceMode.h>
-#include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include "seam/generators.h"
@@ -98,8 +97,7 @@ void OuterLane::ReplayBackward(const OuterEvent& event, LogEntry& entry) {
   }
   {
     GilRelease without_lock;
-    torch::autograd::Engine::get_default_engine().execute(edges, gradients, /*keep_graph=*/false, /*create_graph=*/false,
-                                                          /*accumulate_grad=*/true, {});
+    RunBackward(edges, gradients, /*keep_graph=*/false, /*create_graph=*/false);
   }
   for (size_t i = 0; i < event.leaves.size(); ++i) {
     if (event.leaf_values[i] < 0) continue;
@@ -131,6 +129,25 @@ void OuterLane::ReplayEvent(LogEntry& entry) {
   }
 }
 
+// Edges to the dummy node may be in other hands: a caller of the engine, a custom function about to be applied.
+void OuterLane::HandHistoryOn() {
+  size_t ours = 1;  // committed values keep theirs
+  for (const OuterPlaceholder* placeholder : step_->live) {
+    const auto* meta = placeholder == nullptr ? nullptr : static_cast<const torch::autograd::AutogradMeta*>(placeholder->autograd_meta());
+    if (meta != nullptr && meta->grad_fn_.get() == dummy_.get()) ++ours;
+  }
+  if (static_cast<size_t>(dummy_.use_count()) == ours) return;
+  torch::autograd::edge_list real(dummy_->num_inputs());
+  for (size_t value = 0; value < real.size(); ++value) {
+    OuterPlaceholder* placeholder = step_->live[value];
+    if (placeholder == nullptr || !step_->plan->values[value].requires_grad) continue;
+    const at::Tensor tensor(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>::reclaim_copy(placeholder));
+    auto edge = torch::autograd::impl::gradient_edge(tensor);
+    if (edge.function.get() != dummy_.get()) real[value] = std::move(edge);
+  }
+  dummy_->HandOn(*step_->plan, std::move(real));
+}
+
 void OuterLane::Replay() {
   queue_.WaitAll();
   SetUncommittedWork(false);
@@ -156,6 +173,7 @@ void OuterLane::Replay() {
     const c10::InferenceMode normal_mode(false);  // the divergence may have been found inside an inference block
     CleanDispatch clean;
     for (auto& entry : log) ReplayEvent(entry);
+    HandHistoryOn();
     outside.Restore();
   }
   SetCpuGeneratorState(generator_now);

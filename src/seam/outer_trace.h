@@ -46,6 +46,7 @@ struct OuterValue {
   int root = -1;         // index among the step's backward roots, -1 if none
   int consumed_by = -1;  // the backward event that visited its node
   uint32_t version = 0;
+  int version_arg = -1, version_element = -1;  // a view: its version counter is that of this argument of its event
 };
 
 struct OuterOutput {

@@ -23,10 +23,15 @@ inline bool HasMaterializer(const c10::StorageImpl& storage) {
 #endif
 }
 
+// Nodes are shared_ptr up to 2.12 and intrusive afterwards.
 #if TORCH_VERSION_MINOR >= 12
+template <typename NodeType>
+using NodePtr = c10::intrusive_ptr<NodeType>;
 using WeakNode = c10::weak_intrusive_ptr<torch::autograd::Node>;
 inline WeakNode EmptyWeakNode() { return WeakNode(c10::intrusive_ptr<torch::autograd::Node>()); }
 #else
+template <typename NodeType>
+using NodePtr = std::shared_ptr<NodeType>;
 using WeakNode = std::weak_ptr<torch::autograd::Node>;
 inline WeakNode EmptyWeakNode() { return {}; }
 #endif
@@ -35,9 +40,8 @@ WeakNode WeakNodeOf(const NodePtr& node) {
   return node ? WeakNode(node) : EmptyWeakNode();
 }
 
-// Nodes are shared_ptr up to 2.12 and intrusive afterwards.
 template <typename NodeType, typename... Args>
-auto MakeNode(Args&&... args) {
+NodePtr<NodeType> MakeNode(Args&&... args) {
 #if TORCH_VERSION_MINOR >= 12
   return c10::make_intrusive<NodeType>(std::forward<Args>(args)...);
 #else

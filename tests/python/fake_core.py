@@ -109,6 +109,9 @@ class FakeCore(ModuleType):
     def load(self) -> bool:
         return False
 
+    def reveal_view(self, tensor: Any, how: str) -> None:
+        self.calls.append(("reveal_view", how))
+
     def reveal_history(self, tensor: Any, how: str) -> None:
         self.calls.append(("reveal_history", how))
 
@@ -123,8 +126,8 @@ class FakeCore(ModuleType):
         self.calls.append(("backward_enter", *arguments))
         return self.backward_decision
 
-    def backward_exit(self) -> None:
-        self.calls.append(("backward_exit",))
+    def backward_exit(self, completed: bool) -> None:
+        self.calls.append(("backward_exit", completed))
 
     def set_option(self, key: str, value: int) -> None:
         self.get_option(key)

@@ -118,6 +118,34 @@ def test_backward_with_create_graph_appears_late(mode):
     check(make, mode)
 
 
+@torch.jit.script
+def backward_in_cpp(loss: torch.Tensor):
+    """TorchScript calls the engine as C++ extensions do, behind the shims."""
+    loss.backward()
+
+
+@pytest.mark.parametrize("always", [True, False], ids=["each_step", "late"])
+def test_backward_called_by_cpp_code(mode, always):
+    """The backward pass does not come by the Python entry of the engine."""
+
+    def make(bench):
+        def step(i):
+            bench.optimizer.zero_grad()
+            loss = bench.loss()
+            if always or odd(i):
+                backward_in_cpp(loss)
+            else:
+                loss.backward()
+            bench.optimizer.step()
+            return loss
+
+        return step
+
+    twin = check(make, mode)
+    if always and mode != "inner":
+        assert "INNER_GRAPH_API" in twin.rows[-1]["note"]
+
+
 @pytest.mark.parametrize("always", [True, False], ids=["each_step", "late"])
 def test_retain_graph(mode, always):
     """One graph is walked twice."""
@@ -160,6 +188,24 @@ def test_second_backward_raises_as_eager(mode):
     twin = check(make, mode, resume=True)
     assert "backward through the graph a second time" in twin.losses[ODD_STEP]
     assert "backward through the graph a second time" in twin.losses[ODD_STEP + 2]
+
+
+def test_second_backward_raises_each_step(mode):
+    """An error that the program expects is no event that could be answered without raising it."""
+
+    def make(bench):
+        def step(i):
+            bench.optimizer.zero_grad()
+            loss = bench.loss()
+            loss.backward()
+            with pytest.raises(RuntimeError, match="a second time"):
+                loss.backward()
+            bench.optimizer.step()
+            return loss
+
+        return step
+
+    check(make, mode)
 
 
 def test_in_place_write_before_backward_raises_as_eager(mode):

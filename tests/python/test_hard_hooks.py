@@ -77,6 +77,26 @@ def test_hook_from_the_start_stays(mode):
     assert len(check(make, mode).state["log"]) == 14
 
 
+def test_hook_on_the_accumulating_node_stays(mode):
+    """What data parallel training does; once it is there, no covered step may pass it by."""
+
+    def make(bench):
+        def hook(*gradients):
+            bench.log.append(bench.weight().grad.norm().item())
+
+        def step(i):
+            loss = bench.train()
+            if i == ODD_STEP:
+                weight = bench.weight()
+                bench.accumulator = weight.view_as(weight).grad_fn.next_functions[0][0]
+                bench.accumulator.register_hook(hook)
+            return loss
+
+        return step
+
+    assert len(check(make, mode, steps=20).state["log"]) == 20 - ODD_STEP - 1
+
+
 def test_retain_grad(mode):
     """`.grad` of a non-leaf."""
 
