@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "plan/early_cuts.h"
 #include "seam/lazy_impl.h"
 
 namespace outrider::seam {
@@ -293,6 +294,18 @@ void FindUses(OuterPlan& plan) {
   }
 }
 
+// None behind the last BACKWARD: what comes there is launched with a commit.
+std::vector<char> EarlyCuts(const OuterPlan& plan) {
+  std::vector<int> end_ops, until_backward;
+  for (const auto& event : plan.events) {
+    if (event.backward) until_backward = end_ops;
+    end_ops.push_back(event.end_op);
+  }
+  auto cuts = plan::FindEarlyCuts(until_backward);
+  cuts.resize(plan.events.size(), 0);
+  return cuts;
+}
+
 }  // namespace
 
 PlanResult MakePlan(const OuterTrace& older, OuterTrace&& newer) {
@@ -315,6 +328,7 @@ PlanResult MakePlan(const OuterTrace& older, OuterTrace&& newer) {
   result.why_not = ClassifySlots(*plan);
   if (!result.why_not.empty()) return result;
   FindUses(*plan);
+  plan->early_cuts = EarlyCuts(*plan);
   result.plan = std::move(plan);
   return result;
 }
