@@ -4,13 +4,12 @@ import functools
 import time
 
 import equality
+import outrider
 import pytest
 import torch
 from coexec.program import Program
-from torch import nn
-
-import outrider
 from outrider import _core
+from torch import nn
 
 STEPS = 30
 NEVER, WHEN_IDLE, ALWAYS = 0, 1, 2
