@@ -159,6 +159,18 @@ void Session::Flush(FlushReason reason) {
   runner_.WaitAll();
 }
 
+// Thread count and floating-point control are flags of the thread: the graph runner follows at this place in the order.
+void Session::FlushForFlag(bool sets) {
+  // What has been validated must not be replayed under the new setting.
+  if (sets && usable_ && in_step_ && owner_ == std::this_thread::get_id()) outer_->CommitOrDiverge("a numeric flag");
+  Flush(FlushReason::kFlag);
+}
+
+void Session::FlagChanged(const std::string& flag, const std::string& value) {
+  seam::NoteFlag(flag, value);
+  if (in_step_ && owner_ == std::this_thread::get_id()) ApplyThreadState();
+}
+
 void Session::Leave() {
   if (!usable_ || owner_ != std::this_thread::get_id()) return;
   if (in_step_) FinishStep(false);

@@ -32,6 +32,10 @@ class Session final : public seam::Settler {
   bool InStep() const { return in_step_; }
 
   void Flush(seam::FlushReason reason);
+  // Before a numeric flag is set (`sets`), or generators, streams or events are used.
+  void FlushForFlag(bool sets);
+  // A numeric flag was set, after the flush before it; both texts are compared only.
+  void FlagChanged(const std::string& flag, const std::string& value);
   void Leave();
   // Forgets traces, plans and rows.
   void Reset();

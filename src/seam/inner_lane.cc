@@ -282,6 +282,11 @@ void InnerLane::KeepForStream(const Call& call) {
 void InnerLane::RunInline(Flow& flow, Route route, c10::DispatchKeySet next, Stack* stack) {
   const Call& call = flow.call;
   HandlerDepth depth;
+  if (call.info->reshapes) {
+    const LooksAtMetadataOnly no_waiting;
+    call.info->handle.redispatchBoxed(next, stack);
+    return;
+  }
   CountInline(*call.info, route);
   if (call.info->foreign && !call.info->profiler) queue_.WaitAll();
   if (call.info->keeps_for_stream) KeepForStream(call);

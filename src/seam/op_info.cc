@@ -17,6 +17,8 @@ constexpr std::array<std::string_view, 8> kMetadataOnly = {"aten::_has_compatibl
                                                           "aten::is_set_to", "aten::is_pinned", "aten::_has_same_storage_numel"};
 constexpr std::array<std::string_view, 5> kChangesMetadata = {"aten::set_", "aten::resize_", "aten::resize_as_", "aten::set_data",
                                                              "aten::_resize_output_"};
+constexpr std::array<std::string_view, 7> kReshapes = {"aten::as_strided_", "aten::squeeze_",  "aten::t_",       "aten::transpose_",
+                                                       "aten::unsqueeze_",  "aten::swapaxes_", "aten::swapdims_"};
 constexpr std::array<std::string_view, 5> kFetch = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal",
                                                    "aten::allclose"};
 constexpr std::array<std::string_view, 10> kRandomFill = {
@@ -104,6 +106,7 @@ OpInfo::OpInfo(const c10::OperatorHandle& op) : handle(op) {
   fetch = Contains(kFetch, base);
   data_dependent = Contains(kDependsOnValues, base) || op.hasTag(at::Tag::data_dependent_output) || op.hasTag(at::Tag::dynamic_output_shape);
   changes_metadata = op.hasTag(at::Tag::inplace_view) || Contains(kChangesMetadata, base);
+  reshapes = Contains(kReshapes, base);
   may_alias = Contains(kUnannotatedAlias, base);
   composite = op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) || base == "aten::unsafe_split" ||
               base == "aten::unsafe_split_with_sizes";

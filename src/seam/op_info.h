@@ -44,6 +44,7 @@ struct OpInfo {
   bool fetch = false;            // hands a value to the host
   bool changes_metadata = false; // sizes, strides or storage of an argument change in place
   bool metadata_only = false;    // never reads the data of its inputs
+  bool reshapes = false;         // changes_metadata, but only sizes and strides: neither bytes nor storage matter
   bool writes_any = false;
   bool composite = false;       // made of other operators, which the lane sees one by one
   bool overwrites = false;      // fills its written argument without reading it

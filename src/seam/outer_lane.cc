@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/graph_task.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "seam/gil.h"
 #include "seam/lazy_impl.h"
@@ -15,14 +16,35 @@ namespace {
 
 constexpr size_t kPlansMax = 16;        // per program
 constexpr size_t kCapturedPlansMax = 8; // of them
+constexpr size_t kTablesMax = 4;        // kept for another step
 constexpr size_t kRecordingsMax = 6;    // waiting for a second, agreeing one
 constexpr int kFruitlessMax = 12;       // recordings in a row before recording pauses
 constexpr uint64_t kPauseMax = 1024;    // steps
 
 }  // namespace
 
-OuterStep::OuterStep(std::shared_ptr<const OuterPlan> plan_in, uint64_t id_in) : plan(std::move(plan_in)), id(id_in) {
-  table->step = id;
+void StepScratch::Clear() {
+  tokens.clear();
+  bound.clear();
+  late.clear();
+  log.clear();
+  preimage_taken.clear();
+  launched_slots.clear();
+  fed.clear();
+}
+
+void OuterTable::Clear() {
+  plan = nullptr;
+  slots.clear();
+  variables.clear();
+  held.clear();
+  preimages.clear();
+  generator_offsets.clear();
+  given.clear();
+}
+
+OuterStep::OuterStep(std::shared_ptr<const OuterPlan> plan_in, uint64_t id_in, StepScratch scratch)
+    : StepScratch(std::move(scratch)), plan(std::move(plan_in)), id(id_in) {
   live.assign(plan->values.size(), nullptr);
   ResizeSlots(plan->slots.size());
   bound.resize(plan->externals.size());
@@ -36,16 +58,13 @@ void OuterStep::ResizeSlots(size_t count) {
   launched_slots.resize(count, 0);
 }
 
-void OuterStep::Release() {
+StepScratch OuterStep::Release() {
   over = true;
   table.reset();
-  tokens.clear();
-  bound.clear();
-  late.clear();
-  log.clear();
   inputs.clear();
   draws.clear();
-  fed.clear();
+  Clear();
+  return std::move(static_cast<StepScratch&>(*this));
 }
 
 OuterLane::OuterLane(WorkQueue& queue, StepStats& stats, InnerLane& inner) : queue_(queue), stats_(stats), inner_(inner) {}
@@ -91,7 +110,8 @@ OuterLane::Mode OuterLane::BeginStep(uint64_t step, const std::string& program, 
     return mode_;
   }
   if (!plans.empty() && step > program_->record_until) {
-    step_ = std::make_shared<OuterStep>(plans.front(), step);
+    step_ = std::make_shared<OuterStep>(plans.front(), step, std::move(scratch_));
+    step_->table = FreshTable();
     step_->table->outcome = stats_.outcome = std::make_shared<TierOutcome>();
     MakeDummyNode();
     mode_ = Mode::kCover;
@@ -123,8 +143,23 @@ void OuterLane::EndStep() {
   force_at_ = -1;
 }
 
+// The graph runner has emptied the table of a step that it has finished; nobody else holds it then.
+std::shared_ptr<OuterTable> OuterLane::FreshTable() {
+  for (auto& table : tables_) {
+    if (table.use_count() > 1) continue;
+    std::atomic_thread_fence(std::memory_order_acquire);  // after the graph runner's last touch
+    table->Clear();
+    table->step = step_number_;
+    return table;
+  }
+  auto table = std::make_shared<OuterTable>();
+  table->step = step_number_;
+  if (tables_.size() < kTablesMax) tables_.push_back(table);
+  return table;
+}
+
 void OuterLane::LeaveStep() {
-  if (step_ != nullptr) step_->Release();
+  if (step_ != nullptr) scratch_ = step_->Release();
   step_.reset();
   dummy_ = {};
 }

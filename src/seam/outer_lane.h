@@ -135,6 +135,7 @@ class OuterLane {
   void Diverge(DivergenceReason reason, const std::string& expected, const std::string& got, const std::string& field);
   void LeaveCover();
   void LeaveStep();
+  std::shared_ptr<OuterTable> FreshTable();
 
   // Recovery (outer_replay.cc).
   void Replay();
@@ -158,6 +159,8 @@ class OuterLane {
   std::shared_ptr<OuterStep> step_;
   torch::autograd::Edge dummy_;
   std::string note_;
+  StepScratch scratch_;
+  std::vector<std::shared_ptr<OuterTable>> tables_;
   std::vector<int> newly_bound_;
   int64_t force_at_ = -1;
   bool diverge_requested_ = false;

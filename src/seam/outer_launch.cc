@@ -152,7 +152,8 @@ void OuterLane::SettleUncommitted(StorageRecord& record, bool raw) {
   const OuterPlan& plan = *step_->plan;
   const bool persistent = plan.slot_of_persistent.count(&record) != 0;
   const bool ours = persistent || record.outer_step == step_->id;
-  if (raw && ours) {
+  if (!ours) return;  // nothing that was validated touches it
+  if (raw) {
     // What is validated must not read bytes that the program changes from here on.
     CommitOrDiverge("raw access");
     if (mode_ != Mode::kCover) return;

@@ -195,6 +195,7 @@ void OuterPart::Run() {
     table->preimages.clear();
     table->generator_offsets.clear();
   }
+  if (final) table->Clear();
   if (final && stream.device >= 0) BoundDeviceRunAhead(kDeviceStepsMax);
 }
 

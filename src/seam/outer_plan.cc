@@ -254,19 +254,6 @@ std::string ClassifySlots(OuterPlan& plan) {
   return "";
 }
 
-// Slots an op uses, each time it uses them.
-template <typename Visit>
-void VisitSlots(const OuterPlan& plan, const Arg& arg, const Visit& visit) {
-  if (arg.code == Code::kVariable) visit(plan.variables[arg.id].slot);
-  for (const auto& element : arg.list) VisitSlots(plan, element, visit);
-}
-
-template <typename Visit>
-void VisitSlots(const OuterPlan& plan, const DeviceOp& op, const Visit& visit) {
-  for (const auto& arg : op.args) VisitSlots(plan, arg, visit);
-  for (const auto& arg : op.outputs) VisitSlots(plan, arg, visit);
-}
-
 void FindUses(OuterPlan& plan) {
   plan.first_use.assign(plan.slots.size(), -1);
   plan.last_use.assign(plan.slots.size(), -1);

@@ -49,6 +49,19 @@ struct OuterPlan : OuterTrace {
   mutable std::map<std::pair<int, int>, RangeFacts> facts_;
 };
 
+// Calls visit(slot) for each use of a slot by an argument, or by an op's arguments and results.
+template <typename Visit>
+void VisitSlots(const OuterPlan& plan, const Arg& arg, const Visit& visit) {
+  if (arg.code == Arg::Code::kVariable) visit(plan.variables[arg.id].slot);
+  for (const auto& element : arg.list) VisitSlots(plan, element, visit);
+}
+
+template <typename Visit>
+void VisitSlots(const OuterPlan& plan, const DeviceOp& op, const Visit& visit) {
+  for (const auto& arg : op.args) VisitSlots(plan, arg, visit);
+  for (const auto& arg : op.outputs) VisitSlots(plan, arg, visit);
+}
+
 struct PlanResult {
   std::shared_ptr<OuterPlan> plan;
   std::string why_not;  // first difference between the traces, or the refusal

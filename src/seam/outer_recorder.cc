@@ -136,6 +136,9 @@ bool OuterRecorder::BeginEvent(OpInfo& info, const Stack& stack) {
   if (!trace_.events.empty() && !(trace_.events.back().env.stream == Env::Current().stream)) {
     Refuse("INNER_FOREIGN: the step computes on several streams");
   }
+  if (!trace_.events.empty() && trace_.events.back().env.flags != Env::Current().flags) {
+    Refuse("INNER_ENV: a numeric flag is set inside the step");  // a replay would run under what it is later
+  }
   event_ = static_cast<int>(trace_.events.size());
   OuterEvent event;
   event.info = &info;

@@ -128,6 +128,7 @@ void OuterRecorder::BeforeDeviceOp(const Call& call) {
   if (event_ < 0 && torch::autograd::get_current_graph_task_id() != -1) Refuse("INNER_GRAPH_API: backward called from C++");
   if (event_ < 0 || call.info->profiler) return;  // host code between events: its results enter as feeds
   const OpInfo& info = *call.info;
+  if (info.reshapes) return;  // the event's values are described when it is over
   const bool draw = compute_device_.is_cpu() && info.Draws(call.args);
   if (info.fetch || info.data_dependent || info.odd_returns) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " inside an event");
   if (info.foreign || info.pinned_inline) Refuse("INNER_FOREIGN: operator " + info.name + " cannot be replayed");

@@ -30,6 +30,8 @@ struct OuterTable {
   std::vector<std::pair<at::Generator, uint64_t>> generator_offsets;  // before the first draw since the last commit
   std::vector<std::pair<int, RecordPtr>> given;  // slot -> value that the program got from an earlier part
   std::shared_ptr<TierOutcome> outcome;          // may be null
+
+  void Clear();  // keeps the memory for another step
 };
 
 // A validated event that has not been committed.
@@ -41,31 +43,37 @@ struct LogEntry {
   std::vector<std::pair<int, at::Tensor>> snapshots;  // external -> what foreign memory held
 };
 
-class OuterStep {
+// What a step works with on the imperative thread. The next step takes the memory over.
+struct StepScratch {
+  std::vector<c10::Storage> tokens;   // per slot
+  std::vector<at::Tensor> bound;      // per external: the tensor bound to a feed
+  std::vector<c10::IValue> late;      // per late-bound scalar
+  std::vector<LogEntry> log;          // events since `committed_events`
+  std::vector<char> preimage_taken;   // per slot, since the last commit
+  std::vector<char> launched_slots;   // per slot: a launched part fills its token
+  std::vector<std::pair<int, RecordPtr>> fed;  // slot -> input of a launched part
+
+  void Clear();
+};
+
+class OuterStep : public StepScratch {
  public:
-  OuterStep(std::shared_ptr<const OuterPlan> plan, uint64_t id);
+  OuterStep(std::shared_ptr<const OuterPlan> plan, uint64_t id, StepScratch scratch);
   void ResizeSlots(size_t count);  // never shrinks
   // The step is over. Values that live on keep the object, not what the step worked with.
-  void Release();
+  StepScratch Release();
 
   std::shared_ptr<const OuterPlan> plan;
   const uint64_t id;
-  std::shared_ptr<OuterTable> table = std::make_shared<OuterTable>();
+  std::shared_ptr<OuterTable> table;
 
   // Imperative thread only.
   std::vector<OuterPlaceholder*> live;   // per value; null: nobody holds it
-  std::vector<c10::Storage> tokens;      // per slot
-  std::vector<at::Tensor> bound;         // per external: the tensor bound to a feed
-  std::vector<c10::IValue> late;         // per late-bound scalar
-  std::vector<LogEntry> log;             // events since `committed_events`
   int cursor = 0;                        // events validated
   int committed_events = 0;
   int launched_events = 0;
   bool may_switch = true;                // no launched part has dropped a value
   bool over = false;
-  std::vector<char> preimage_taken;      // per slot, since the last commit
-  std::vector<char> launched_slots;      // per slot: a launched part fills its token
-  std::vector<std::pair<int, RecordPtr>> fed;  // slot -> input of a launched part
 
   // Collected for the next part.
   std::vector<std::pair<int, Operand>> inputs;  // slot -> bytes

@@ -9,11 +9,16 @@ constexpr size_t kSegmentsMax = 8;  // ranges of one plan that may be captured
 
 }  // namespace
 
+// A record with one owner is ours alone: the program let go of the value.
+bool PlanGraphs::GiveBytes(Lent& lent) {
+  if (lent.record.use_count() > 1) OwnBytes(*lent.record);
+  return true;
+}
+
 PlanGraphs::~PlanGraphs() { Clear(); }
 
 void PlanGraphs::Clear() {
-  for (auto& lent : lent_) OwnBytes(*lent.record);
-  lent_.clear();
+  std::erase_if(lent_, GiveBytes);
   segments_.clear();
   memory_.reset();
 }
@@ -36,12 +41,7 @@ void PlanGraphs::Prepare(OuterPart& part) {
   }
   Segment* segment = Find(part);
   if (segment == nullptr || !segment->MayLaunch()) return;
-  // A record with one owner is ours alone: the program let go of the value.
-  std::erase_if(lent_, [this](Lent& lent) {
-    if (lent.step == step_) return false;
-    if (lent.record.use_count() > 1) OwnBytes(*lent.record);
-    return true;
-  });
+  std::erase_if(lent_, [this](Lent& lent) { return lent.step != step_ && GiveBytes(lent); });
 }
 
 bool PlanGraphs::Run(OuterPart& part) {
@@ -53,7 +53,7 @@ bool PlanGraphs::Run(OuterPart& part) {
 }
 
 bool PlanGraphs::Lend(int slot, const RecordPtr& record, const OuterTable& table) {
-  if (slot >= static_cast<int>(in_buffer_.size()) || in_buffer_[slot] == 0 || table.step != step_) return false;
+  if (slot >= static_cast<int>(in_buffer_.size()) || in_buffer_[slot] == 0 || table.step != step_ || !table.slots[slot]) return false;
   LendBytes(*record, table.slots[slot]);
   lent_.push_back({step_, record});
   return true;

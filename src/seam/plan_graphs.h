@@ -34,6 +34,7 @@ class PlanGraphs {
     uint64_t step;
     RecordPtr record;
   };
+  static bool GiveBytes(Lent& lent);
   Segment* Find(const OuterPart& part);
 
   c10::Device device_;

@@ -20,18 +20,6 @@ bool NeedsHost(const Arg& arg) {
   return std::any_of(arg.list.begin(), arg.list.end(), NeedsHost);
 }
 
-template <typename Visit>
-void VisitSlots(const OuterPlan& plan, const Arg& arg, const Visit& visit) {
-  if (arg.code == Code::kVariable) visit(plan.variables[arg.id].slot);
-  for (const auto& element : arg.list) VisitSlots(plan, element, visit);
-}
-
-template <typename Visit>
-void VisitSlots(const OuterPlan& plan, const DeviceOp& op, const Visit& visit) {
-  for (const auto& arg : op.args) VisitSlots(plan, arg, visit);
-  for (const auto& arg : op.outputs) VisitSlots(plan, arg, visit);
-}
-
 // An input of the step that some op of the plan writes to: a copy would take the write away from the program.
 bool IsWrittenInput(const OuterPlan& plan, int slot) {
   return plan.slots[slot].external && plan.slots[slot].persistent < 0 && plan.written[slot] != 0;

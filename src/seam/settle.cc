@@ -12,6 +12,7 @@ Settler* g_settler = nullptr;
 std::atomic<bool> g_uncommitted{false};
 thread_local bool t_on_runner = false;
 thread_local int t_handler_depth = 0;
+thread_local int t_metadata_depth = 0;
 
 // Return addresses of known callers. Written while learning, read by any thread.
 class CallSites {
@@ -72,7 +73,7 @@ void SetUncommittedWork(bool pending) { g_uncommitted.store(pending, std::memory
 void InstallSettler(Settler* settler) { g_settler = settler; }
 
 void Settle(c10::StorageImpl* storage, void* call_site) {
-  if (t_on_runner) return;
+  if (t_on_runner || t_metadata_depth > 0) return;
   StorageRecord* record = RecordOf(storage);
   if (record == nullptr) return;
   const bool outside = t_handler_depth == 0;
@@ -95,6 +96,9 @@ void RelaxEscape(const c10::Storage& storage, StorageRecord& record) {
 OnGraphRunner::OnGraphRunner() { t_on_runner = true; }
 OnGraphRunner::~OnGraphRunner() { t_on_runner = false; }
 bool IsGraphRunnerThread() { return t_on_runner; }
+
+LooksAtMetadataOnly::LooksAtMetadataOnly() { ++t_metadata_depth; }
+LooksAtMetadataOnly::~LooksAtMetadataOnly() { --t_metadata_depth; }
 
 HandlerDepth::HandlerDepth() { ++t_handler_depth; }
 HandlerDepth::~HandlerDepth() { --t_handler_depth; }

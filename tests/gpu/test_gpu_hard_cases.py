@@ -1,4 +1,4 @@
-"""What is particular to a device: captured ranges, buffers that launches overwrite, streams, copies to and from the host.
+"""What is particular to a device: captured ranges, buffers that launches overwrite, streams, copies across.
 
 Each case is a small training program; its twin runs co-executed, at the end captured, and must equal it bit for bit.
 """
@@ -285,11 +285,11 @@ def test_divergence_returns_random_numbers():
 
 
 def test_memory_of_a_long_run():
-    """Buffers do not pile up: a hundred captured steps need no more memory than thirty."""
+    """Buffers do not pile up: a hundred steps more need no more memory than their hundred losses, which are kept."""
     peaks = []
     for steps in (30, 130):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         equality.run_coexec(lambda: Case(plain, "adamw"), steps)
         peaks.append(torch.cuda.max_memory_allocated())
-    assert peaks[1] <= peaks[0] + 65536, peaks
+    assert peaks[1] <= peaks[0] + 100 * 1024, peaks

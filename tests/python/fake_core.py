@@ -88,7 +88,7 @@ class FakeCore(ModuleType):
         if self.on_flush is not None:
             self.on_flush()
 
-    def flush_for_flag(self) -> None:
+    def flush_for_flag(self, sets: bool = False) -> None:
         self.calls.append(("flush_for_flag",))
         if self.on_flush is not None:
             self.on_flush()
@@ -115,7 +115,8 @@ class FakeCore(ModuleType):
     def builds_own_nodes(self, how: str) -> None:
         self.calls.append(("builds_own_nodes", how))
 
-    def flag_changed(self) -> None:
+    def flag_changed(self, flag: str, value: str) -> None:
+        """A setter was called: the flag's name, and what it was set to as text."""
         self.calls.append(("flag_changed",))
 
     def backward_enter(self, *arguments: Any) -> int:

@@ -13,16 +13,19 @@ namespace {
 
 class CudaGraph final : public DeviceGraph {
  public:
+  explicit CudaGraph(std::shared_ptr<int> living) : living_(std::move(living)) { ++*living_; }
+  ~CudaGraph() override { --*living_; }
   at::cuda::CUDAGraph& Get() { return graph_; }
   void Replay() override { graph_.replay(); }
 
  private:
   at::cuda::CUDAGraph graph_;
+  std::shared_ptr<int> living_;
 };
 
 class CudaGraphMemory final : public GraphMemory {
  public:
-  explicit CudaGraphMemory(c10::Device device) : device_(device), pool_(at::cuda::graph_pool_handle()) {}
+  explicit CudaGraphMemory(c10::Device device) : device_(device) {}
 
   std::unique_ptr<DeviceGraph> Capture(const std::function<void()>& body) override {
     // One capture stream for all captures: libraries keep a workspace per stream.
@@ -31,7 +34,9 @@ class CudaGraphMemory final : public GraphMemory {
     const c10::cuda::CUDAStreamGuard on_capture_stream(stream);
     // A capture begins by setting the random generators' device-side position, and replays read and set the same memory.
     Order(compute, stream);
-    auto graph = std::make_unique<CudaGraph>();
+    // The allocator gives a pool up with the last graph captured in it.
+    if (*living_ == 0) pool_ = at::cuda::graph_pool_handle();
+    auto graph = std::make_unique<CudaGraph>(living_);
     // Other threads go on allocating, pinning memory and querying events meanwhile.
     graph->Get().capture_begin(pool_, cudaStreamCaptureModeThreadLocal);
     try {
@@ -84,7 +89,8 @@ class CudaGraphMemory final : public GraphMemory {
   }
 
   c10::Device device_;
-  c10::MempoolId_t pool_;
+  c10::MempoolId_t pool_{0, 0};
+  std::shared_ptr<int> living_ = std::make_shared<int>(0);  // graphs captured in the pool that still exist
 };
 
 }  // namespace
