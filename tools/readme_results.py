@@ -70,10 +70,17 @@ def slower(rows):
     return "Slower than eager beyond the noise: " + (", ".join(names) if names else "none") + "."
 
 
+def full_rows(result):
+    """The rows of a result file; what stands in the list of details beside a row, if there is one, counts as its own."""
+    rows = result.get("rows", [])
+    details = result.get("details", [{}] * len(rows))
+    return [detail | row for row, detail in zip(rows, details, strict=True)]
+
+
 def section(path, root):
     """What README.md says of one result file."""
     result = json.loads(path.read_text())
-    rows = result.get("rows", [])
+    rows = full_rows(result)
     circumstances = result.get("circumstances", {})
     about = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in circumstances.items())
     page = path.with_suffix(".md").relative_to(root)

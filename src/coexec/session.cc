@@ -28,6 +28,7 @@ Session::Session()
                {"version_replay", 1},
                {"runner_delay_us", 0},
                {"run_ahead_steps", 1},
+               {"early_launch", 1},
                {"wait_deadline_ms", 600'000}} {}
 
 bool Session::EnsureLoaded() {
@@ -108,6 +109,7 @@ void Session::ApplyOptions() {
   ApplyGraftMode();
   runner_.Options().delay_us.store(options_["runner_delay_us"]);
   runner_.Options().wait_deadline_ms = options_["wait_deadline_ms"];
+  outer_->Options().early = static_cast<seam::OuterOptions::Early>(options_["early_launch"]);
   auto& inner = inner_->Options();
   inner.feed_clone = options_["feed_clone"] != 0;
   inner.version_replay = options_["version_replay"] != 0;

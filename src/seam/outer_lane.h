@@ -27,6 +27,9 @@ namespace outrider::seam {
 
 struct OuterOptions {
   bool cut_at_backward = true;
+  // Parts of a forward pass may go before its BACKWARD: when the graph runner has nothing to do, or (tests) always.
+  enum class Early { kNever = 0, kWhenIdle = 1, kAlways = 2 };
+  Early early = Early::kWhenIdle;
 };
 
 class OuterLane {
@@ -133,7 +136,9 @@ class OuterLane {
 
   // Effects (outer_launch.cc).
   bool CommitAllowed() const;
-  void Launch(bool final);
+  // `undoable`: never a commit, even where one is allowed.
+  void Launch(bool final, bool undoable = false);
+  bool EarlyLaunchDue() const;
   void Commit();
   void StampUses(OuterPart& part, const RangeFacts& facts, uint64_t sequence);
   void Diverge(DivergenceReason reason, const std::string& expected, const std::string& got, const std::string& field);

@@ -11,7 +11,9 @@
 namespace outrider::seam {
 namespace {
 
-constexpr uint64_t kRecordAfterDivergence = 3;  // steps
+constexpr uint64_t kRecordAfterDivergence = 3;       // steps
+constexpr int kCleanForEarly = 8;                    // covered steps in a row
+constexpr size_t kEarlyCopyMaxBytes = 64 * 1024;     // of state that is written before BACKWARD: running statistics
 
 }  // namespace
 
@@ -48,12 +50,26 @@ void OuterLane::StampUses(OuterPart& part, const RangeFacts& facts, uint64_t seq
   }
 }
 
-void OuterLane::Launch(bool final) {
+// An idle graph runner gets what is validated of a forward pass, at places that are the same in every step. Only where a
+// BACKWARD will commit it, where little has to be copied for the case of a divergence, and where divergences are rare.
+bool OuterLane::EarlyLaunchDue() const {
+  const OuterPlan& plan = *step_->plan;
+  if (options_.early == OuterOptions::Early::kNever || plan.graphs != nullptr || plan.early_cuts[step_->cursor - 1] == 0) return false;
+  if (options_.early == OuterOptions::Early::kWhenIdle && (program_->clean < kCleanForEarly || !queue_.Idle())) return false;
+  const int first_op = plan.events[step_->launched_events].first_op;
+  size_t copied = 0;
+  for (int slot : plan.Facts(first_op, plan.events[step_->cursor - 1].end_op).written_inputs) {
+    if (step_->preimage_taken[slot] == 0) copied += plan.slots[slot].nbytes;
+  }
+  return copied <= kEarlyCopyMaxBytes;
+}
+
+void OuterLane::Launch(bool final, bool undoable) {
   OuterStep& step = *step_;
   const OuterPlan& plan = *step.plan;
   SetUncommittedWork(false);
   if (step.launched_events == step.cursor) return;
-  const bool commit = final || CommitAllowed();
+  const bool commit = final || (!undoable && CommitAllowed());
   auto part = std::make_shared<OuterPart>();
   part->plan = &plan;
   part->table = step.table;

@@ -356,6 +356,7 @@ void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack)
     ++step_->cursor;
     ++stats_.events;
     SetUncommittedWork(true);
+    if (EarlyLaunchDue()) Launch(/*final=*/false, /*undoable=*/true);
     if (!inner_.DebugFlushDue()) return;
     Launch(/*final=*/false);
     queue_.WaitAll();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "plan/early_cuts.h"
 #include "seam/lazy_impl.h"
 
 namespace outrider::seam {
@@ -36,6 +37,11 @@ struct LateScalar {
   c10::IValue older, newer;
 };
 
+// State of the program: the same object over the same storage in both traces.
+bool Persists(const External& before, const External& now) {
+  return now.identity == before.identity && now.storage == before.storage && !now.tensor.expired() && !now.snapshot;
+}
+
 class Comparison {
  public:
   Comparison(const OuterTrace& older, OuterTrace& newer) : a_(older), b_(newer) {}
@@ -47,6 +53,7 @@ class Comparison {
     if (std::string why = Events(); !why.empty()) return why;
     if (std::string why = Tables(); !why.empty()) return why;
     if (std::string why = DeviceOps(); !why.empty()) return why;
+    if (std::string why = Parameters(); !why.empty()) return why;
     for (auto [arg, id] : marks_) {
       arg->code = Code::kLate;
       arg->id = id;
@@ -132,6 +139,16 @@ class Comparison {
     return "";
   }
 
+  // Steps that differ in nothing but the parameters they use (one of several equal modules) are paths of their own.
+  std::string Parameters() const {
+    for (size_t i = 0; i < b_.externals.size(); ++i) {
+      if (b_.externals[i].requires_grad && !Persists(a_.externals[i], b_.externals[i])) {
+        return "INNER_HISTORY: an input that requires grad is another one in each recording";
+      }
+    }
+    return "";
+  }
+
   std::string DeviceOps() {
     for (size_t i = 0; i < b_.ops.size(); ++i) {
       const DeviceOp& a = a_.ops[i];
@@ -187,17 +204,12 @@ class Comparison {
   std::vector<std::pair<Arg*, int>> marks_;  // arguments that become late-bound
 };
 
-// Persistent: the same object over the same storage in both traces.
-std::string ClassifyExternals(const OuterTrace& older, OuterPlan& plan) {
+void ClassifyExternals(const OuterTrace& older, OuterPlan& plan) {
   for (size_t i = 0; i < plan.externals.size(); ++i) {
     External& external = plan.externals[i];
-    const External& before = older.externals[i];
-    external.persistent = external.identity == before.identity && external.storage == before.storage && !external.tensor.expired() &&
-                          !external.snapshot;
-    if (!external.persistent && external.requires_grad) return "INNER_HISTORY: an input that changes every step requires grad";
+    external.persistent = Persists(older.externals[i], external);
     if (!external.persistent) plan.feeds.push_back(static_cast<int>(i));
   }
-  return "";
 }
 
 std::string FirstUseOf(const OuterPlan& plan, int slot) {
@@ -276,6 +288,18 @@ void FindHistory(OuterPlan& plan) {
   }
 }
 
+// None behind the last BACKWARD: what comes there is launched with a commit.
+std::vector<char> EarlyCuts(const OuterPlan& plan) {
+  std::vector<int> end_ops, until_backward;
+  for (const auto& event : plan.events) {
+    if (event.backward) until_backward = end_ops;
+    end_ops.push_back(event.end_op);
+  }
+  auto cuts = plan::FindEarlyCuts(until_backward);
+  cuts.resize(plan.events.size(), 0);
+  return cuts;
+}
+
 }  // namespace
 
 PlanResult MakePlan(const OuterTrace& older, OuterTrace&& newer) {
@@ -286,7 +310,7 @@ PlanResult MakePlan(const OuterTrace& older, OuterTrace&& newer) {
   }
   Comparison comparison(older, newer);
   if (std::string why = comparison.Run(); !why.empty()) {
-    result.why_not = "INNER_UNSTABLE: " + why;
+    result.why_not = why.starts_with("INNER_") ? why : "INNER_UNSTABLE: " + why;
     result.view_moves = comparison.ViewMoves();
     return result;
   }
@@ -294,11 +318,12 @@ PlanResult MakePlan(const OuterTrace& older, OuterTrace&& newer) {
   static_cast<OuterTrace&>(*plan) = std::move(newer);
   for (const auto& late : comparison.Late()) plan->late_sources.emplace_back(late.event, late.arg);
   for (size_t i = 0; i < plan->alive.size() && i < older.alive.size(); ++i) plan->alive[i] |= older.alive[i];
-  result.why_not = ClassifyExternals(older, *plan);
-  if (result.why_not.empty()) result.why_not = ClassifySlots(*plan);
+  ClassifyExternals(older, *plan);
+  result.why_not = ClassifySlots(*plan);
   if (!result.why_not.empty()) return result;
   FindUses(*plan);
   FindHistory(*plan);
+  plan->early_cuts = EarlyCuts(*plan);
   result.plan = std::move(plan);
   return result;
 }

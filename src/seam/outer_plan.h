@@ -34,6 +34,7 @@ struct OuterPlan : OuterTrace {
   std::vector<int> last_use;                       // ... and its last
   std::vector<char> written;                       // per slot: some device op writes to it
   std::vector<std::vector<int>> variables_of_slot;
+  std::vector<char> early_cuts;                    // per event: a part may end behind it although no BACKWARD has come
   std::vector<std::vector<int>> externals_of_slot;
   // Executable forms, touched by the graph runner only; null where the device has none.
   std::shared_ptr<PlanGraphs> graphs;

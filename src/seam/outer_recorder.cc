@@ -158,6 +158,7 @@ bool OuterRecorder::BeginEvent(OpInfo& info, const Stack& stack) {
   event.env = Env::Current();
   event.first_op = static_cast<int>(trace_.ops.size());
   const size_t first = stack.size() - info.args.size();
+  event.args.reserve(info.args.size());
   for (size_t i = first; i < stack.size(); ++i) event.args.push_back(HostArg(stack[i], info.args[i - first].writes));
   NoteArguments(stack, first);
   trace_.events.push_back(std::move(event));

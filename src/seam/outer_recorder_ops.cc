@@ -140,6 +140,7 @@ void OuterRecorder::BeforeDeviceOp(const Call& call) {
   op.host_draw = draw;
   op.env = Env::Current();
   const size_t known_slots = trace_.slots.size();
+  op.args.reserve(info.args.size());
   for (size_t i = 0; i < info.args.size(); ++i) op.args.push_back(DeviceArg(call.args[i], /*result=*/false));
   for (size_t i = 0; i < call.tensors.size(); ++i) {
     if (!call.writes[i] || call.tensors[i] == nullptr || !IsPlainStrided(*call.tensors[i])) continue;

@@ -17,6 +17,7 @@ MODES = {
     "inner": {"lane": "inner"},
     "flush_every": {"flush": "every"},
     "flush_random": {"flush": "random"},
+    "early": {"early_launch": 2},
 }
 
 

@@ -21,17 +21,22 @@ def forced_at(rows, event):
     return any(item["code"] == "DIV_FORCED" and item["event"] == event for item in forced)
 
 
+# Lanes, and the outer one with parts launched at every place where they may be.
+WAYS = {lane: {"lane": lane} for lane in equality.LANES} | {"early": {"lane": "outer", "early_launch": 2}}
+
+
 @pytest.mark.parametrize("fetch", FETCHES)
-@pytest.mark.parametrize("lane", equality.LANES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", TINY)
-def test_divergence_at_every_event(name, lane, fetch):
+def test_divergence_at_every_event(name, way, fetch):
     """Whichever event breaks, the step goes on and ends in eager's state."""
     build = functools.partial(TINY[name], fetch)
+    lane = WAYS[way]["lane"]
     eager = equality.run_eager(build, STEPS)
     wrong = {}
     event = 0
     while event < EVENTS_MAX:
-        twin = equality.run_coexec(build, STEPS, lane=lane, force_divergence=(FORCED_STEP, event))
+        twin = equality.run_coexec(build, STEPS, force_divergence=(FORCED_STEP, event), **WAYS[way])
         if not forced_at(twin.rows, event):
             break
         found = equality.differences(eager, twin)

@@ -49,6 +49,14 @@ def test_a_result_without_rows_is_a_line(tree):
     assert "\n**[conformance](docs/results/conformance.md)**\n" in (tree / "README.md").read_text()
 
 
+def test_details_beside_the_rows_are_shown(tree):
+    row = {"program": "large", "optimizer": "adamw", "fetch_every": 1, "eager_ms": 20.0, "coexec_ms": 4.0}
+    result = {"rows": [row], "details": [{"program": "large", "interval": [4.5, 5.5]}]}
+    (tree / "docs/results/device.json").write_text(json.dumps(result))
+    assert run_tool(tree).returncode == 0
+    assert "| large | adamw | 1 | 20.0 | 4.00 | 5.00 | 4.50 to 5.50 |" in (tree / "README.md").read_text()
+
+
 def test_a_changed_figure_is_noticed(tree):
     run_tool(tree)
     path = tree / "docs/results/figures.json"
