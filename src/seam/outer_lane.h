@@ -102,7 +102,6 @@ class OuterLane {
   void Unbind(size_t keep);
   bool SwitchPlan(const std::function<bool(const OuterPlan&)>& fits);
   void ReturnEvent(const OuterEvent& event, Stack* stack, LogEntry& entry);
-  at::Tensor MakePlaceholder(int value);
   void BumpVersions(const OuterEvent& event, const LogEntry& entry, int direction);
   void TakeSnapshots(const OuterEvent& event, LogEntry& entry);
   void DrawNumbers(const OuterEvent& event, LogEntry& entry);
@@ -116,6 +115,12 @@ class OuterLane {
   void MakeDummyNode();
 
   // Effects (outer_launch.cc).
+  // What the program gets (outer_placeholder.cc). `args`: of the event that returns the value; null for a gradient.
+  at::Tensor MakePlaceholder(int value, const Stack* args);
+  c10::Storage StorageOf(const OuterValue& value, Geometry& geometry);
+  void BecomeView(c10::TensorImpl& impl, const ViewOf& view, const Stack* args);
+  torch::autograd::Edge EverythingElse() const { return {dummy_.function, static_cast<uint32_t>(step_->plan->roots)}; }
+
   bool CommitAllowed() const;
   void Launch(bool final);
   void Commit();

@@ -3,7 +3,6 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
 #include <ATen/SavedTensorHooks.h>
-#include <ATen/ops/as_strided.h>
 #include <ATen/ops/empty_strided.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/variable.h>
@@ -13,33 +12,13 @@
 #include "seam/keys.h"
 #include "seam/lazy_impl.h"
 #include "seam/outer_lane.h"
+#include "seam/private_copy.h"
 #include "seam/settle.h"
 
 namespace outrider::seam {
 
 using c10::TensorImpl;
 using Code = Arg::Code;
-
-namespace {
-
-// The storage offset of a tensor, in elements of another type.
-int64_t InElements(const TensorImpl& tensor, c10::ScalarType dtype) {
-  return tensor.storage_offset() * static_cast<int64_t>(tensor.itemsize()) / static_cast<int64_t>(c10::elementSize(dtype));
-}
-
-// The bytes from the first to the last element, gaps included: views made inside the step may read them.
-at::Tensor RangeCopy(const at::Tensor& tensor) {
-  LanesOff off;
-  at::AutoDispatchBelowADInplaceOrView below_autograd;
-  HandlerDepth depth;
-  int64_t extent = tensor.numel() == 0 ? 0 : 1;
-  for (int64_t d = 0; extent != 0 && d < tensor.dim(); ++d) extent += (tensor.size(d) - 1) * tensor.stride(d);
-  at::Tensor copy = at::empty_strided({extent}, {1}, tensor.options());
-  copy.copy_(at::as_strided(tensor, {extent}, {1}, tensor.storage_offset()));
-  return at::as_strided(copy, tensor.sizes(), tensor.strides(), 0);
-}
-
-}  // namespace
 
 bool OuterLane::BindFeed(int id, const at::Tensor& tensor) {
   const OuterPlan& plan = *step_->plan;
@@ -186,54 +165,10 @@ bool OuterLane::MatchHere(OpInfo& info, const c10::IValue* args) {
   return fits(*step_->plan) || SwitchPlan(fits);
 }
 
-at::Tensor OuterLane::MakePlaceholder(int id) {
-  const OuterPlan& plan = *step_->plan;
-  const OuterValue& value = plan.values[id];
-  const Slot& slot = plan.slots[value.slot];
-  Geometry geometry = value.geometry;
-  c10::Storage storage;
-  if (slot.external) {
-    for (size_t i = 0; !storage && i < plan.externals.size(); ++i) {
-      const External& external = plan.externals[i];
-      const bool here = slot.snapshot ? static_cast<int>(i) == slot.snapshot_external : external.slot == value.slot;
-      if (!here) continue;
-      if (external.persistent) {
-        storage = c10::Storage(external.tensor.lock()->unsafe_storage());
-      } else if (step_->bound[i].defined()) {
-        storage = step_->bound[i].unsafeGetTensorImpl()->unsafe_storage();
-        if (slot.snapshot) geometry.offset += InElements(*step_->bound[i].unsafeGetTensorImpl(), geometry.dtype);
-      }
-    }
-  } else {
-    c10::Storage& token = step_->tokens[value.slot];
-    if (!token) {
-      StorageRecord* record = nullptr;
-      token = MakeToken(slot.nbytes, slot.device, &record);
-      record->created_step = step_->id;
-      record->outer_step = step_->id;
-      record->outer_slot = value.slot;
-    }
-    storage = token;
-  }
-  auto impl = c10::make_intrusive<OuterPlaceholder>(TensorImpl::VIEW, std::move(storage), value.keys,
-                                                    c10::scalarTypeToTypeMeta(geometry.dtype), step_, id);
-  impl->set_sizes_and_strides(geometry.sizes, geometry.strides, geometry.offset);
-  if (geometry.wrapped_number) impl->set_wrapped_number(true);
-  for (uint32_t i = 0; i < value.version && !impl->is_inference(); ++i) impl->bump_version();
-  if (value.requires_grad) {
-    const int root = value.root < 0 ? plan.roots : value.root;
-    impl->set_autograd_meta(std::make_unique<torch::autograd::AutogradMeta>(
-        impl.get(), false, torch::autograd::Edge(dummy_.function, static_cast<uint32_t>(root))));
-  }
-  step_->live[id] = impl.get();
-  return at::Tensor(std::move(impl));
-}
-
 void OuterLane::BumpVersions(const OuterEvent& event, const LogEntry& entry, int direction) {
   if (!inner_.Options().version_replay) return;
   for (const auto& bump : event.bumps) {
-    const auto& value = entry.args[bump.arg];
-    const at::Tensor tensor = bump.element < 0 ? value.toTensor() : value.toListRef()[bump.element].toTensor();
+    const at::Tensor tensor = TensorAt(entry.args, bump.place);
     if (tensor.is_inference()) continue;
     auto counter = tensor.unsafeGetTensorImpl()->version_counter();
     counter.set_version(counter.current_version() + direction * static_cast<int64_t>(bump.count));
@@ -246,7 +181,7 @@ void OuterLane::TakeSnapshots(const OuterEvent& event, LogEntry& entry) {
     TORCH_CHECK(source.defined(), "outrider: an input was not bound before it was needed");
     Operand operand;
     const auto& impl = *source.unsafeGetTensorImpl();
-    operand.tensor = inner_.Options().feed_clone ? RangeCopy(source) : AliasTensor(impl.unsafe_storage(), impl);
+    operand.tensor = inner_.Options().feed_clone ? PrivateCopy(impl) : AliasTensor(impl.unsafe_storage(), impl);
     entry.snapshots.emplace_back(snapshot.external, operand.tensor);
     step_->inputs.emplace_back(snapshot.slot, std::move(operand));
   }
@@ -296,7 +231,7 @@ void OuterLane::ReturnEvent(const OuterEvent& event, Stack* stack, LogEntry& ent
   for (const auto& output : event.outputs) {
     switch (output.kind) {
       case OuterOutput::Kind::kUndefined: stack->emplace_back(at::Tensor()); break;
-      case OuterOutput::Kind::kValue: stack->emplace_back(MakePlaceholder(output.value)); break;
+      case OuterOutput::Kind::kValue: stack->emplace_back(MakePlaceholder(output.value, &entry.args)); break;
       case OuterOutput::Kind::kArgument: {
         const auto& arg = entry.args[output.arg];
         stack->push_back(output.element < 0 ? arg : c10::IValue(arg.toListRef()[output.element].toTensor()));
@@ -304,7 +239,7 @@ void OuterLane::ReturnEvent(const OuterEvent& event, Stack* stack, LogEntry& ent
       }
       case OuterOutput::Kind::kList: {
         c10::List<at::Tensor> list;
-        for (int value : output.values) list.push_back(MakePlaceholder(value));
+        for (int value : output.values) list.push_back(MakePlaceholder(value, &entry.args));
         stack->push_back(std::move(list));
         break;
       }

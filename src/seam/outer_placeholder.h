@@ -25,4 +25,9 @@ class OuterPlaceholder final : public LazyImpl {
   int value_;
 };
 
+// A result of the covered step under way: its history, if it requires grad, is a stand-in.
+bool IsCovered(const c10::TensorImpl& tensor);
+// What autograd says that the tensor is a view of; itself, if of nothing.
+const c10::TensorImpl* BaseOf(const c10::TensorImpl& tensor);
+
 }  // namespace outrider::seam

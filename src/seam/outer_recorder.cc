@@ -6,10 +6,12 @@
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
 #include <unordered_set>
 
 #include "seam/eligibility.h"
 #include "seam/lazy_impl.h"
+#include "seam/outer_placeholder.h"
 #include "seam/storage_record.h"
 
 namespace outrider::seam {
@@ -177,11 +179,41 @@ int OuterRecorder::NewValue(const at::Tensor& tensor) {
   return id;
 }
 
+ViewOf OuterRecorder::ViewFacts(const at::Tensor& tensor) const {
+  ViewOf view;
+  const TensorImpl* base = BaseOf(*tensor.unsafeGetTensorImpl());
+  if (base == tensor.unsafeGetTensorImpl()) return view;
+  const auto& meta = *torch::autograd::impl::get_view_autograd_meta(tensor);
+  view.any = true;
+  view.creation = static_cast<int>(meta.get_creation_meta());
+  for (const auto& seen : seen_) {
+    if (BaseOf(*seen.tensor) != base) continue;
+    view.source = {seen.arg, seen.element};
+    return view;
+  }
+  view.hidden_base = Geometry::Of(*base);
+  view.hidden_requires_grad = base->requires_grad();
+  return view;
+}
+
+// The result of an operator, which may be a view of an argument or share its version counter.
+int OuterRecorder::NewOutput(const at::Tensor& tensor) {
+  const int id = NewValue(tensor);
+  trace_.values[id].view = ViewFacts(tensor);
+  for (const auto& seen : seen_) {
+    if (!ShareCounter(*seen.tensor, *tensor.unsafeGetTensorImpl())) continue;
+    trace_.values[id].counter = {seen.arg, seen.element};
+    trace_.values[id].version = 0;
+    break;
+  }
+  return id;
+}
+
 OuterOutput OuterRecorder::HostOutput(const c10::IValue& value, const OpInfo& info) {
   OuterOutput output;
   if (value.isTensorList()) {
     output.kind = OuterOutput::Kind::kList;
-    for (const auto& element : value.toListRef()) output.values.push_back(NewValue(element.toTensor()));
+    for (const auto& element : value.toListRef()) output.values.push_back(NewOutput(element.toTensor()));
     return output;
   }
   if (!value.isTensor()) {
@@ -200,7 +232,7 @@ OuterOutput OuterRecorder::HostOutput(const c10::IValue& value, const OpInfo& in
     output.element = seen.element;
     return output;
   }
-  output.value = NewValue(tensor);
+  output.value = NewOutput(tensor);
   return output;
 }
 
@@ -209,10 +241,15 @@ void OuterRecorder::EndEvent(const Stack& stack) {
   const size_t count = event.info->returned_arg.size();
   for (size_t i = stack.size() - count; i < stack.size(); ++i) event.outputs.push_back(HostOutput(stack[i], *event.info));
   // In-place operators on tensors that gained or lost a gradient change their meaning; keep them out.
+  std::vector<const TensorImpl*> bumped;
   for (const auto& seen : seen_) {
     if (seen.tensor->is_inference()) continue;
     const auto version = static_cast<uint32_t>(seen.tensor->version_counter().current_version());
-    if (version != seen.version) event.bumps.push_back({seen.arg, seen.element, version - seen.version});
+    const auto same = [&](const TensorImpl* other) { return ShareCounter(*seen.tensor, *other); };
+    if (version != seen.version && std::none_of(bumped.begin(), bumped.end(), same)) {
+      bumped.push_back(seen.tensor);
+      event.bumps.push_back({{seen.arg, seen.element}, version - seen.version});
+    }
     auto it = value_of_.find(seen.tensor);
     if (it == value_of_.end()) continue;
     NoteNode(it->second, at::Tensor(c10::intrusive_ptr<TensorImpl, c10::UndefinedTensorImpl>::reclaim_copy(seen.tensor)));
@@ -322,7 +359,7 @@ void OuterRecorder::SnapshotAlive() {
 std::unique_ptr<OuterTrace> OuterRecorder::Finish() {
   SnapshotAlive();
   for (size_t i = 0; i < trace_.values.size(); ++i) {
-    if (trace_.values[i].requires_grad && trace_.values[i].consumed_by < 0 && !value_tensors_[i].expired()) {
+    if (NeedsHistory(trace_.values[i]) && trace_.values[i].consumed_by < 0 && !value_tensors_[i].expired()) {
       Refuse("INNER_HISTORY: a tensor keeps its autograd history beyond the step");
     }
   }

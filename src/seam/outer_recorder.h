@@ -50,6 +50,8 @@ class OuterRecorder final : public DeviceOpListener {
   int ExternalOf(const at::Tensor& tensor);
   void NoteNode(int value, const at::Tensor& tensor);
   int NewValue(const at::Tensor& tensor);
+  int NewOutput(const at::Tensor& tensor);
+  ViewOf ViewFacts(const at::Tensor& tensor) const;
   OuterOutput HostOutput(const c10::IValue& value, const OpInfo& info);
   void NoteArguments(const Stack& stack, size_t first);
   void WalkGraph(OuterEvent& event, const torch::autograd::edge_list& roots);

@@ -71,9 +71,10 @@ void OuterLane::RestorePreimages() {
 void OuterLane::Adopt(int value, const at::Tensor& result) {
   const int slot = step_->plan->values[value].slot;
   if (c10::Storage& token = step_->tokens[slot]) {
-    if (StorageRecord* record = RecordOf(token.unsafeGetStorageImpl())) {
-      record->real = result.unsafeGetTensorImpl()->unsafe_storage();
-    }
+    const c10::Storage& real = result.unsafeGetTensorImpl()->unsafe_storage();
+    StorageRecord* record = RecordOf(token.unsafeGetStorageImpl());
+    // A view of a committed value lies in the token itself.
+    if (record != nullptr && real.unsafeGetStorageImpl() != token.unsafeGetStorageImpl()) record->real = real;
   }
   OuterPlaceholder* placeholder = step_->live[value];
   if (placeholder == nullptr) return;
@@ -108,6 +109,7 @@ void OuterLane::ReplayBackward(const OuterEvent& event, LogEntry& entry) {
 
 void OuterLane::ReplayEvent(LogEntry& entry) {
   const OuterEvent& event = step_->plan->events[entry.event];
+  const c10::InferenceMode as_recorded(event.env.inference);
   event.env.Restore();
   ++stats_.replayed_events;
   const ForeignMemory as_it_was(*step_, entry);

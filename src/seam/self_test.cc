@@ -12,6 +12,7 @@
 #include "seam/gil.h"
 #include "seam/keys.h"
 #include "seam/lazy_impl.h"
+#include "seam/outer_placeholder.h"
 #include "seam/settle.h"
 
 namespace outrider::seam {
@@ -34,7 +35,12 @@ at::Tensor GraftedProbe() {
 
 torch::autograd::edge_list GradientEdges(const std::vector<at::Tensor>& tensors) {
   torch::autograd::edge_list edges;
-  for (const auto& tensor : tensors) edges.push_back(torch::autograd::impl::gradient_edge(tensor));
+  for (const auto& tensor : tensors) {
+    // Asking a view for its history may bring that up to date, which a covered step has no means to do.
+    const auto* meta = torch::autograd::impl::get_autograd_meta(tensor);
+    const bool as_it_is = meta != nullptr && meta->grad_fn_ && IsCovered(*tensor.unsafeGetTensorImpl());
+    edges.push_back(as_it_is ? torch::autograd::Edge(meta->grad_fn_, meta->output_nr_) : torch::autograd::impl::gradient_edge(tensor));
+  }
   return edges;
 }
 
