@@ -18,7 +18,7 @@ bool OuterLane::CommitAllowed() const {
   const OuterPlan& plan = *step_->plan;
   for (size_t i = 0; i < plan.values.size(); ++i) {
     const OuterValue& value = plan.values[i];
-    if (!value.requires_grad || step_->live[i] == nullptr) continue;
+    if (!NeedsHistory(value) || step_->live[i] == nullptr) continue;
     if (value.consumed_by < 0 || value.consumed_by >= step_->cursor) return false;
   }
   return true;
