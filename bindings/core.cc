@@ -46,6 +46,8 @@ void NoteLibraryFolder(const char* package) {
 const char* LocateUserFrame() {
   thread_local std::string text;
   text.clear();
+  if (Py_IsInitialized() == 0) return text.c_str();
+  const py::gil_scoped_acquire lock;
   py::object frame = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(PyEval_GetFrame()));
   while (frame && !frame.is_none()) {
     const auto file = py::str(frame.attr("f_code").attr("co_filename")).cast<std::string>();

@@ -75,7 +75,7 @@ bool OuterLane::LeavesMatch(const OuterEvent& event) const {
 }
 
 bool OuterLane::CoverBackward(const std::vector<int>& root_values, const std::vector<at::Tensor>& gradients) {
-  std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+  const auto lock = LockLaunch();
   if (diverge_requested_ || step_->cursor == force_at_) return false;
   newly_bound_.clear();
   const auto fits = [&](const OuterPlan& plan) {

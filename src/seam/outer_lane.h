@@ -121,6 +121,13 @@ class OuterLane {
   void BecomeView(c10::TensorImpl& impl, const ViewOf& view, const Stack* args);
   torch::autograd::Edge EverythingElse() const { return {dummy_.function, static_cast<uint32_t>(step_->plan->roots)}; }
 
+  // Backward (outer_backward.cc).
+  bool CoverBackward(const std::vector<int>& root_values, const std::vector<at::Tensor>& gradients);
+  bool LeavesMatch(const OuterEvent& event) const;
+  void MakeDummyNode();
+
+  // Effects (outer_launch.cc). Who launches may need the interpreter lock, so nobody waits for the mutex while holding it.
+  std::unique_lock<std::recursive_mutex> LockLaunch();
   bool CommitAllowed() const;
   void Launch(bool final);
   void Commit();

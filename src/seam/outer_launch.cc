@@ -87,14 +87,14 @@ void OuterLane::Commit() {
 }
 
 void OuterLane::LaunchPending() {
-  std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+  const auto lock = LockLaunch();
   if (mode_ == Mode::kCover && step_ != nullptr) Launch(/*final=*/false);
 }
 
 void OuterLane::BuildsOwnNodes(const std::string& how) {
   if (mode_ == Mode::kRecord) recorder_->Refuse("INNER_PYNODE: " + how);
   if (mode_ != Mode::kCover) return;
-  std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+  const auto lock = LockLaunch();
   Diverge(DivergenceReason::kBackward, "operators only", how, "history");
 }
 
@@ -105,12 +105,12 @@ void OuterLane::RevealHistory(const at::Tensor& tensor, const std::string& how) 
   }
   if (mode_ != Mode::kCover || KindOf(*tensor.unsafeGetTensorImpl()) != ImplKind::kOuterPlaceholder || !tensor.requires_grad()) return;
   if (static_cast<OuterPlaceholder*>(tensor.unsafeGetTensorImpl())->Step() != step_.get()) return;
-  std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+  const auto lock = LockLaunch();
   Diverge(DivergenceReason::kBackward, "history left alone", how, "history");
 }
 
 void OuterLane::CommitOrDiverge(const std::string& what) {
-  std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+  const auto lock = LockLaunch();
   if (mode_ != Mode::kCover || step_ == nullptr) return;
   if (CommitAllowed()) {
     Launch(/*final=*/false);
@@ -120,7 +120,7 @@ void OuterLane::CommitOrDiverge(const std::string& what) {
 }
 
 void OuterLane::SettleUncommitted(StorageRecord& record, bool raw) {
-  std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+  const auto lock = LockLaunch();
   if (mode_ != Mode::kCover || step_ == nullptr) return;
   const OuterPlan& plan = *step_->plan;
   const bool persistent = plan.slot_of_persistent.count(&record) != 0;

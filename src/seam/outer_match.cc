@@ -260,7 +260,7 @@ void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack)
     info.handle.redispatchBoxed(next, stack);
     return;
   }
-  std::unique_lock<std::recursive_mutex> lock(launch_mutex_);
+  auto lock = LockLaunch();
   const c10::IValue* args = stack->data() + stack->size() - info.args.size();
   if (MatchHere(info, args)) {
     const OuterEvent& event = step_->plan->events[step_->cursor];
