@@ -73,6 +73,7 @@ def summary(database, verdicts):
         "skip_reasons": skips,
         "samples": sum(verdict.samples for verdict in verdicts),
         "covered_samples": sum(verdict.covered for verdict in verdicts),
+        "samples_compared_without_values": sum(verdict.layouts for verdict in verdicts),
         "raising_samples": sum(verdict.raised for verdict in verdicts),
         "eager_differs_by_itself": sorted(verdict.entry for verdict in verdicts if verdict.by_itself),
         "entries_equal": sum(not verdict.failures for verdict in verdicts),
