@@ -125,7 +125,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("step_begin", [](const std::string& name) { return Session::Get().BeginStep(name); });
   m.def("step_end", [] { Session::Get().EndStep(); });
   m.def("step_abort", [] { Session::Get().AbortStep(); });
-  m.def("flush", [] { Session::Get().Flush(FlushReason::kStepOutside); });
+  m.def("flush", [] { Session::Get().Flush(FlushReason::kCalled); });
   m.def("flush_for_flag", [] { Session::Get().Flush(FlushReason::kFlag); });
   m.def("flag_changed", [] { outrider::seam::BumpFlagEpoch(); });
   m.def("leave", [] { Session::Get().Leave(); });
@@ -141,7 +141,7 @@ PYBIND11_MODULE(_core, m) {
   });
   m.def("clear_rows", [] { Session::Get().ClearRows(); });
   m.def("timeline", &Spans);
-  m.def("flush_for_fork", [] { Session::Get().Flush(FlushReason::kFork); });
+  m.def("flush_for_fork", [] { Session::Get().BeforeFork(); });
   m.def("suspend", [] { Session::Get().Suspend(); });
   m.def("resume", [] { Session::Get().Resume(); });
   m.def("graph", [](const std::string& format, const std::string& lane) { return Session::Get().Graph(format, lane); });

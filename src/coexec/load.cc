@@ -38,10 +38,7 @@ void Session::LearnEngineCallSites() {
 
 void Session::InstallForkHandlers() {
   pthread_atfork(
-      [] {
-        auto& session = Get();
-        if (session.usable_) session.runner_.WaitQuietly(session.runner_.NextSequence() - 1);
-      },
+      [] { Get().BeforeFork(); },
       nullptr,
       [] {
         auto& session = Get();

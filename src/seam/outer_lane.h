@@ -106,15 +106,15 @@ class OuterLane {
   void TakeSnapshots(const OuterEvent& event, LogEntry& entry);
   void DrawNumbers(const OuterEvent& event, LogEntry& entry);
   bool IsBarrier(const OpInfo& info) const;
+
+  // Why an event did not fit (outer_diagnosis.cc).
+  Divergence Diagnose(const OpInfo& info, const c10::IValue* args);
+  Divergence DiagnoseArgument(const Arg& arg, const c10::IValue& value, const std::string& name);
+  Divergence DiagnoseTensor(const Arg& arg, const at::Tensor& tensor, const std::string& name) const;
+  std::string OriginOf(int value) const;
   // Asks about metadata and gets no tensor.
   static bool IsQuestion(const OpInfo& info) { return info.metadata_only && info.odd_returns; }
 
-  // Backward (outer_backward.cc).
-  bool CoverBackward(const std::vector<int>& root_values, const std::vector<at::Tensor>& gradients);
-  bool LeavesMatch(const OuterEvent& event) const;
-  void MakeDummyNode();
-
-  // Effects (outer_launch.cc).
   // What the program gets (outer_placeholder.cc). `args`: of the event that returns the value; null for a gradient.
   at::Tensor MakePlaceholder(int value, const Stack* args);
   c10::Storage StorageOf(const OuterValue& value, Geometry& geometry);

@@ -278,13 +278,8 @@ void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack)
     queue_.WaitAll();
     return;
   }
-  const bool known = static_cast<size_t>(step_->cursor) < step_->plan->events.size();
-  const OuterEvent* expected = known ? &step_->plan->events[step_->cursor] : nullptr;
-  const std::string name = expected == nullptr ? "end of step" : expected->backward ? "backward" : expected->info->name;
-  const bool forced = step_->cursor == force_at_;
-  Diverge(forced ? DivergenceReason::kForced : diverge_requested_ ? DivergenceReason::kRawAccess
-          : name != info.name ? DivergenceReason::kNewPath : DivergenceReason::kArgument,
-          name, info.name, name == info.name ? "argument or environment" : "operator");
+  const Divergence found = Diagnose(info, args);
+  Diverge(found.reason, found.expected, found.got, found.field);
   lock.unlock();
   info.handle.redispatchBoxed(next, stack);
 }
