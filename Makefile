@@ -105,8 +105,9 @@ demo: demo-coexec  ## the demonstrations, one after another
 demo-coexec: build  ## imperative programs, eager and co-executed side by side
 	$(IN_TREE) $(VENV_PYTHON) -m outrider.demo coexec
 
-bench-coexec: build  ## CPU figures of co-execution into docs/results
+bench-coexec: build  ## CPU figures of co-execution into docs/results and README.md
 	$(IN_TREE) $(VENV_PYTHON) benchmarks/coexec/cpu.py
+	$(VENV_PYTHON) tools/readme_results.py
 
 # --- a GPU machine without a network ---
 .PHONY: gpu-pack gpu-test

@@ -66,6 +66,7 @@ py::dict RowToDict(const outrider::Row& row) {
   out["name"] = row.name;
   out["lane"] = row.lane;
   out["tier"] = row.tier;
+  out["recorded"] = row.recorded;
   out["events"] = row.events;
   out["device_ops"] = row.device_ops;
   out["covered_ops"] = row.covered_ops;
@@ -126,8 +127,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("step_end", [] { Session::Get().EndStep(); });
   m.def("step_abort", [] { Session::Get().AbortStep(); });
   m.def("flush", [] { Session::Get().Flush(FlushReason::kCalled); });
-  m.def("flush_for_flag", [] { Session::Get().Flush(FlushReason::kFlag); });
-  m.def("flag_changed", [] { outrider::seam::BumpFlagEpoch(); });
+  m.def("flush_for_flag", [](bool sets) { Session::Get().FlushForFlag(sets); }, pybind11::arg("sets") = false);
+  m.def("flag_changed", [](const std::string& flag, const std::string& value) { Session::Get().FlagChanged(flag, value); }, pybind11::arg("flag"), pybind11::arg("value"));
   m.def("leave", [] { Session::Get().Leave(); });
   m.def("reset", [] { Session::Get().Reset(); });
   m.def("shutdown", [] { Session::Get().Shutdown(); });

@@ -5,6 +5,7 @@ import random
 import statistics
 import time
 
+import measure
 import outrider
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from outrider import _runtime
 from torch import nn
 
 _REPEATS = 9
+_RECORDINGS = 15  # samples of two steps each
 
 
 def _block_ms(step, count):
@@ -49,7 +51,7 @@ def _chain(operations, grad):
         x = weight
         for _ in range(operations):
             x = x.mul(1.0009765625)
-        return x
+        return x.detach()  # history that outlives the step would keep it in the inner lane
 
     return step
 
@@ -73,7 +75,7 @@ def fetch_cost():
     """Microseconds of one operator and the fetch of its result, eager and covered."""
 
     def make_step():
-        x = torch.ones(())
+        x = torch.ones(1)  # a 0-dim tensor of the CPU would be a host number, and nothing would be fetched
 
         def step(_):
             for _ in range(50):
@@ -102,26 +104,39 @@ def _training_step(decorate):
     return step
 
 
-def recording_ratio():
-    """Time of the second and third step, while recording, against eager."""
-    ratios = []
-    for _ in range(_REPEATS):
-        _runtime.core().reset()
-        outrider.clear()
-        step, wrapped = _training_step(lambda x: x), outrider.coexec(_training_step(lambda x: x))
-        _block_ms(step, 5)
-        eager_ms = _block_ms(step, 10)
-        wrapped(0)
-        start = time.perf_counter()
-        wrapped(1)
-        wrapped(2)
-        outrider.flush()
-        elapsed_ms = (time.perf_counter() - start) * 1e3 / 2
-        lanes = [row["lane"] for row in outrider.report()[1:3]]
-        _runtime.core().leave()
-        if lanes == ["record", "record"]:
-            ratios.append(elapsed_ms / eager_ms)
-    return {"recording_ratio": statistics.median(ratios) if ratios else None, "recording_samples": len(ratios)}
+def _recorded_against_eager(make_step):
+    """One sample: (milliseconds of a recorded step, of an eager one), or None if the steps were no recordings.
+
+    The steps are the second and the third: the first creates optimizer state and meets every operator for the first
+    time, the fourth runs on the plan.
+    """
+    _runtime.core().reset()
+    outrider.clear()
+    step, wrapped = make_step(), outrider.coexec(make_step())
+    _block_ms(step, 5)
+    before_ms = _block_ms(step, 5)
+    wrapped(0)
+    outrider.flush()
+    start = time.perf_counter()
+    wrapped(1)
+    wrapped(2)
+    outrider.flush()
+    recorded_ms = (time.perf_counter() - start) * 1e3 / 2
+    recorded = all(row["recorded"] for row in outrider.report()[1:3])
+    _runtime.core().leave()
+    return (recorded_ms, (before_ms + _block_ms(step, 5)) / 2) if recorded else None
+
+
+def recording_ratio(programs):
+    """Time of a recorded step against an eager one, for each program (name -> function that makes a step)."""
+    figures = {}
+    for name, make_step in programs.items():
+        samples = [_recorded_against_eager(make_step) for _ in range(_RECORDINGS)]
+        samples = [sample for sample in samples if sample is not None]
+        recorded, eager = zip(*samples, strict=True) if samples else ((), ())
+        figures[f"recording_ratio_{name}"] = measure.ratio_with_interval(recorded, eager) if samples else None
+        figures[f"recording_samples_{name}"] = len(samples)
+    return figures
 
 
 def never_stable_ratio():
@@ -139,6 +154,7 @@ def never_stable_ratio():
     return {"never_stable_ratio": coexec_ms / eager_ms, "never_stable_covered_share": covered}
 
 
-def measure_all():
-    """All small figures, name -> value."""
-    return operator_cost() | fetch_cost() | recording_ratio() | never_stable_ratio()
+def measure_all(programs):
+    """All small figures, name -> value. `programs`: name -> function that makes a step, for the cost of recording."""
+    recording = recording_ratio({"mlp": functools.partial(_training_step, lambda x: x)} | programs)
+    return operator_cost() | fetch_cost() | recording | never_stable_ratio()

@@ -99,7 +99,7 @@ def warm_up_coexec(side):
     outrider.clear()
     times = side.timed_steps(WARM_UP_STEPS)
     rows = outrider.report()
-    recorded = [ms for ms, row in zip(times[1:], rows[1:], strict=True) if row["lane"] == "record"]
+    recorded = [ms for ms, row in zip(times[1:], rows[1:], strict=True) if row["recorded"]]
     spans = _runtime.core().timeline()
     captures_us = sum(span["dur_us"] for span in spans if span["kind"] == "capture")
     _runtime.core().leave()
@@ -180,6 +180,9 @@ def measure_workload(workload, blocks, with_compile):
     warm = warm_up_coexec(sides["coexec"])
     compiled, first_steps, failures = compiled_sides(workload) if with_compile else ({}, {}, {})
     sides |= compiled
+    for side in sides.values():  # torch.compile has changed process-wide flags meanwhile
+        side.timed_steps(WARM_UP_STEPS)
+        _runtime.core().leave()
     rows = []
     for fetch_every in FETCHES:
         outrider.clear()
@@ -229,6 +232,9 @@ def main():
     parser.add_argument("--blocks", type=int, default=7, help="interleaved blocks per side, 7 at least")
     parser.add_argument("--budget-s", type=float, default=540.0, help="start no workload after this many seconds")
     parser.add_argument("--per-workload-s", type=float, default=150.0, help="time a workload is expected to take")
+    parser.add_argument(
+        "--skip", default="none", help="leave out workloads whose program-batch-optimizer contains this"
+    )
     parser.add_argument("--only", default="", help="run workloads whose program-batch-optimizer contains this")
     parser.add_argument("--no-compile", action="store_true", help="leave the torch.compile columns empty")
     parser.add_argument("--output", type=pathlib.Path, default=ROOT / "docs/results/coexec_h100.json")
@@ -240,12 +246,19 @@ def main():
     done = {(row["program"], row["batch"], row["optimizer"]) for row in result["rows"]}
     for workload in WORKLOADS:
         key = (workload.program, workload.batch, workload.optimizer)
-        if key in done or arguments.only not in "-".join(key):
+        if key in done or arguments.only not in "-".join(key) or arguments.skip in "-".join(key):
             continue
         if time.perf_counter() - started + arguments.per_workload_s > arguments.budget_s:
             print(f"no time left for {key}; run again to go on")
             break
-        for row, detail in measure_workload(workload, arguments.blocks, not arguments.no_compile):
+        try:
+            measured = measure_workload(workload, arguments.blocks, not arguments.no_compile)
+        except Exception as error:  # the other workloads still count
+            print(f"{key} failed: {type(error).__name__}: {error}", flush=True)
+            _runtime.core().reset()
+            clean()
+            continue
+        for row, detail in measured:
             result["rows"].append(row)
             result["details"].append({name: row[name] for name in COLUMNS[:4]} | detail)
             print(row, detail, flush=True)

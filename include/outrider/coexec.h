@@ -26,6 +26,7 @@ struct Row {
   std::string name;
   std::string lane;              // "off", "record", "inner", "outer"
   std::string tier;              // "eager", "T0", "T2"
+  bool recorded = false;         // the outer lane wrote this step down, to make a plan of it
   int64_t events = 0;            // host events validated by the outer lane
   int64_t device_ops = 0;        // operators with device work, the denominator of covered_share
   int64_t covered_ops = 0;       // of these, run by the graph runner

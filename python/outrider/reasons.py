@@ -81,7 +81,7 @@ _REASONS = (
     ),
     Reason(
         "DIV_ENV",
-        "A mode or setting differed from the recording: gradients, inference, autocast, default dtype, a numeric flag.",
+        "A mode or setting differed: gradients, inference, autocast, default dtype, numeric flags, compiled code.",
         "Enter such modes the same way in each step; set flags once, before the loop.",
     ),
     Reason(
@@ -158,8 +158,8 @@ _REASONS = (
     ),
     Reason(
         "INNER_ENV",
-        "The outer lane cannot work in this process: its dispatch key is taken, or accesses to tensors cannot be seen.",
-        "Look for another library that intercepts operators; leave the option graft on.",
+        "The outer lane cannot work: its key is taken, accesses are not seen, or a numeric flag is set in the step.",
+        "Set flags before the loop; look for another library that intercepts operators; leave the option graft on.",
     ),
     Reason("INNER_OPTION", "outrider.options(lane='inner') asked for it.", "Set lane='auto'."),
     # Off: the step ran plainly.

@@ -15,6 +15,7 @@ Owner: the first step or ``coexec`` call of the process installs; :func:`uninsta
 """
 
 import functools
+import itertools
 import os
 import re
 from collections.abc import Callable
@@ -32,6 +33,10 @@ _NUMERIC_SETTER = re.compile(
     r"|cpu_allow|deterministic|default_dtype|default_tensor_type|qengine)(_|$)"
     r"|set_(num_threads|flush_denormal|anomaly_enabled)$"
 )
+_PRECISION_SETTER = re.compile("tf32|fp32|float32")
+_PRECISION_GETTER = re.compile(r"_get_\w+_allow_tf32$")
+_PRECISIONS = [("generic", "all"), *itertools.product(("cuda", "mkldnn"), ("all", "matmul", "conv", "rnn"))]
+_changes = itertools.count()
 _CPU_GENERATOR = ("manual_seed", "seed", "get_rng_state", "set_rng_state")
 _CUDA_GENERATOR = (
     "manual_seed",
@@ -113,19 +118,60 @@ def _flushes_first(original: Callable[..., Any]) -> Callable[..., Any]:
     return flushing
 
 
+def _never_seen() -> str:
+    return f"change {next(_changes)}"
+
+
+def _precision_state() -> str:
+    """Every float32 precision flag as it is now: their setters change each other's."""
+    import torch
+
+    read = [torch._C._get_float32_matmul_precision]
+    read += [getattr(torch._C, name) for name in dir(torch._C) if _PRECISION_GETTER.match(name)]
+    by_operator = getattr(torch._C, "_get_fp32_precision_getter", None)
+    if by_operator is not None:
+        read += [functools.partial(by_operator, *where) for where in _PRECISIONS]
+    try:
+        return str([getter() for getter in read])
+    except RuntimeError:  # torch refuses to answer where old and new ways of setting were mixed
+        return _never_seen()
+
+
+def _flag_and_value(original: Callable[..., Any], args: Any, kwargs: Any) -> tuple[str, str]:
+    """Name of the flag that a setter call has changed, and what it is now, both as text.
+
+    Properties of torch.backends count as the setter behind them.
+    """
+    import torch.backends
+
+    name = getattr(original, "__name__", "")
+    if args and isinstance(args[0], torch.backends.ContextProp):
+        name, args = getattr(args[0].setter, "__name__", ""), args[2:]
+    if _PRECISION_SETTER.search(name):
+        return "precision", _precision_state()
+    return (name, f"{args} {kwargs}") if _NUMERIC_SETTER.match(name) else ("other", _never_seen())
+
+
 def _sets_a_flag(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a function that changes how operators compute. Pending operations keep the old setting."""
+    """Wraps a function that changes how operators compute. Pending operations keep the old setting.
+
+    The core is told what was set to what: a program that sets and resets a flag in every step is in the same
+    environment again.
+    """
 
     @functools.wraps(original)
     def setting(*args: Any, **kwargs: Any) -> Any:
         if _bypassed():
             return original(*args, **kwargs)
         core = _runtime.core()
-        core.flush_for_flag()
+        core.flush_for_flag(sets=True)
         try:
-            return original(*args, **kwargs)
-        finally:
-            core.flag_changed()
+            result = original(*args, **kwargs)
+        except BaseException:
+            core.flag_changed("other", _never_seen())
+            raise
+        core.flag_changed(*_flag_and_value(original, args, kwargs))
+        return result
 
     return setting
 

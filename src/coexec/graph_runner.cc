@@ -84,6 +84,9 @@ void GraphRunner::RunOne(seam::Work& work) {
   if (work.part != nullptr) {
     running_op_.store("a part of the outer lane", std::memory_order_relaxed);
     work.part->Run();
+    if (work.part->capture_ns > 0) {
+      timeline_.Add("capture", SpanKind::kCapture, SpanThread::kGraphRunner, work.part->capture_start_ns, work.part->capture_ns);
+    }
   }
 }
 

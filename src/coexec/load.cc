@@ -5,7 +5,7 @@
 #include "coexec/session.h"
 #include "seam/keys.h"
 #include "seam/lazy_impl.h"
-#include "seam/self_test.h"
+#include "seam/settle.h"
 
 namespace outrider::coexec {
 

@@ -1,6 +1,31 @@
 #include "coexec/report.h"
 
+#include <algorithm>
+
 namespace outrider::coexec {
+namespace {
+
+constexpr size_t kOpenMax = 8;  // steps the graph runner may lag behind, and some
+
+}  // namespace
+
+void Report::Complete(Row& row, const seam::TierOutcome& outcome) {
+  if (outcome.graph_ops.load() > 0) row.tier = "T2";
+  if (row.note.empty()) row.note = outcome.WhyNot();
+}
+
+const std::deque<Row>& Report::Rows() const {
+  for (const auto& [step, outcome] : open_) {
+    const auto row = std::find_if(rows_.rbegin(), rows_.rend(), [step = step](const Row& candidate) { return candidate.step == step; });
+    if (row != rows_.rend()) Complete(*row, *outcome);
+  }
+  return rows_;
+}
+
+void Report::Clear() {
+  rows_.clear();
+  open_.clear();
+}
 
 void Report::Add(const StepFacts& facts, const seam::StepStats& stats) {
   Row row;
@@ -8,6 +33,7 @@ void Report::Add(const StepFacts& facts, const seam::StepStats& stats) {
   row.name = facts.name;
   row.lane = facts.lane;
   row.tier = facts.tier;
+  row.recorded = facts.recorded;
   row.note = facts.note;
   row.events = stats.events;
   row.device_ops = stats.DeviceOps();
@@ -31,6 +57,11 @@ void Report::Add(const StepFacts& facts, const seam::StepStats& stats) {
   if (row.runner_wait_us < 0) row.runner_wait_us = 0;
   if (rows_.size() == kRowsMax) rows_.pop_front();
   rows_.push_back(std::move(row));
+  if (facts.outcome == nullptr) return;
+  open_.emplace_back(facts.step, facts.outcome);
+  if (open_.size() <= kOpenMax) return;
+  Rows();
+  open_.pop_front();
 }
 
 }  // namespace outrider::coexec

@@ -54,6 +54,7 @@ bool Session::BeginStep(const std::string& name) {
   ApplyThreadState();
   ApplyOptions();
   previous_step_end_ = runner_.NextSequence() - 1;
+  ChooseDevice();
   inner_->BeginStep(step_);
   switch (outer_->BeginStep(step_, name, WhyNotOuter())) {
     case seam::OuterLane::Mode::kCover: inner_->SetMode(seam::InnerLane::Mode::kPassThrough); break;
@@ -90,6 +91,18 @@ void Session::FinishPlainStep() {
   facts.note = note_;
   facts.host_ns = base::NowNs() - step_start_ns_;
   report_.Add(facts, stats_);
+}
+
+// A program computes where it was seen to compute: on the accelerator as soon as one of its operators did.
+void Session::ChooseDevice() {
+  if (const auto seen = inner_->TakeSeenDevice()) {
+    const auto [it, fresh] = devices_.try_emplace(name_, *seen);
+    if (!fresh && it->second == *seen) return inner_->SetComputeDevice(*seen);
+    it->second = *seen;
+    outer_->Forget(name_);
+  }
+  const auto known = devices_.find(name_);
+  inner_->SetComputeDevice(known == devices_.end() ? c10::Device(c10::kCPU) : known->second);
 }
 
 // Empty, or why no step may use the outer lane now.
@@ -143,6 +156,7 @@ void Session::FinishStep(bool aborted) {
   in_step_ = false;
   const int64_t events = outer_->EventIndex();
   const bool covered = outer_->CurrentMode() == seam::OuterLane::Mode::kCover;
+  const bool recorded = !aborted && outer_->CurrentMode() == seam::OuterLane::Mode::kRecord;
   aborted ? outer_->AbortStep() : outer_->EndStep();
   note_ = outer_->Note();
   inner_->EndStep();
@@ -152,6 +166,8 @@ void Session::FinishStep(bool aborted) {
   facts.name = name_;
   facts.lane = covered ? "outer" : stats_.covered_ops > 0 ? "inner" : "record";
   facts.tier = stats_.covered_ops > 0 ? "T0" : "eager";
+  facts.recorded = recorded;
+  facts.outcome = stats_.outcome;
   facts.note = note_;
   facts.host_ns = base::NowNs() - step_start_ns_;
   facts.host_wait_ns = runner_.TakeHostWaitNs();
@@ -182,6 +198,18 @@ void Session::WaitFor(uint64_t sequence) {
   runner_.WaitFor(sequence);
 }
 
+// Thread count and floating-point control are flags of the thread: the graph runner follows at this place in the order.
+void Session::FlushForFlag(bool sets) {
+  // What has been validated must not be replayed under the new setting.
+  if (sets && usable_ && in_step_ && owner_ == std::this_thread::get_id()) outer_->CommitOrDiverge(seam::DivergenceReason::kEnv, "a numeric flag");
+  Flush(FlushReason::kFlag);
+}
+
+void Session::FlagChanged(const std::string& flag, const std::string& value) {
+  seam::NoteFlag(flag, value);
+  if (in_step_ && owner_ == std::this_thread::get_id()) ApplyThreadState();
+}
+
 void Session::Leave() {
   if (!usable_ || owner_ != std::this_thread::get_id()) return;
   if (in_step_) FinishStep(false);
@@ -209,7 +237,7 @@ void Session::BackwardExit() {
 
 void Session::Suspend() {
   if (!usable_ || owner_ != std::this_thread::get_id() || suspended_++ > 0) return;
-  outer_->CommitOrDiverge("compiled code");
+  outer_->CommitOrDiverge(seam::DivergenceReason::kEnv, "compiled code");
   runner_.WaitAll();
   seam::EnrolThread(false);
 }

@@ -35,6 +35,10 @@ class Session final : public seam::Settler {
   void Flush(seam::FlushReason reason);
   // Completes pending work for a child that will have no graph runner. An error stays where it is, for the next wait.
   void BeforeFork();
+  // Before a numeric flag is set (`sets`), or generators, streams or events are used.
+  void FlushForFlag(bool sets);
+  // A numeric flag was set, after the flush before it; both texts are compared only.
+  void FlagChanged(const std::string& flag, const std::string& value);
   void Leave();
   // Forgets traces, plans and rows.
   void Reset();
@@ -80,6 +84,7 @@ class Session final : public seam::Settler {
   const char* WhyNotOuter();
   void ApplyThreadState();
   void ApplyOptions();
+  void ChooseDevice();
   void ApplyGraftMode();
 
   Timeline timeline_;
@@ -101,6 +106,7 @@ class Session final : public seam::Settler {
   uint64_t step_ = 0;
   std::string name_;
   std::string note_;
+  std::map<std::string, c10::Device> devices_;  // program -> what it computes on; the CPU where absent
   int64_t step_start_ns_ = 0;
   uint64_t previous_step_end_ = 0;  // last job of the step before
   seam::ThreadState thread_state_;

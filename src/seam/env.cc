@@ -7,7 +7,10 @@
 #include <c10/core/InferenceMode.h>
 
 #include <atomic>
+#include <map>
 #include <optional>
+
+#include <xxhash.h>
 
 #if defined(__x86_64__)
 #include <xmmintrin.h>
@@ -15,11 +18,20 @@
 
 namespace outrider::seam {
 namespace {
-std::atomic<uint64_t> g_flag_epoch{0};
-}
 
-uint64_t FlagEpoch() { return g_flag_epoch.load(std::memory_order_relaxed); }
-void BumpFlagEpoch() { g_flag_epoch.fetch_add(1, std::memory_order_relaxed); }
+std::atomic<uint64_t> g_flags{0};
+std::atomic<bool> g_streams_matter{false};
+
+}  // namespace
+
+// The sum of what each flag is now: a flag that returns to an earlier value takes the sum back there.
+void NoteFlag(const std::string& flag, const std::string& value) {
+  static auto* known = new std::map<std::string, uint64_t>();
+  const uint64_t now = XXH3_64bits_withSeed(value.data(), value.size(), XXH3_64bits(flag.data(), flag.size()));
+  uint64_t& before = (*known)[flag];
+  g_flags.fetch_add(now - before, std::memory_order_relaxed);
+  before = now;
+}
 
 Env Env::Current() {
   Env env;
@@ -31,11 +43,26 @@ Env Env::Current() {
   if (env.autocast_cuda) env.autocast_cuda_dtype = at::autocast::get_autocast_dtype(at::kCUDA);
   if (env.autocast_cpu || env.autocast_cuda) env.autocast_cache = at::autocast::is_autocast_cache_enabled();
   env.default_dtype = c10::typeMetaToScalarType(c10::get_default_dtype());
-  env.flag_epoch = FlagEpoch();
+  env.flags = g_flags.load(std::memory_order_relaxed);
+  if (g_streams_matter.load(std::memory_order_relaxed)) env.stream = CurrentStream();
   return env;
 }
 
+void SetStreamsMatter(bool on) { g_streams_matter.store(on, std::memory_order_relaxed); }
+
+void AdoptStream(DeviceStream stream) {
+  thread_local DeviceStream adopted;
+  if (stream.device < 0 || adopted == stream) return;
+  SetCurrentStream(stream);
+  adopted = stream;
+}
+
 void Env::Restore() const {
+  RestoreModes();
+  if (stream.device >= 0 && !(stream == CurrentStream())) SetCurrentStream(stream);
+}
+
+void Env::RestoreModes() const {
   c10::GradMode::set_enabled(grad);
   at::autocast::set_autocast_enabled(at::kCPU, autocast_cpu);
   at::autocast::set_autocast_enabled(at::kCUDA, autocast_cuda);
@@ -47,7 +74,8 @@ void Env::Restore() const {
 void Env::Adopt() const {
   thread_local std::optional<Env> adopted;
   if (adopted == *this) return;
-  Restore();
+  AdoptStream(stream);
+  RestoreModes();
   adopted = *this;
 }
 

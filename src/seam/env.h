@@ -5,6 +5,9 @@
 #include <c10/core/ScalarType.h>
 
 #include <cstdint>
+#include <string>
+
+#include "seam/backend.h"
 
 namespace outrider::seam {
 
@@ -18,17 +21,26 @@ struct Env {
   c10::ScalarType autocast_cpu_dtype = c10::ScalarType::BFloat16;
   c10::ScalarType autocast_cuda_dtype = c10::ScalarType::Half;
   c10::ScalarType default_dtype = c10::ScalarType::Float;
-  uint64_t flag_epoch = 0;  // bumped by every numeric flag setter
+  uint64_t flags = 0;       // what the numeric flag setters have set so far
+  DeviceStream stream;      // programs that compute on the CPU: always the same
 
   static Env Current();
-  void Restore() const;  // grad mode and autocast; the rest cannot change inside a step without a flush
+  void Restore() const;  // grad mode, autocast and stream; the rest cannot change inside a step without a flush
   // Restore on a thread whose environment nobody else changes: the graph runner.
   void Adopt() const;
   friend bool operator==(const Env&, const Env&) = default;
+
+ private:
+  void RestoreModes() const;
 };
 
-uint64_t FlagEpoch();
-void BumpFlagEpoch();
+// Whether Env::Current() asks for the stream.
+void SetStreamsMatter(bool on);
+// Makes `stream` the graph runner's own, unless it is already.
+void AdoptStream(DeviceStream stream);
+
+// A numeric flag was set; both texts are compared only. Imperative thread.
+void NoteFlag(const std::string& flag, const std::string& value);
 
 // State that is private to a thread but decides bits: intra-op thread count and the floating-point control word. The
 // imperative thread publishes it before each step; the graph runner adopts it.

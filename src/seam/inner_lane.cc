@@ -20,6 +20,10 @@ constexpr size_t kCopyMaxBytes = 1 << 20;
 
 TensorImpl* Defined(const at::Tensor& tensor) { return tensor.defined() ? tensor.unsafeGetTensorImpl() : nullptr; }
 
+bool IsOn(const TensorImpl& tensor, c10::Device device) {
+  return tensor.device().type() == device.type() && (device.is_cpu() || tensor.device().index() == device.index());
+}
+
 bool IsHostScalar(const TensorImpl& tensor) {
   return tensor.dim() == 0 && KindOf(tensor) == ImplKind::kPlain && tensor.device().is_cpu();
 }
@@ -45,6 +49,11 @@ bool AllAlias(c10::ArrayRef<c10::IValue> results, c10::ArrayRef<const c10::Stora
 }  // namespace
 
 InnerLane::InnerLane(WorkQueue& queue, StepStats& stats) : queue_(queue), stats_(stats), paths_(stats) {}
+
+void InnerLane::SetComputeDevice(c10::Device device) {
+  compute_device_ = device;
+  SetStreamsMatter(!device.is_cpu());
+}
 
 void InnerLane::BeginStep(uint64_t step) {
   step_ = step;
@@ -73,6 +82,7 @@ void InnerLane::Collect(OpInfo& info, Stack* stack, Call& call) {
     const ArgSpec spec = info.args[i];
     int16_t count = -1;
     auto add = [&](TensorImpl* tensor) {
+      if (tensor != nullptr && tensor->is_cuda()) seen_device_ = tensor->device();
       call.tensors.push_back(tensor);
       call.writes.push_back(spec.writes);
     };
@@ -97,22 +107,39 @@ void InnerLane::Collect(OpInfo& info, Stack* stack, Call& call) {
   }
 }
 
+// The operator hands its result to another device, or writes to one.
+bool InnerLane::LeavesDevice(const Call& call) const {
+  for (size_t i = 0; i < call.tensors.size(); ++i) {
+    if (call.tensors[i] != nullptr && call.writes[i] && !IsOn(*call.tensors[i], compute_device_)) return true;
+  }
+  for (size_t i = 0; i < call.info->args.size(); ++i) {
+    if (call.tensor_counts[i] < 0 && call.args[i].isDevice() && call.args[i].toDevice().type() != compute_device_.type()) return true;
+  }
+  return false;
+}
+
 InnerLane::Route InnerLane::Classify(Flow& flow) {
   const Call& call = flow.call;
   const OpInfo& info = *call.info;
-  bool any = false, device_work = false, supported = true;
+  const bool on_cpu = compute_device_.is_cpu();
+  bool any = false, device_work = false, supported = true, host_data = false;
   for (const auto* tensor : call.tensors) {
     if (tensor == nullptr) continue;
     any = true;
-    if (tensor->device().type() == compute_device_ && !(compute_device_ == c10::kCPU && IsHostScalar(*tensor))) device_work = true;
+    const bool here = IsOn(*tensor, compute_device_);
+    if (here && !(on_cpu && IsHostScalar(*tensor))) device_work = true;
     supported &= KindOf(*tensor) != ImplKind::kOther && IsPlainStrided(*tensor);
     // The one other device that may take part is a CPU scalar, by value.
-    if (tensor->device().type() != compute_device_ && !IsHostScalar(*tensor)) supported = false;
+    if (!here && !IsHostScalar(*tensor)) {
+      supported = false;
+      host_data |= tensor->device().is_cpu();
+    }
   }
   if (!any || !device_work || info.profiler) return Route::kHost;
   if (c10::impl::dispatch_mode_enabled()) return Route::kInline;  // the program watches operators on this thread
   if (info.metadata_only || info.changes_metadata) return info.metadata_only ? Route::kHost : Route::kInline;
-  if (info.random && compute_device_ == c10::kCPU) return Route::kHost;
+  if (on_cpu && info.Draws(call.args)) return Route::kHost;
+  if (LeavesDevice(call) || (!on_cpu && host_data)) return Route::kTransfer;
   if (!supported || info.MustRunInline()) return Route::kInline;
   return PrepareExternals(flow) ? Route::kDefer : Route::kInline;
 }
@@ -202,7 +229,7 @@ void InnerLane::OnOp(const c10::OperatorHandle& op, c10::DispatchKeySet next, St
     record_rest_ = true;
   }
   if (route != Route::kDefer) {
-    if (route == Route::kInline) ++op_index_;
+    if (route != Route::kHost) ++op_index_;
     RunInline(flow, route, next, stack);
     return;
   }
@@ -234,7 +261,7 @@ void InnerLane::CountInline(const OpInfo& info, Route route) {
     ++stats_.host_ops;
     return;
   }
-  if (info.fetch) {
+  if (info.fetch || route == Route::kTransfer) {
     ++stats_.fetches;
     stats_.Flush(FlushReason::kFetch);
     return;  // hands over a value, computes nothing
@@ -244,12 +271,27 @@ void InnerLane::CountInline(const OpInfo& info, Route route) {
   stats_.Flush(info.foreign ? FlushReason::kForeignOp : FlushReason::kDataDependent);
 }
 
+// The allocator knows a storage with a record by its original owner only.
+void InnerLane::KeepForStream(const Call& call) {
+  if (call.tensors.empty() || call.tensors[0] == nullptr) return;
+  SettleTensor(*call.tensors[0]);
+  const StorageRecord* record = RecordOf(*call.tensors[0]);
+  if (record == nullptr) return;
+  RecordStream(record->is_token ? record->real.data_ptr() : record->original, call.args[1].toStream());
+}
+
 void InnerLane::RunInline(Flow& flow, Route route, c10::DispatchKeySet next, Stack* stack) {
   const Call& call = flow.call;
   HandlerDepth depth;
+  if (call.info->reshapes) {
+    const LooksAtMetadataOnly no_waiting;
+    call.info->handle.redispatchBoxed(next, stack);
+    return;
+  }
   CountInline(*call.info, route);
   if (call.info->foreign && !call.info->profiler) queue_.WaitAll();
-  if (call.info->random && compute_device_ == c10::kCUDA) queue_.WaitAll();
+  if (call.info->keeps_for_stream) KeepForStream(call);
+  if (call.info->random && !compute_device_.is_cpu()) queue_.WaitAll();
   if (!call.info->metadata_only) {
     for (size_t i = 0; i < call.tensors.size(); ++i) {
       if (call.tensors[i] == nullptr) continue;

@@ -5,6 +5,8 @@
 // One imperative thread (and the autograd device thread, which is ordered with it).
 
 #include <memory>
+#include <optional>
+#include <utility>
 #include <vector>
 
 #include "seam/path_tracker.h"
@@ -57,8 +59,11 @@ class InnerLane {
   PathTracker& Paths() { return paths_; }
   SignatureTable& Signatures() { return signatures_; }
   int64_t OpIndex() const { return op_index_; }
-  void SetComputeDevice(c10::DeviceType device) { compute_device_ = device; }
-  c10::DeviceType ComputeDevice() const { return compute_device_; }
+  // The device whose work is deferred. On an accelerator, CPU operators run at once.
+  void SetComputeDevice(c10::Device device);
+  c10::Device ComputeDevice() const { return compute_device_; }
+  // The accelerator that operators have worked on since the last call, if any.
+  std::optional<c10::Device> TakeSeenDevice() { return std::exchange(seen_device_, std::nullopt); }
 
   bool TakesApart(const c10::OperatorHandle& op) const;
   // The boxed handler. `next` are the keys below the lane's own.
@@ -68,7 +73,12 @@ class InnerLane {
   bool DebugFlushDue();
 
  private:
-  enum class Route { kDefer, kInline, kHost };
+  enum class Route {
+    kDefer,
+    kInline,    // on the host thread, on real values
+    kHost,      // the same, and no device work of this program
+    kTransfer,  // the same, between host and device
+  };
 
   struct Flow {  // one operator on its way through the lane
     Call call;
@@ -79,7 +89,8 @@ class InnerLane {
     bool synchronous = false;
   };
 
-  static void Collect(OpInfo& info, Stack* stack, Call& call);
+  void Collect(OpInfo& info, Stack* stack, Call& call);
+  bool LeavesDevice(const Call& call) const;
   Route Classify(Flow& flow);
   bool PrepareExternals(Flow& flow);
   bool IsView(const Flow& flow) const;
@@ -87,8 +98,10 @@ class InnerLane {
 
   void RunInline(Flow& flow, Route route, c10::DispatchKeySet next, Stack* stack);
   void CountInline(const OpInfo& info, Route route);
+  static void KeepForStream(const Call& call);
   void Defer(Flow& flow, Stack* stack);
   void Record(Flow& flow, c10::DispatchKeySet next, Stack* stack);
+  void RunRecorded(Flow& flow, c10::DispatchKeySet next, Stack& results);
   bool RecordOdd(Flow& flow, c10::DispatchKeySet next, Stack* stack, Stack& results);
   void LearnShapes(Flow& flow, c10::ArrayRef<at::Tensor> operands, std::unique_ptr<ShapeClass> shapes);
 
@@ -109,7 +122,8 @@ class InnerLane {
   Work recorded_work_;
 
   Mode mode_ = Mode::kPassThrough;
-  c10::DeviceType compute_device_ = c10::kCPU;
+  c10::Device compute_device_{c10::kCPU};
+  std::optional<c10::Device> seen_device_;
   uint64_t step_ = 0;
   int64_t op_index_ = 0;
   int64_t force_at_ = -1;

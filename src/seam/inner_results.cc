@@ -3,12 +3,15 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
 
+#include <cstring>
+
+#include "seam/generators.h"
 #include "seam/inner_lane.h"
 #include "seam/keys.h"
 #include "seam/lazy_impl.h"
-#include "seam/private_copy.h"
 #include "seam/settle.h"
 #include "seam/shape_inference.h"
+#include "seam/storage_copy.h"
 
 namespace outrider::seam {
 namespace {
@@ -16,6 +19,8 @@ namespace {
 using c10::TensorImpl;
 
 at::Tensor Share(TensorImpl* impl) { return at::Tensor(c10::intrusive_ptr<TensorImpl, c10::UndefinedTensorImpl>::reclaim_copy(impl)); }
+
+bool SameBytes(const at::Tensor& a, const at::Tensor& b) { return a.nbytes() == b.nbytes() && std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0; }
 
 }  // namespace
 
@@ -87,14 +92,13 @@ at::Tensor InnerLane::MakePlaceholder(Flow& flow, const OutputSpec& spec, c10::A
   if (base != nullptr) {
     impl = c10::make_intrusive<LazyImpl>(TensorImpl::VIEW, c10::Storage(base->unsafe_storage()), base->key_set(), dtype);
   } else {
-    const c10::Device device(compute_device_, compute_device_ == c10::kCUDA ? flow.call.tensors[0]->device().index() : -1);
     StorageRecord* fresh = nullptr;
-    c10::Storage token = MakeToken(spec.nbytes, device, &fresh);
+    c10::Storage token = MakeToken(spec.nbytes, compute_device_, &fresh);
     fresh->created_step = fresh->writer_step = step_;
     fresh->writer = flow.node;
     fresh->last_use.store(sequence, std::memory_order_relaxed);
     record = RecordPtr::reclaim_copy(fresh);
-    const auto key = compute_device_ == c10::kCUDA ? c10::DispatchKey::CUDA : c10::DispatchKey::CPU;
+    const auto key = compute_device_.is_cuda() ? c10::DispatchKey::CUDA : c10::DispatchKey::CPU;
     impl = c10::make_intrusive<LazyImpl>(std::move(token), c10::DispatchKeySet(key), dtype);
   }
   impl->set_sizes_and_strides(spec.geometry.sizes, spec.geometry.strides, spec.geometry.offset);
@@ -110,6 +114,10 @@ void InnerLane::ReturnResults(Flow& flow, Stack* stack, c10::SmallVectorImpl<Rec
     const ReturnSpec& spec = flow.shapes->returns[r];
     if (spec.kind == ReturnSpec::Kind::kWrittenArgument) {
       results.push_back(flow.call.args[info.returned_arg[r]]);
+      continue;
+    }
+    if (spec.kind == ReturnSpec::Kind::kNumber) {
+      results.emplace_back(spec.number);
       continue;
     }
     c10::List<at::Tensor> list;
@@ -186,6 +194,24 @@ bool InnerLane::RecordOdd(Flow& flow, c10::DispatchKeySet next, Stack* stack, St
   return true;
 }
 
+// The recorded run itself, on `recorded_work_`. An operator that draws numbers although its arguments say otherwise is
+// random from then on.
+void InnerLane::RunRecorded(Flow& flow, c10::DispatchKeySet next, Stack& results) {
+  OpInfo& info = *flow.call.info;
+  const bool silent = info.random && compute_device_.is_cpu();
+  const at::Tensor before = silent ? CpuGeneratorState() : at::Tensor();
+  HandlerDepth depth;
+  PushArguments(recorded_work_, results);
+  try {
+    info.handle.redispatchBoxed(next, &results);
+  } catch (...) {
+    if (listener_ != nullptr) listener_->DropDeviceOp();
+    recorded_work_.Clear();
+    throw;
+  }
+  if (silent) info.draws_regardless |= !SameBytes(before, CpuGeneratorState());
+}
+
 void InnerLane::Record(Flow& flow, c10::DispatchKeySet next, Stack* stack) {
   Work& work = recorded_work_;
   bool waits = false;
@@ -208,19 +234,10 @@ void InnerLane::Record(Flow& flow, c10::DispatchKeySet next, Stack* stack) {
   }
   if (listener_ != nullptr) listener_->BeforeDeviceOp(flow.call);
   Stack results;
-  {
-    HandlerDepth depth;
-    PushArguments(work, results);
-    try {
-      flow.call.info->handle.redispatchBoxed(next, &results);
-    } catch (...) {
-      if (listener_ != nullptr) listener_->DropDeviceOp();
-      work.Clear();
-      throw;
-    }
-  }
+  RunRecorded(flow, next, results);
   auto shapes = std::make_unique<ShapeClass>();
   bool plain = DescribeReturns(flow.call, operands, results, /*meta=*/false, *shapes);
+  for (const auto& result : results) plain &= !result.isTensor() || !result.toTensor().defined() || result.toTensor().device() == compute_device_;
   for (const auto& result : shapes->returns) {
     for (const auto& output : result.outputs) plain &= output.alias_input < 0 || !flow.clone[output.alias_input];
   }

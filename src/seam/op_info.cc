@@ -3,6 +3,7 @@
 #include <ATen/core/jit_type.h>
 
 #include <array>
+#include <cmath>
 #include <memory>
 #include <string_view>
 #include <unordered_map>
@@ -16,6 +17,8 @@ constexpr std::array<std::string_view, 8> kMetadataOnly = {"aten::_has_compatibl
                                                           "aten::is_set_to", "aten::is_pinned", "aten::_has_same_storage_numel"};
 constexpr std::array<std::string_view, 5> kChangesMetadata = {"aten::set_", "aten::resize_", "aten::resize_as_", "aten::set_data",
                                                              "aten::_resize_output_"};
+constexpr std::array<std::string_view, 7> kReshapes = {"aten::as_strided_", "aten::squeeze_",  "aten::t_",       "aten::transpose_",
+                                                       "aten::unsqueeze_",  "aten::swapaxes_", "aten::swapdims_"};
 constexpr std::array<std::string_view, 5> kFetch = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal",
                                                    "aten::allclose"};
 constexpr std::array<std::string_view, 10> kRandomFill = {
@@ -70,6 +73,8 @@ ArgKind KindOf(const c10::TypePtr& real, const c10::TypePtr& type) {
   }
 }
 
+bool SwitchesDrawing(std::string_view argument) { return argument == "dropout_p" || argument == "train" || argument == "training"; }
+
 // Batch norm updates its running statistics although its schema does not say so.
 bool HiddenWrite(std::string_view op, std::string_view argument) {
   const bool batch_norm = op == "aten::native_batch_norm" || op == "aten::batch_norm" || op == "aten::cudnn_batch_norm" ||
@@ -101,26 +106,44 @@ OpInfo::OpInfo(const c10::OperatorHandle& op) : handle(op) {
   fetch = Contains(kFetch, base);
   data_dependent = Contains(kDependsOnValues, base) || op.hasTag(at::Tag::data_dependent_output) || op.hasTag(at::Tag::dynamic_output_shape);
   changes_metadata = op.hasTag(at::Tag::inplace_view) || Contains(kChangesMetadata, base);
+  reshapes = Contains(kReshapes, base);
   may_alias = Contains(kUnannotatedAlias, base);
   composite = op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd) || base == "aten::unsafe_split" ||
               base == "aten::unsafe_split_with_sizes";
   prepares_input = base == "aten::lift_fresh";
+  keeps_for_stream = base == "aten::record_stream";
   metadata_only = Contains(kMetadataOnly, base);
   for (const auto& argument : schema.arguments()) {
     ArgSpec spec;
     spec.kind = KindOf(argument.real_type(), argument.type());
     const auto* alias = argument.alias_info();
     spec.writes = (alias != nullptr && alias->isWrite()) || HiddenWrite(base, argument.name());
+    if (random && SwitchesDrawing(argument.name())) draw_switch = static_cast<int>(args.size());
     writes_any |= spec.writes;
     args.push_back(spec);
   }
   overwrites = random_fill || Contains(kOverwrites, base) || (writes_any && Contains(kFactoriesWithOut, base));
+  bool any_tensor = false, any_number = false;
   for (const auto& result : schema.returns()) {
     returned_arg.push_back(ReturnedArgument(schema, result));
     may_alias |= result.alias_info() != nullptr && !result.alias_info()->isWrite();
     const ArgKind kind = KindOf(result.real_type(), result.type());
-    odd_returns |= kind != ArgKind::kTensor && kind != ArgKind::kTensorList;
+    const bool tensor = kind == ArgKind::kTensor || kind == ArgKind::kTensorList;
+    const bool number = result.type()->kind() == c10::TypeKind::IntType;
+    any_tensor |= tensor;
+    any_number |= number;
+    odd_returns |= !tensor && !number;
   }
+  odd_returns |= any_number && !any_tensor;
+  view = may_alias && !writes_any && !composite && !Contains(kUnannotatedAlias, base);
+}
+
+bool OpInfo::Draws(const c10::IValue* values) const {
+  if (!random || draw_switch < 0 || draws_regardless) return random;
+  const c10::IValue& value = values[draw_switch];
+  if (value.isBool()) return value.toBool();
+  // Exactly +0: an argument that is compared bit for bit between recordings cannot turn into another probability.
+  return !value.isDouble() || value.toDouble() != 0 || std::signbit(value.toDouble());
 }
 
 OpInfo& InfoOf(const c10::OperatorHandle& op) {

@@ -38,16 +38,21 @@ struct OpInfo {
   bool random = false;           // draws from a generator
   bool random_fill = false;      // ... and only overwrites its first argument
   bool random_like = false;      // ... and reads only the geometry of its first argument
+  int draw_switch = -1;          // ... unless this argument says otherwise: dropout_p, train, training
+  bool draws_regardless = false; // a recorded run drew although the argument said otherwise
   bool data_dependent = false;   // output shape or host value depends on data
   bool fetch = false;            // hands a value to the host
   bool changes_metadata = false; // sizes, strides or storage of an argument change in place
   bool metadata_only = false;    // never reads the data of its inputs
+  bool reshapes = false;         // changes_metadata, but only sizes and strides: neither bytes nor storage matter
   bool writes_any = false;
   bool composite = false;       // made of other operators, which the lane sees one by one
   bool overwrites = false;      // fills its written argument without reading it
   bool prepares_input = false;  // hands a fresh tensor on unchanged
   bool may_alias = false;        // an output may share the storage of an input
-  bool odd_returns = false;      // returns something other than tensors
+  bool view = false;             // ... and always does
+  bool odd_returns = false;      // returns something other than tensors, beside which integers that follow from shapes may stand
+  bool keeps_for_stream = false; // aten::record_stream
   // Set when a recorded run produced what placeholders cannot stand for (sparse, other device, ...).
   bool pinned_inline = false;
 
@@ -55,6 +60,9 @@ struct OpInfo {
   bool MustRunInline() const {
     return foreign || data_dependent || fetch || changes_metadata || metadata_only || odd_returns || pinned_inline;
   }
+  // A call with these arguments draws from a generator. Attention without dropout and dropout in evaluation do not,
+  // although their operators are random.
+  bool Draws(const c10::IValue* values) const;
 };
 
 // Imperative thread only. The reference stays valid for ever.

@@ -48,7 +48,8 @@ void OuterLane::MakeDummyNode() {
   for (int root = 0; root < plan.roots; ++root) {
     for (const auto& value : plan.values) {
       if (value.root != root) continue;
-      auto meta = c10::make_intrusive<LazyImpl>(c10::TensorImpl::VIEW, c10::Storage(c10::Storage::use_byte_size_t(), 0, c10::DataPtr(), nullptr, false),
+      c10::DataPtr nothing(nullptr, plan.slots[value.slot].device);
+      auto meta = c10::make_intrusive<LazyImpl>(c10::TensorImpl::VIEW, c10::Storage(c10::Storage::use_byte_size_t(), 0, std::move(nothing), nullptr, false),
                                                 value.keys, c10::scalarTypeToTypeMeta(value.geometry.dtype));
       meta->set_sizes_and_strides(value.geometry.sizes, value.geometry.strides, 0);
       node->add_input_metadata(at::Tensor(std::move(meta)));

@@ -65,7 +65,8 @@ Divergence EnvDifference(const Env& recorded, const Env& now) {
   if (recorded.default_dtype != now.default_dtype) {
     return differs("default dtype", c10::toString(recorded.default_dtype), c10::toString(now.default_dtype));
   }
-  if (recorded.flag_epoch != now.flag_epoch) return differs("a setting that changes numerics", "as it was", "set since then");
+  if (recorded.flags != now.flags) return differs("a setting that changes numerics", "as it was", "another");
+  if (!(recorded.stream == now.stream)) return differs("stream", "the recorded one", "another");
   return differs("autocast", "with the recorded dtype and cache", "with others");
 }
 

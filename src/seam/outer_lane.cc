@@ -4,26 +4,67 @@
 #include <torch/csrc/autograd/graph_task.h>
 
 #include <algorithm>
+#include <atomic>
 
 #include "seam/gil.h"
 #include "seam/lazy_impl.h"
+#include "seam/plan_graphs.h"
 #include "seam/settle.h"
 
 namespace outrider::seam {
 namespace {
 
 constexpr size_t kPlansMax = 16;        // per program
+constexpr size_t kCapturedPlansMax = 8; // of them
+constexpr size_t kTablesMax = 4;        // kept for another step
 constexpr size_t kRecordingsMax = 6;    // waiting for a second, agreeing one
 constexpr int kFruitlessMax = 12;       // recordings in a row before recording pauses
 constexpr uint64_t kPauseMax = 1024;    // steps
 
 }  // namespace
 
-OuterStep::OuterStep(std::shared_ptr<const OuterPlan> plan_in, uint64_t id_in) : plan(std::move(plan_in)), id(id_in) {
+void StepScratch::Clear() {
+  tokens.clear();
+  bound.clear();
+  late.clear();
+  log.clear();
+  preimage_taken.clear();
+  launched_slots.clear();
+  fed.clear();
+}
+
+void OuterTable::Clear() {
+  plan = nullptr;
+  slots.clear();
+  variables.clear();
+  held.clear();
+  preimages.clear();
+  generator_offsets.clear();
+  given.clear();
+}
+
+OuterStep::OuterStep(std::shared_ptr<const OuterPlan> plan_in, uint64_t id_in, StepScratch scratch)
+    : StepScratch(std::move(scratch)), plan(std::move(plan_in)), id(id_in) {
   live.assign(plan->values.size(), nullptr);
-  tokens.resize(plan->slots.size());
+  ResizeSlots(plan->slots.size());
   bound.resize(plan->externals.size());
   late.resize(plan->late_sources.size());
+}
+
+void OuterStep::ResizeSlots(size_t count) {
+  if (count <= tokens.size()) return;
+  tokens.resize(count);
+  preimage_taken.resize(count, 0);
+  launched_slots.resize(count, 0);
+}
+
+StepScratch OuterStep::Release() {
+  over = true;
+  table.reset();
+  inputs.clear();
+  draws.clear();
+  Clear();
+  return std::move(static_cast<StepScratch&>(*this));
 }
 
 OuterLane::OuterLane(WorkQueue& queue, StepStats& stats, InnerLane& inner) : queue_(queue), stats_(stats), inner_(inner) {}
@@ -44,32 +85,47 @@ void OuterLane::Reset() {
   program_ = nullptr;
 }
 
+void OuterLane::Forget(const std::string& program) { programs_.erase(program); }
+
+// Plans whose state is gone leave; of the others, only the most recently taken keep their captured graphs.
+void OuterLane::RetirePlans() {
+  auto& plans = program_->plans;
+  for (auto& plan : plans) {
+    if (plan->Expired()) retired_.push_back(std::move(plan));
+  }
+  std::erase(plans, nullptr);
+  if (!queue_.Idle()) return;
+  retired_.clear();
+  for (size_t i = kCapturedPlansMax; i < plans.size(); ++i) {
+    if (plans[i]->graphs != nullptr) plans[i]->graphs->Clear();
+  }
+}
+
 OuterLane::Mode OuterLane::BeginStep(uint64_t step, const std::string& program, const std::string& why_not) {
   step_number_ = step;
   program_ = &programs_[program];
   note_.clear();
   diverge_requested_ = false;
   mode_ = Mode::kOff;
-  if (queue_.Idle()) retired_.clear();
   if (!why_not.empty()) {
     note_ = why_not;
     return mode_;
   }
+  RetirePlans();
   auto& plans = program_->plans;
-  for (auto& plan : plans) {
-    if (plan->Expired()) retired_.push_back(std::move(plan));
-  }
-  std::erase(plans, nullptr);
   if (step < program_->pause_until) {
     note_ = program_->why_not;
     return mode_;
   }
   if (!plans.empty() && step > program_->record_until) {
-    step_ = std::make_shared<OuterStep>(plans.front(), step);
+    step_ = std::make_shared<OuterStep>(plans.front(), step, std::move(scratch_));
+    step_->table = FreshTable();
+    step_->table->outcome = stats_.outcome = std::make_shared<TierOutcome>();
     MakeDummyNode();
     mode_ = Mode::kCover;
   } else {
-    recorder_ = std::make_unique<OuterRecorder>(inner_.ComputeDevice());
+    recorder_ = std::make_unique<OuterRecorder>(inner_.ComputeDevice(), program_->views_move ? OuterRecorder::InputViews::kPrepared
+                                                                                              : OuterRecorder::InputViews::kEvents);
     mode_ = Mode::kRecord;
     note_ = program_->why_not;
   }
@@ -91,9 +147,29 @@ void OuterLane::EndStep() {
   }
   if (mode_ == Mode::kRecord) FinishRecording();
   mode_ = Mode::kOff;
+  LeaveStep();
+  force_at_ = -1;
+}
+
+// The graph runner has emptied the table of a step that it has finished; nobody else holds it then.
+std::shared_ptr<OuterTable> OuterLane::FreshTable() {
+  for (auto& table : tables_) {
+    if (table.use_count() > 1) continue;
+    std::atomic_thread_fence(std::memory_order_acquire);  // after the graph runner's last touch
+    table->Clear();
+    table->step = step_number_;
+    return table;
+  }
+  auto table = std::make_shared<OuterTable>();
+  table->step = step_number_;
+  if (tables_.size() < kTablesMax) tables_.push_back(table);
+  return table;
+}
+
+void OuterLane::LeaveStep() {
+  if (step_ != nullptr) scratch_ = step_->Release();
   step_.reset();
   dummy_ = {};
-  force_at_ = -1;
 }
 
 void OuterLane::AbortStep() {
@@ -104,8 +180,7 @@ void OuterLane::AbortStep() {
   recorder_.reset();
   inner_.SetListener(nullptr);
   mode_ = Mode::kOff;
-  step_.reset();
-  dummy_ = {};
+  LeaveStep();
   force_at_ = -1;
 }
 
@@ -132,10 +207,17 @@ void OuterLane::FinishRecording() {
       PlanResult result = MakePlan(**it, std::move(*trace));
       if (result.plan != nullptr) {
         program.recordings.erase(std::next(it).base());
+        if (!inner_.ComputeDevice().is_cpu()) result.plan->graphs = std::make_shared<PlanGraphs>(inner_.ComputeDevice());
         AddPlan(program, std::move(result.plan));
         return;
       }
       program.why_not = result.why_not;
+      if (result.view_moves && !program.views_move) {
+        program.views_move = true;
+        program.recordings.clear();  // made of events that will be none
+        note_ = program.why_not;
+        return;
+      }
       if (trace->events.empty()) break;  // the recordings agreed, yet no plan may be made of them
     }
     if (!trace->events.empty()) program.recordings.push_back(std::move(trace));
@@ -166,11 +248,24 @@ void OuterLane::OnEvent(const c10::OperatorHandle& op, c10::DispatchKeySet next,
   }
 }
 
-bool OuterLane::IsBarrier(const OpInfo& info) const { return info.fetch || info.data_dependent || info.odd_returns; }
+bool OuterLane::IsBarrier(const OpInfo& info, const Stack& stack) const {
+  return info.fetch || info.data_dependent || info.odd_returns || LeavesDevice(info, stack);
+}
+
+// A copy from the accelerator to the host, or into a tensor of the host.
+bool OuterLane::LeavesDevice(const OpInfo& info, const Stack& stack) const {
+  if (inner_.ComputeDevice().is_cpu()) return false;
+  for (size_t i = 0; i < info.args.size(); ++i) {
+    const auto& value = stack[stack.size() - info.args.size() + i];
+    if (value.isDevice() && value.toDevice().is_cpu()) return true;
+    if (info.args[i].writes && value.isTensor() && value.toTensor().defined() && value.toTensor().is_cpu()) return true;
+  }
+  return false;
+}
 
 // Preparing an input on the host: identity or metadata of a tensor that is no value of this step.
 bool OuterLane::PreparesInput(const OpInfo& info, const Stack& stack) const {
-  if (!info.changes_metadata && !info.prepares_input) return false;
+  if (!info.changes_metadata && !info.prepares_input && !(info.view && program_->views_move)) return false;
   for (size_t i = stack.size() - info.args.size(); i < stack.size(); ++i) {
     if (!stack[i].isTensor() || !stack[i].toTensor().defined()) continue;
     const auto& tensor = stack[i].toTensor();
@@ -180,34 +275,37 @@ bool OuterLane::PreparesInput(const OpInfo& info, const Stack& stack) const {
   return true;
 }
 
-// True for arithmetic on host numbers and for operators without tensor operands.
+// True for arithmetic on host numbers, for operators without tensor operands, and for copies from the host to the device:
+// those start at once and enter as inputs.
 bool OuterLane::IsHostOnly(const OpInfo& info, const Stack& stack) const {
   const auto device = inner_.ComputeDevice();
   auto is_host = [&](const at::Tensor& tensor) {
     if (!tensor.defined()) return true;
     const auto& impl = *tensor.unsafeGetTensorImpl();
-    return device == c10::kCPU ? IsHostNumber(impl, device) : impl.device().is_cpu();
+    return device.is_cpu() ? IsHostNumber(impl, device) : impl.device().is_cpu();
   };
-  bool factory_on_device = false;
+  bool factory_on_device = false, any_tensor = false;
   for (size_t i = stack.size() - info.args.size(); i < stack.size(); ++i) {
     const auto& value = stack[i];
     if (value.isTensor()) {
       if (!is_host(value.toTensor())) return false;
+      any_tensor |= value.toTensor().defined();
     } else if (value.isList()) {
       for (const auto& element : value.toListRef()) {
         if (!element.isTensor()) break;
         if (!is_host(element.toTensor())) return false;
+        any_tensor |= element.toTensor().defined();
       }
     } else if (value.isDevice()) {
-      factory_on_device = value.toDevice().type() != c10::kCPU && device != c10::kCPU;
+      factory_on_device = value.toDevice().type() != c10::kCPU && !device.is_cpu();
     }
   }
-  return !factory_on_device;
+  return any_tensor || !factory_on_device;
 }
 
 void OuterLane::RecordEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack) {
-  if (IsHostOnly(info, *stack) || PreparesInput(info, *stack) || IsQuestion(info) || IsBarrier(info)) {
-    if (IsBarrier(info)) recorder_->NoteFetch();
+  if (IsHostOnly(info, *stack) || PreparesInput(info, *stack) || IsQuestion(info) || IsBarrier(info, *stack)) {
+    if (IsBarrier(info, *stack)) recorder_->NoteFetch();
     info.handle.redispatchBoxed(next, stack);
     return;
   }

@@ -45,6 +45,8 @@ class OuterLane {
   int64_t EventIndex() const { return step_ ? step_->cursor : 0; }
   // Forgets traces and plans; the queue must be idle.
   void Reset();
+  // The same for one program.
+  void Forget(const std::string& program);
   OuterOptions& Options() { return options_; }
 
   // --- the program's events ---
@@ -64,7 +66,7 @@ class OuterLane {
   // `raw`: the program gets a pointer it may write through, or replaces the storage.
   void SettleUncommitted(StorageRecord& record, bool raw);
   // Foreign code is about to run on the program's tensors: nothing validated may be left to replay.
-  void CommitOrDiverge(const std::string& what);
+  void CommitOrDiverge(DivergenceReason reason, const std::string& what);
   bool HasUncommitted() const { return mode_ == Mode::kCover && step_ != nullptr && step_->launched_events < step_->cursor; }
 
   // Plans and recordings, for reports: "events 212, device ops 1130, ..." per plan.
@@ -81,9 +83,13 @@ class OuterLane {
     int fruitless = 0;           // recordings in a row without a plan
     int clean = 0;               // covered steps in a row without divergence
     std::string why_not;
+    // The step looks at another place of an input each time (data[i]): such views are made at once, and what they show
+    // enters as an input.
+    bool views_move = false;
   };
 
   // Recording.
+  void RetirePlans();
   void FinishRecording();
   void AddPlan(Program& program, std::shared_ptr<const OuterPlan> plan);
   void RecordEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack);
@@ -105,13 +111,15 @@ class OuterLane {
   void BumpVersions(const OuterEvent& event, const LogEntry& entry, int direction);
   void TakeSnapshots(const OuterEvent& event, LogEntry& entry);
   void DrawNumbers(const OuterEvent& event, LogEntry& entry);
-  bool IsBarrier(const OpInfo& info) const;
+  bool IsBarrier(const OpInfo& info, const Stack& stack) const;
+  bool LeavesDevice(const OpInfo& info, const Stack& stack) const;
 
   // Why an event did not fit (outer_diagnosis.cc).
   Divergence Diagnose(const OpInfo& info, const c10::IValue* args);
   Divergence DiagnoseArgument(const Arg& arg, const c10::IValue& value, const std::string& name);
   Divergence DiagnoseTensor(const Arg& arg, const at::Tensor& tensor, const std::string& name) const;
   std::string OriginOf(int value) const;
+
   // Asks about metadata and gets no tensor.
   static bool IsQuestion(const OpInfo& info) { return info.metadata_only && info.odd_returns; }
 
@@ -131,9 +139,11 @@ class OuterLane {
   bool CommitAllowed() const;
   void Launch(bool final);
   void Commit();
-  void CountOps(int first_op, int end_op);
+  void StampUses(OuterPart& part, const RangeFacts& facts, uint64_t sequence);
   void Diverge(DivergenceReason reason, const std::string& expected, const std::string& got, const std::string& field);
   void LeaveCover();
+  void LeaveStep();
+  std::shared_ptr<OuterTable> FreshTable();
 
   // Recovery (outer_replay.cc).
   void Replay();
@@ -157,6 +167,8 @@ class OuterLane {
   std::shared_ptr<OuterStep> step_;
   torch::autograd::Edge dummy_;
   std::string note_;
+  StepScratch scratch_;
+  std::vector<std::shared_ptr<OuterTable>> tables_;
   std::vector<int> newly_bound_;
   int64_t force_at_ = -1;
   bool diverge_requested_ = false;

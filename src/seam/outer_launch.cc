@@ -1,5 +1,8 @@
 // OuterLane: from validated events to effects.
 
+#include <algorithm>
+#include <utility>
+
 #include "seam/gil.h"
 #include "seam/lazy_impl.h"
 #include "seam/outer_lane.h"
@@ -24,9 +27,24 @@ bool OuterLane::CommitAllowed() const {
   return true;
 }
 
-void OuterLane::CountOps(int first_op, int end_op) {
-  for (int i = first_op; i < end_op; ++i) {
-    if (!step_->plan->ops[i].host_draw && !step_->plan->ops[i].info->metadata_only) ++stats_.covered_ops;
+// Tells every value and storage the part touches which job to wait for; values that are alive get their bytes from it.
+void OuterLane::StampUses(OuterPart& part, const RangeFacts& facts, uint64_t sequence) {
+  OuterStep& step = *step_;
+  for (int slot : facts.slots) {
+    const c10::Storage& token = step.tokens[slot];
+    if (!token || token.use_count() == 1) continue;
+    StorageRecord* record = RecordOf(token.unsafeGetStorageImpl());
+    record->last_use.store(sequence, std::memory_order_release);
+    if (std::exchange(step.launched_slots[slot], 1) == 0) part.keep.emplace_back(slot, RecordPtr::reclaim_copy(record));
+  }
+  for (StorageRecord* record : facts.persistent) record->last_use.store(sequence, std::memory_order_release);
+  for (const auto& [slot, operand] : part.inputs) {
+    if (operand.record == nullptr) continue;
+    operand.record->last_use.store(sequence, std::memory_order_release);
+    step.fed.emplace_back(slot, operand.record);
+  }
+  for (const auto& [slot, record] : step.fed) {
+    if (step.plan->last_use[slot] >= part.first_op) record->last_use.store(sequence, std::memory_order_release);
   }
 }
 
@@ -41,37 +59,25 @@ void OuterLane::Launch(bool final) {
   part->table = step.table;
   part->first_op = plan.events[step.launched_events].first_op;
   part->end_op = plan.events[step.cursor - 1].end_op;
+  part->undropped_op = plan.events[step.committed_events].first_op;
+  part->stream = plan.events.front().env.stream;
   part->inputs = std::move(step.inputs);
   part->draws = std::move(step.draws);
   part->late = step.late;
   part->commit = commit;
+  part->final = final;
   step.inputs.clear();
   step.draws.clear();
+  const RangeFacts& facts = plan.Facts(part->first_op, part->end_op);
   if (!commit) {
-    for (int i = part->first_op; i < part->end_op; ++i) {
-      for (int slot : plan.ops[i].writes) {
-        if (plan.slots[slot].external && !plan.slots[slot].snapshot && step.preimage_taken.insert(slot).second) part->preimages.push_back(slot);
-      }
+    for (int slot : facts.written_inputs) {
+      if (std::exchange(step.preimage_taken[slot], 1) == 0) part->preimages.push_back(slot);
     }
   }
   Work& work = queue_.NextSlot();
   work.Clear();
-  const uint64_t sequence = queue_.NextSequence();
-  for (size_t slot = 0; slot < step.tokens.size(); ++slot) {
-    const c10::Storage& token = step.tokens[slot];
-    if (!token || token.use_count() == 1) continue;
-    StorageRecord* record = RecordOf(token.unsafeGetStorageImpl());
-    record->last_use.store(sequence, std::memory_order_release);
-    if (step.launched_slots.count(static_cast<int>(slot)) == 0) {
-      part->keep.emplace_back(static_cast<int>(slot), RecordPtr::reclaim_copy(record));
-      step.launched_slots.insert(static_cast<int>(slot));
-    }
-  }
-  for (const auto& record : plan.persistent_records) record->last_use.store(sequence, std::memory_order_release);
-  for (const auto& [slot, operand] : part->inputs) {
-    if (operand.record != nullptr) operand.record->last_use.store(sequence, std::memory_order_release);
-  }
-  CountOps(part->first_op, part->end_op);
+  StampUses(*part, facts, queue_.NextSequence());
+  stats_.covered_ops += facts.counted_ops;
   work.part = std::move(part);
   queue_.Submit();
   step.launched_events = step.cursor;
@@ -83,7 +89,12 @@ void OuterLane::Commit() {
   step.may_switch = false;
   step.committed_events = step.cursor;
   step.log.clear();
-  step.preimage_taken.clear();
+  // Nothing can come back to these: no tensor of the program is left, and no device op to come uses the storage.
+  const int end_op = step.cursor == 0 ? 0 : step.plan->events[step.cursor - 1].end_op;
+  for (size_t slot = 0; slot < step.tokens.size(); ++slot) {
+    if (step.tokens[slot].use_count() == 1 && step.plan->last_use[slot] < end_op) step.tokens[slot] = c10::Storage();
+  }
+  std::fill(step.preimage_taken.begin(), step.preimage_taken.end(), 0);
 }
 
 void OuterLane::LaunchPending() {
@@ -109,13 +120,13 @@ void OuterLane::RevealHistory(const at::Tensor& tensor, const std::string& how) 
   Diverge(DivergenceReason::kBackward, "history left alone", how, "history");
 }
 
-void OuterLane::CommitOrDiverge(const std::string& what) {
+void OuterLane::CommitOrDiverge(DivergenceReason reason, const std::string& what) {
   const auto lock = LockLaunch();
   if (mode_ != Mode::kCover || step_ == nullptr) return;
   if (CommitAllowed()) {
     Launch(/*final=*/false);
   } else {
-    Diverge(DivergenceReason::kRawAccess, "operators only", what, "");
+    Diverge(reason, "operators only", what, "use of memory or settings");
   }
 }
 
@@ -125,9 +136,10 @@ void OuterLane::SettleUncommitted(StorageRecord& record, bool raw) {
   const OuterPlan& plan = *step_->plan;
   const bool persistent = plan.slot_of_persistent.count(&record) != 0;
   const bool ours = persistent || record.outer_step == step_->id;
-  if (raw && ours) {
+  if (!ours) return;  // nothing that was validated touches it
+  if (raw) {
     // What is validated must not read bytes that the program changes from here on.
-    CommitOrDiverge("raw access");
+    CommitOrDiverge(DivergenceReason::kRawAccess, "raw access");
     if (mode_ != Mode::kCover) return;
     const int slot = persistent ? plan.slot_of_persistent.at(&record) : record.outer_slot;
     const int launched = step_->launched_events == 0 ? 0 : plan.events[step_->launched_events - 1].end_op;

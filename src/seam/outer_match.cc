@@ -7,13 +7,13 @@
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/variable.h>
 
-#include "seam/cpu_generator.h"
+#include "seam/generators.h"
 #include "seam/gil.h"
 #include "seam/keys.h"
 #include "seam/lazy_impl.h"
 #include "seam/outer_lane.h"
-#include "seam/private_copy.h"
 #include "seam/settle.h"
+#include "seam/storage_copy.h"
 
 namespace outrider::seam {
 
@@ -142,7 +142,7 @@ bool OuterLane::SwitchPlan(const std::function<bool(const OuterPlan&)>& fits) {
     const auto before = step_->plan;
     step_->plan = plans[i];
     step_->live.resize(std::max(step_->live.size(), plans[i]->values.size()), nullptr);
-    step_->tokens.resize(std::max(step_->tokens.size(), plans[i]->slots.size()));
+    step_->ResizeSlots(plans[i]->slots.size());
     step_->bound.resize(std::max(step_->bound.size(), plans[i]->externals.size()));
     step_->late.resize(std::max(step_->late.size(), plans[i]->late_sources.size()));
     if (fits(*plans[i])) {
@@ -252,7 +252,7 @@ void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack)
     info.handle.redispatchBoxed(next, stack);
     return;
   }
-  if (IsBarrier(info)) {
+  if (IsBarrier(info, *stack)) {
     // The operator reads values: settle them, then run it on the real ones. Operators below see materialised tensors.
     stats_.Flush(info.fetch ? FlushReason::kFetch : FlushReason::kDataDependent);
     if (info.fetch) ++stats_.fetches;

@@ -1,38 +1,20 @@
 #include "seam/outer_part.h"
 
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
 #include <ATen/ops/empty.h>
 
-#include "seam/keys.h"
+#include <algorithm>
+
+#include "seam/generators.h"
+#include "seam/plan_graphs.h"
+#include "seam/storage_copy.h"
 
 namespace outrider::seam {
 namespace {
 
-at::Tensor Bytes(const c10::Storage& storage) {
-  Geometry geometry;
-  geometry.sizes = {static_cast<int64_t>(storage.nbytes())};
-  geometry.strides = {1};
-  geometry.dtype = c10::ScalarType::Byte;
-  geometry.defined = true;
-  return AliasTensor(storage, geometry);
-}
+constexpr int kDeviceStepsMax = 2;  // steps that may be unfinished on the device when the next is launched
 
 }  // namespace
-
-c10::Storage CopyStorage(const c10::Storage& storage) {
-  LanesOff off;
-  at::AutoDispatchBelowADInplaceOrView below_autograd;
-  at::Tensor copy = at::empty({static_cast<int64_t>(storage.nbytes())}, at::TensorOptions().dtype(at::kByte).device(storage.device()));
-  copy.copy_(Bytes(storage));
-  return copy.unsafeGetTensorImpl()->unsafe_storage();
-}
-
-void RestoreStorage(const c10::Storage& target, const c10::Storage& copy) {
-  LanesOff off;
-  at::AutoDispatchBelowADInplaceOrView below_autograd;
-  Bytes(target).copy_(Bytes(copy));
-}
 
 void OuterPart::Start() {
   table->plan = plan;
@@ -85,14 +67,37 @@ void OuterPart::Put(const Arg& output, const at::Tensor& tensor, const DeviceOp&
   table->variables[output.id] = tensor;
 }
 
+// What the program held at the launch it may have let go of since, the arguments of committed events among it.
 void OuterPart::Drop(const DeviceOp& op) {
   for (int slot : op.drop_slots) {
-    bool kept = false;
-    for (const auto& [kept_slot, record] : keep) kept |= kept_slot == slot;
-    if (!kept) table->slots[slot] = c10::Storage();
+    const bool let_go = holder_[slot] != nullptr && c10::raw::intrusive_ptr::use_count(holder_[slot]) == 1;
+    if (kept_[slot] == 0 || let_go) SetSlot(slot, c10::Storage());
   }
-  for (int variable : op.drop_variables) {
-    if (!table->slots[plan->variables[variable].slot]) table->variables[variable] = at::Tensor();
+}
+
+// The table's and this part's references are the last ones to a record once the program has let go of its value.
+void OuterPart::NoteHolders() {
+  std::erase_if(table->given, [](const auto& entry) { return entry.second.use_count() == 1; });
+  kept_.assign(plan->slots.size(), 0);
+  holder_.assign(plan->slots.size(), nullptr);
+  const auto note = [this](const auto& entry) {
+    kept_[entry.first] = 1;
+    holder_[entry.first] = entry.second.get();
+  };
+  std::for_each(keep.begin(), keep.end(), note);
+  std::for_each(table->given.begin(), table->given.end(), note);
+}
+
+void OuterPart::SetSlot(int slot, const c10::Storage& storage) {
+  table->slots[slot] = storage;
+  for (int variable : plan->variables_of_slot[slot]) table->variables[variable] = at::Tensor();
+}
+
+void OuterPart::Retain(const std::vector<char>& slots) {
+  for (size_t slot = 0; slot < slots.size(); ++slot) {
+    if (slots[slot] == 0) continue;
+    kept_[slot] = 1;
+    holder_[slot] = nullptr;
   }
 }
 
@@ -123,29 +128,75 @@ void OuterPart::RunOp(const DeviceOp& op) {
   }
 }
 
-void OuterPart::Run() {
-  if (table->plan != plan) Start();
-  for (auto& [slot, operand] : inputs) {
-    table->slots[slot] = operand.tensor.defined() ? operand.tensor.unsafeGetTensorImpl()->unsafe_storage() : operand.record->real;
-    if (operand.record != nullptr) table->held.push_back(operand.record);
-  }
-  for (int slot : preimages) table->preimages[slot] = {table->slots[slot], CopyStorage(table->slots[slot])};
-  size_t draw = 0;
-  for (int i = first_op; i < end_op; ++i) {
+void OuterPart::RunOps(int first, int end) {
+  for (int i = first; i < end; ++i) {
     const DeviceOp& op = plan->ops[i];
+    current_op_ = i;
     if (op.host_draw) {
-      const at::Tensor& drawn = draws[draw++].second;
-      table->slots[op.draw_slot] = drawn.unsafeGetTensorImpl()->unsafe_storage();
-      for (size_t v = 0; v < plan->variables.size(); ++v) {
-        if (plan->variables[v].slot == op.draw_slot) table->variables[v] = at::Tensor();
-      }
+      SetSlot(op.draw_slot, draws[next_draw_++].second.unsafeGetTensorImpl()->unsafe_storage());
     } else {
       RunOp(op);
     }
     if (commit) Drop(op);
   }
-  for (auto& [slot, record] : keep) record->real = table->slots[slot];
-  if (commit) table->preimages.clear();
+}
+
+void OuterPart::TakeInputs() {
+  for (auto& [slot, operand] : inputs) {
+    SetSlot(slot, operand.tensor.defined() ? operand.tensor.unsafeGetTensorImpl()->unsafe_storage() : operand.record->real);
+    if (operand.record != nullptr) table->held.push_back(operand.record);
+  }
+}
+
+// What this part changes for good although the step may still be replayed from its beginning.
+void OuterPart::SaveForUndo() {
+  for (int slot : preimages) table->preimages[slot] = {table->slots[slot], CopyStorage(table->slots[slot])};
+  if (commit || stream.device < 0) return;
+  auto save = [this](const at::Generator& generator) {
+    const auto known = [&](const auto& saved) { return saved.first == generator; };
+    auto& offsets = table->generator_offsets;
+    if (std::none_of(offsets.begin(), offsets.end(), known)) offsets.emplace_back(generator, GeneratorOffset(generator));
+  };
+  for (int i = first_op; i < end_op; ++i) {
+    if (!plan->ops[i].info->random) continue;
+    save(DeviceGenerator(c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(stream.device))));
+    for (const auto& arg : plan->ops[i].args) {
+      if (arg.code == Arg::Code::kConstant && arg.constant.isGenerator()) save(arg.constant.toGenerator());
+    }
+  }
+}
+
+// Gives the program what it still holds, and brings what it got from an earlier part up to date.
+void OuterPart::HandOver() {
+  for (auto& [slot, record] : table->given) {
+    if (plan->written[slot] != 0 && plan->last_use[slot] >= first_op && table->slots[slot]) RefreshBytes(*record, table->slots[slot]);
+  }
+  for (auto& [slot, record] : keep) {
+    const bool lent = plan->graphs != nullptr && plan->graphs->Lend(slot, record, *table);
+    if (!lent) record->real = table->slots[slot];
+    table->given.emplace_back(slot, record);
+  }
+}
+
+void OuterPart::Run() {
+  AdoptStream(stream);
+  if (table->plan != plan) Start();
+  NoteHolders();
+  if (plan->graphs != nullptr) plan->graphs->Prepare(*this);
+  TakeInputs();
+  SaveForUndo();
+  if (plan->graphs == nullptr || !plan->graphs->Run(*this)) {
+    for (int i = undropped_op; commit && i < first_op; ++i) Drop(plan->ops[i]);
+    RunOps(first_op, end_op);
+    if (table->outcome != nullptr) table->outcome->single_ops += end_op - first_op;
+  }
+  HandOver();
+  if (commit) {
+    table->preimages.clear();
+    table->generator_offsets.clear();
+  }
+  if (final) table->Clear();
+  if (final && stream.device >= 0) BoundDeviceRunAhead(kDeviceStepsMax);
 }
 
 }  // namespace outrider::seam

@@ -69,10 +69,8 @@ c10::Storage OuterLane::StorageOf(const OuterValue& value, Geometry& geometry) {
     record->outer_slot = value.slot;
     return token;
   }
-  for (size_t i = 0; i < plan.externals.size(); ++i) {
+  for (int i : plan.externals_of_slot[value.slot]) {
     const External& external = plan.externals[i];
-    const bool here = slot.snapshot ? static_cast<int>(i) == slot.snapshot_external : external.slot == value.slot;
-    if (!here) continue;
     if (external.persistent) return external.tensor.lock()->unsafe_storage();
     if (!step_->bound[i].defined()) continue;
     const TensorImpl& bound = *step_->bound[i].unsafeGetTensorImpl();

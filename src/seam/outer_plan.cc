@@ -54,6 +54,7 @@ class Comparison {
     return "";
   }
   const std::vector<LateScalar>& Late() const { return late_; }
+  bool ViewMoves() const { return view_moves_; }
 
  private:
   static bool IsScalar(const Arg& arg) { return arg.code == Code::kConstant || arg.code == Code::kNumber; }
@@ -82,7 +83,9 @@ class Comparison {
       if (a.args.size() != b.args.size() || a.leaves != b.leaves || a.leaf_values != b.leaf_values) return Where(b, i) + ": another pattern";
       if (a.end_op - a.first_op != b.end_op - b.first_op || a.first_op != b.first_op) return Where(b, i) + ": other device ops";
       for (size_t k = 0; k < b.args.size(); ++k) {
-        if (!AgreesOrBecomesLate(a.args[k], b.args[k], i, k)) return Where(b, i) + ": argument " + std::to_string(k) + " differs";
+        if (AgreesOrBecomesLate(a.args[k], b.args[k], i, k)) continue;
+        view_moves_ = !b.backward && b.info->view && b.args[0].code == Code::kExternal && !b_.externals[b.args[0].id].requires_grad;
+        return Where(b, i) + ": argument " + std::to_string(k) + " differs";
       }
     }
     return "";
@@ -134,7 +137,7 @@ class Comparison {
     for (size_t i = 0; i < b_.ops.size(); ++i) {
       const DeviceOp& a = a_.ops[i];
       DeviceOp& b = b_.ops[i];
-      if (a.info != b.info || a.event != b.event || !(a.env == b.env) || a.args.size() != b.args.size() || a.writes != b.writes) {
+      if (a.info != b.info || a.event != b.event || !(a.env == b.env) || a.host_draw != b.host_draw || a.args.size() != b.args.size() || a.writes != b.writes) {
         return "device op " + std::to_string(i) + " (" + b.info->name + ") differs";
       }
       for (size_t k = 0; k < b.args.size(); ++k) {
@@ -157,15 +160,16 @@ class Comparison {
   }
 
   // A changing scalar of a device op must be, bit for bit, a changing scalar of its own event: the one in the same place,
-  // or the only one that fits.
+  // or the only one that fits. A backward has none of its own and may use those of the events before it.
   bool FollowsHostScalar(const Arg& a, Arg& b, int event, int arg, int element) {
     if (!IsScalar(a) || !IsScalar(b)) return false;
     int found = -1, fitting = 0;
     for (size_t id = 0; id < late_.size(); ++id) {
       const LateScalar& late = late_[id];
-      if (late.event != event || !SameScalar(late.older, a.constant) || !SameScalar(late.newer, b.constant)) continue;
+      const bool in_reach = late.event == event || (b_.events[event].backward && late.event < event);
+      if (!in_reach || !SameScalar(late.older, a.constant) || !SameScalar(late.newer, b.constant)) continue;
       ++fitting;
-      if (late.arg == arg && late.element == element) {
+      if (late.event == event && late.arg == arg && late.element == element) {
         found = static_cast<int>(id);
         fitting = 1;
         break;
@@ -177,6 +181,7 @@ class Comparison {
     return true;
   }
 
+  bool view_moves_ = false;
   const OuterTrace& a_;
   OuterTrace& b_;
   std::vector<LateScalar> late_;
@@ -238,24 +243,31 @@ std::string ClassifySlots(OuterPlan& plan) {
   return "";
 }
 
-void FindDrops(OuterPlan& plan) {
-  std::vector<int> last(plan.slots.size(), -1);
-  auto use = [&](const Arg& arg, int op, auto&& self) -> void {
-    if (arg.code == Code::kVariable) last[plan.variables[arg.id].slot] = op;
-    for (const auto& element : arg.list) self(element, op, self);
-  };
+void FindUses(OuterPlan& plan) {
+  plan.first_use.assign(plan.slots.size(), -1);
+  plan.last_use.assign(plan.slots.size(), -1);
+  plan.written.assign(plan.slots.size(), 0);
+  plan.variables_of_slot.resize(plan.slots.size());
+  plan.externals_of_slot.resize(plan.slots.size());
+  for (size_t s = 0; s < plan.slots.size(); ++s) {
+    if (plan.slots[s].snapshot) plan.externals_of_slot[s].push_back(plan.slots[s].snapshot_external);
+  }
+  for (size_t i = 0; i < plan.externals.size(); ++i) {
+    const External& external = plan.externals[i];
+    if (external.slot >= 0 && !plan.slots[external.slot].snapshot) plan.externals_of_slot[external.slot].push_back(static_cast<int>(i));
+  }
+  for (size_t v = 0; v < plan.variables.size(); ++v) plan.variables_of_slot[plan.variables[v].slot].push_back(static_cast<int>(v));
   for (size_t i = 0; i < plan.ops.size(); ++i) {
-    for (const auto& arg : plan.ops[i].args) use(arg, static_cast<int>(i), use);
-    for (const auto& arg : plan.ops[i].outputs) use(arg, static_cast<int>(i), use);
+    const int op = static_cast<int>(i);
+    VisitSlots(plan, plan.ops[i], [&](int slot) {
+      if (plan.first_use[slot] < 0) plan.first_use[slot] = op;
+      plan.last_use[slot] = op;
+    });
+    for (int slot : plan.ops[i].writes) plan.written[slot] = 1;
   }
   for (size_t s = 0; s < plan.slots.size(); ++s) {
-    if (last[s] >= 0 && plan.slots[s].persistent < 0) plan.ops[last[s]].drop_slots.push_back(static_cast<int>(s));
+    if (plan.last_use[s] >= 0 && plan.slots[s].persistent < 0) plan.ops[plan.last_use[s]].drop_slots.push_back(static_cast<int>(s));
   }
-  for (size_t v = 0; v < plan.variables.size(); ++v) {
-    const int slot = plan.variables[v].slot;
-    if (last[slot] >= 0 && plan.slots[slot].persistent < 0) plan.ops[last[slot]].drop_variables.push_back(static_cast<int>(v));
-  }
-  plan.last_use = std::move(last);
 }
 
 }  // namespace
@@ -269,6 +281,7 @@ PlanResult MakePlan(const OuterTrace& older, OuterTrace&& newer) {
   Comparison comparison(older, newer);
   if (std::string why = comparison.Run(); !why.empty()) {
     result.why_not = "INNER_UNSTABLE: " + why;
+    result.view_moves = comparison.ViewMoves();
     return result;
   }
   auto plan = std::make_shared<OuterPlan>();
@@ -278,9 +291,29 @@ PlanResult MakePlan(const OuterTrace& older, OuterTrace&& newer) {
   result.why_not = ClassifyExternals(older, *plan);
   if (result.why_not.empty()) result.why_not = ClassifySlots(*plan);
   if (!result.why_not.empty()) return result;
-  FindDrops(*plan);
+  FindUses(*plan);
   result.plan = std::move(plan);
   return result;
+}
+
+const RangeFacts& OuterPlan::Facts(int first_op, int end_op) const {
+  auto [it, fresh] = facts_.try_emplace({first_op, end_op});
+  RangeFacts& facts = it->second;
+  if (!fresh) return facts;
+  std::vector<char> seen(slots.size(), 0), written_here(slots.size(), 0);
+  for (int i = first_op; i < end_op; ++i) {
+    VisitSlots(*this, ops[i], [&](int slot) { seen[slot] = 1; });
+    for (int slot : ops[i].writes) seen[slot] = written_here[slot] = 1;
+    if (!ops[i].host_draw && !ops[i].info->metadata_only) ++facts.counted_ops;
+  }
+  for (size_t s = 0; s < slots.size(); ++s) {
+    if (!seen[s]) continue;
+    const Slot& slot = slots[s];
+    if (slot.persistent >= 0) facts.persistent.push_back(persistent_records[slot.persistent].get());
+    else facts.slots.push_back(static_cast<int>(s));
+    if (written_here[s] && slot.external && !slot.snapshot) facts.written_inputs.push_back(static_cast<int>(s));
+  }
+  return facts;
 }
 
 bool OuterPlan::Expired() const {

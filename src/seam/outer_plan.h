@@ -1,6 +1,8 @@
 #pragma once
-// A plan: one path of the program at one shape class, proved by two agreeing traces. Immutable.
+// A plan: one path of the program at one shape class, proved by two agreeing traces. Immutable but for its executable
+// forms and what is looked up again and again.
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -10,23 +12,59 @@
 
 namespace outrider::seam {
 
+class PlanGraphs;
+
+// What a range of a plan's device ops touches.
+struct RangeFacts {
+  std::vector<int> slots;                    // values and inputs of the step
+  std::vector<StorageRecord*> persistent;    // state of the program
+  std::vector<int> written_inputs;           // external slots that are written, snapshots left out
+  int64_t counted_ops = 0;                   // device ops in the sense of the reports
+};
+
 struct OuterPlan : OuterTrace {
   std::vector<int> feeds;                          // externals that are bound anew each step
   std::vector<RecordPtr> persistent_records;       // storages of the program's state
   std::vector<int> persistent_slots;               // slot of each of them
   std::unordered_map<const StorageRecord*, int> slot_of_persistent;
   std::vector<std::pair<int, int>> late_sources;   // late-bound scalar -> (event, argument)
-  std::vector<int> last_use;                       // per slot: its last device op, -1 if none
+  std::vector<int> first_use;                      // per slot: its first device op, -1 if none ...
+  std::vector<int> last_use;                       // ... and its last
+  std::vector<char> written;                       // per slot: some device op writes to it
+  std::vector<std::vector<int>> variables_of_slot;
+  std::vector<std::vector<int>> externals_of_slot;
+  // Executable forms, touched by the graph runner only; null where the device has none.
+  std::shared_ptr<PlanGraphs> graphs;
+
+  // Imperative thread only.
+  const RangeFacts& Facts(int first_op, int end_op) const;
 
   // The program's state this plan was made for is gone.
   bool Expired() const;
   // Number of leading events in which the two plans are the same, ids included.
   size_t SharedPrefix(const OuterPlan& other) const;
+
+ private:
+  mutable std::map<std::pair<int, int>, RangeFacts> facts_;
 };
+
+// Calls visit(slot) for each use of a slot by an argument, or by an op's arguments and results.
+template <typename Visit>
+void VisitSlots(const OuterPlan& plan, const Arg& arg, const Visit& visit) {
+  if (arg.code == Arg::Code::kVariable) visit(plan.variables[arg.id].slot);
+  for (const auto& element : arg.list) VisitSlots(plan, element, visit);
+}
+
+template <typename Visit>
+void VisitSlots(const OuterPlan& plan, const DeviceOp& op, const Visit& visit) {
+  for (const auto& arg : op.args) VisitSlots(plan, arg, visit);
+  for (const auto& arg : op.outputs) VisitSlots(plan, arg, visit);
+}
 
 struct PlanResult {
   std::shared_ptr<OuterPlan> plan;
   std::string why_not;  // first difference between the traces, or the refusal
+  bool view_moves = false;  // ... the difference: another place in the same view of an input
 };
 
 // `older` and `newer` are two recordings of the same path. `newer` becomes part of the plan.

@@ -59,11 +59,13 @@ int OuterRecorder::ExternalOf(const at::Tensor& tensor) {
   external.offset = external.geometry.offset;
   external.storage_nbytes = impl->unsafe_storage().nbytes();
   external.storage = impl->unsafe_storage().unsafeGetStorageImpl();
+  external_storages_.insert(external.storage);
   external.storage_guard = impl->unsafe_storage().getWeakStorageImpl();
   if (!tensor.is_leaf()) Refuse("INNER_HISTORY: a tensor from outside the step carries autograd history");
   const bool owned = Graft(*impl);
   const auto* record = owned ? RecordOf(*impl) : nullptr;
-  external.snapshot = !owned || (record->synchronous.load() && !external.requires_grad);
+  const bool part_of_more = input_views_ == InputViews::kPrepared && EndByte(external.geometry) - external.geometry.offset * impl->itemsize() < external.storage_nbytes;
+  external.snapshot = !owned || ((record->synchronous.load() || part_of_more) && !external.requires_grad);
   if (external.snapshot) external.geometry.offset = 0;
   const int id = static_cast<int>(trace_.externals.size());
   if (external.snapshot) snapshot_externals_[external.storage].push_back(id);
@@ -133,6 +135,12 @@ bool OuterRecorder::BeginEvent(OpInfo& info, const Stack& stack) {
   if (!trace_.events.empty() && trace_.events.back().env.inference != c10::InferenceMode::is_enabled()) {
     Refuse("INNER_HISTORY: inference mode in a part of the step");
   }
+  if (!trace_.events.empty() && !(trace_.events.back().env.stream == Env::Current().stream)) {
+    Refuse("INNER_FOREIGN: the step computes on several streams");
+  }
+  if (!trace_.events.empty() && trace_.events.back().env.flags != Env::Current().flags) {
+    Refuse("INNER_ENV: a numeric flag is set inside the step");  // a replay would run under what it is later
+  }
   event_ = static_cast<int>(trace_.events.size());
   OuterEvent event;
   event.info = &info;
@@ -167,7 +175,7 @@ int OuterRecorder::NewValue(const at::Tensor& tensor) {
   value.requires_grad = tensor.requires_grad();
   value.is_leaf = tensor.is_leaf();
   value.version = tensor.is_inference() ? 0 : static_cast<uint32_t>(tensor._version());
-  if (tensor.device().type() != compute_device_) Refuse("INNER_FOREIGN: an operator returned a tensor of another device");
+  if (tensor.device().type() != compute_device_.type()) Refuse("INNER_FOREIGN: an operator returned a tensor of another device");
   int64_t rebase = 0;
   value.slot = SlotOf(tensor, /*result=*/false, rebase);
   value.geometry.offset -= rebase;

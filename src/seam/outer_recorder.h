@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/function.h>
 
 #include <memory>
+#include <unordered_set>
 #include <vector>
 
 #include "seam/inner_lane.h"
@@ -15,7 +16,8 @@ namespace outrider::seam {
 
 class OuterRecorder final : public DeviceOpListener {
  public:
-  explicit OuterRecorder(c10::DeviceType compute_device) : compute_device_(compute_device) {}
+  enum class InputViews { kEvents, kPrepared };  // views of inputs made inside the step: see OuterLane
+  OuterRecorder(c10::Device compute_device, InputViews input_views) : compute_device_(compute_device), input_views_(input_views) {}
 
   // --- host events, in the order of the program ---
   // Notes the arguments; false when the operator is no event (host arithmetic, barriers).
@@ -65,11 +67,13 @@ class OuterRecorder final : public DeviceOpListener {
   int VariableOf(const at::Tensor& tensor, bool result);
   void SnapshotAlive();
 
-  c10::DeviceType compute_device_;
+  c10::Device compute_device_;
+  InputViews input_views_;
   OuterTrace trace_;
   std::unordered_map<c10::TensorImpl*, int> value_of_;
   std::unordered_map<c10::TensorImpl*, int> external_of_;
   std::unordered_map<c10::StorageImpl*, int> slot_of_;
+  std::unordered_set<c10::StorageImpl*> external_storages_;
   std::unordered_map<c10::StorageImpl*, std::vector<int>> snapshot_externals_;
   std::unordered_map<uint64_t, int> snapshot_slot_of_;  // (external, event)
   std::vector<std::vector<int>> variables_of_slot_;

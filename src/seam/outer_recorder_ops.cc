@@ -128,7 +128,8 @@ void OuterRecorder::BeforeDeviceOp(const Call& call) {
   if (event_ < 0 && torch::autograd::get_current_graph_task_id() != -1) Refuse("INNER_GRAPH_API: backward called from C++");
   if (event_ < 0 || call.info->profiler) return;  // host code between events: its results enter as feeds
   const OpInfo& info = *call.info;
-  const bool draw = info.random && compute_device_ == c10::kCPU;
+  if (info.reshapes) return;  // the event's values are described when it is over
+  const bool draw = compute_device_.is_cpu() && info.Draws(call.args);
   if (info.fetch || info.data_dependent || info.odd_returns) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " inside an event");
   if (info.foreign || info.pinned_inline) Refuse("INNER_FOREIGN: operator " + info.name + " cannot be replayed");
   if (info.changes_metadata) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " changes the shape of a tensor in place");
@@ -148,6 +149,7 @@ void OuterRecorder::BeforeDeviceOp(const Call& call) {
   }
   for (int slot : op.writes) {
     if (static_cast<size_t>(slot) < known_slots || !info.overwrites || trace_.slots[slot].snapshot) continue;
+    if (external_storages_.count(trace_.slots[slot].identity) != 0) continue;
     trace_.slots[slot].external = false;
     trace_.slots[slot].allocate = true;
   }

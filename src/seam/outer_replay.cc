@@ -6,11 +6,12 @@
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/variable.h>
 
-#include "seam/cpu_generator.h"
+#include "seam/generators.h"
 #include "seam/gil.h"
 #include "seam/keys.h"
 #include "seam/outer_lane.h"
 #include "seam/settle.h"
+#include "seam/storage_copy.h"
 
 namespace outrider::seam {
 namespace {
@@ -64,8 +65,10 @@ class CleanDispatch {
 }  // namespace
 
 void OuterLane::RestorePreimages() {
-  for (const auto& [slot, preimage] : step_->table->preimages) RestoreStorage(preimage.target, preimage.copy);
+  for (const auto& [slot, preimage] : step_->table->preimages) OverwriteStorage(preimage.target, preimage.copy);
   step_->table->preimages.clear();
+  for (const auto& [generator, offset] : step_->table->generator_offsets) SetGeneratorOffset(generator, offset);
+  step_->table->generator_offsets.clear();
 }
 
 void OuterLane::Adopt(int value, const at::Tensor& result) {
@@ -74,7 +77,10 @@ void OuterLane::Adopt(int value, const at::Tensor& result) {
     const c10::Storage& real = result.unsafeGetTensorImpl()->unsafe_storage();
     StorageRecord* record = RecordOf(token.unsafeGetStorageImpl());
     // A view of a committed value lies in the token itself.
-    if (record != nullptr && real.unsafeGetStorageImpl() != token.unsafeGetStorageImpl()) record->real = real;
+    if (record != nullptr && real.unsafeGetStorageImpl() != token.unsafeGetStorageImpl()) {
+      record->real = real;
+      record->borrowed = false;
+    }
   }
   OuterPlaceholder* placeholder = step_->live[value];
   if (placeholder == nullptr) return;

@@ -39,9 +39,9 @@ bool SameNumber(const at::Tensor& a, const at::Tensor& b) {
          std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.element_size()) == 0;
 }
 
-bool IsHostNumber(const c10::TensorImpl& tensor, c10::DeviceType compute_device) {
+bool IsHostNumber(const c10::TensorImpl& tensor, c10::Device compute_device) {
   if (!tensor.device().is_cpu() || tensor.dim() != 0 || KindOf(tensor) != ImplKind::kPlain) return false;
-  return compute_device != c10::kCPU || !tensor.requires_grad();
+  return !compute_device.is_cpu() || !tensor.requires_grad();
 }
 
 bool SameArg(const Arg& a, const Arg& b) {

@@ -114,8 +114,7 @@ struct DeviceOp {
   bool host_draw = false;       // CPU random numbers: drawn by the imperative thread
   int draw_slot = -1;           // ... into this slot
   std::vector<int> writes;      // slots written
-  std::vector<int> drop_slots;      // slots whose last use this is (plan) ...
-  std::vector<int> drop_variables;  // ... and the variables over them
+  std::vector<int> drop_slots;  // slots whose last use this is (plan)
 };
 
 struct Variable {
@@ -176,6 +175,6 @@ at::Tensor CopyNumber(const at::Tensor& tensor);
 // Bitwise comparison of two 0-dim CPU tensors.
 bool SameNumber(const at::Tensor& a, const at::Tensor& b);
 // A 0-dim CPU tensor that programs use as a number.
-bool IsHostNumber(const c10::TensorImpl& tensor, c10::DeviceType compute_device);
+bool IsHostNumber(const c10::TensorImpl& tensor, c10::Device compute_device);
 
 }  // namespace outrider::seam

@@ -1,9 +1,18 @@
 #include "seam/settle.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/cos.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/sin.h>
+#include <ATen/ops/sum.h>
 
 #include <algorithm>
 #include <array>
+
+#include "seam/gil.h"
 
 namespace outrider::seam {
 namespace {
@@ -12,6 +21,7 @@ Settler* g_settler = nullptr;
 std::atomic<bool> g_uncommitted{false};
 thread_local bool t_on_runner = false;
 thread_local int t_handler_depth = 0;
+thread_local int t_metadata_depth = 0;
 
 // Return addresses of known callers. Written while learning, read by any thread.
 class CallSites {
@@ -72,7 +82,7 @@ void SetUncommittedWork(bool pending) { g_uncommitted.store(pending, std::memory
 void InstallSettler(Settler* settler) { g_settler = settler; }
 
 void Settle(c10::StorageImpl* storage, void* call_site) {
-  if (t_on_runner) return;
+  if (t_on_runner || t_metadata_depth > 0) return;
   StorageRecord* record = RecordOf(storage);
   if (record == nullptr) return;
   const bool outside = t_handler_depth == 0;
@@ -96,6 +106,9 @@ OnGraphRunner::OnGraphRunner() { t_on_runner = true; }
 OnGraphRunner::~OnGraphRunner() { t_on_runner = false; }
 bool IsGraphRunnerThread() { return t_on_runner; }
 
+LooksAtMetadataOnly::LooksAtMetadataOnly() { ++t_metadata_depth; }
+LooksAtMetadataOnly::~LooksAtMetadataOnly() { --t_metadata_depth; }
+
 HandlerDepth::HandlerDepth() { ++t_handler_depth; }
 HandlerDepth::~HandlerDepth() { --t_handler_depth; }
 int HandlerDepth::Current() { return t_handler_depth; }
@@ -103,5 +116,14 @@ int HandlerDepth::Current() { return t_handler_depth; }
 LearnCallSites::LearnCallSites(Kind kind) { t_learning = kind == Kind::kEngine ? &g_engine_sites : &g_transient_sites; }
 LearnCallSites::~LearnCallSites() { t_learning = nullptr; }
 int LearntCallSites() { return g_engine_sites.Count(); }
+
+void LearnEngineCallSites() {
+  at::Tensor x = at::ones({4, 4}).requires_grad_();
+  at::Tensor y = at::mul(x, x);
+  at::Tensor loss = at::sum(at::add(at::add(at::sin(y), at::cos(y)), at::exp(y)));
+  GilRelease without_lock;
+  LearnCallSites learning;
+  loss.backward();
+}
 
 }  // namespace outrider::seam

@@ -33,6 +33,13 @@ void SettleForReplacement(const c10::TensorImpl& tensor);
 // A storage whose escape can be seen to be over becomes asynchronous again.
 void RelaxEscape(const c10::Storage& storage, StorageRecord& record);
 
+// What runs inside looks at sizes and strides only: nothing is waited for.
+class LooksAtMetadataOnly {
+ public:
+  LooksAtMetadataOnly();
+  ~LooksAtMetadataOnly();
+};
+
 // Marks the thread as the graph runner (never settles).
 class OnGraphRunner {
  public:
@@ -58,5 +65,8 @@ class LearnCallSites {
   ~LearnCallSites();
 };
 int LearntCallSites();
+// Learns those of the engine: one forward and backward pass with a value that gets several gradients. The inner lane must
+// be active on this thread.
+void LearnEngineCallSites();
 
 }  // namespace outrider::seam

@@ -96,6 +96,12 @@ bool DescribeReturns(const Call& call, c10::ArrayRef<at::Tensor> operands, c10::
       shapes.returns.push_back(std::move(spec));
       continue;
     }
+    if (results[r].isInt()) {
+      spec.kind = ReturnSpec::Kind::kNumber;
+      spec.number = results[r].toInt();
+      shapes.returns.push_back(std::move(spec));
+      continue;
+    }
     std::vector<at::Tensor> tensors;
     if (results[r].isTensor()) {
       tensors.push_back(results[r].toTensor());
@@ -138,7 +144,7 @@ bool SamePrediction(const ShapeClass& inferred, const ShapeClass& recorded) {
   for (size_t r = 0; r < recorded.returns.size(); ++r) {
     const auto& a = inferred.returns[r];
     const auto& b = recorded.returns[r];
-    if (a.kind != b.kind || a.outputs.size() != b.outputs.size()) return false;
+    if (a.kind != b.kind || a.number != b.number || a.outputs.size() != b.outputs.size()) return false;
     for (size_t i = 0; i < a.outputs.size(); ++i) {
       const auto& x = a.outputs[i];
       const auto& y = b.outputs[i];

@@ -38,7 +38,7 @@ uint64_t HashShapes(const Call& call, c10::ArrayRef<int64_t> sizes) {
 }
 
 uint64_t HashCall(const Call& call, const Env& env) {
-  uint64_t hash = HashMix(reinterpret_cast<uintptr_t>(call.info), env.flag_epoch);
+  uint64_t hash = HashMix(reinterpret_cast<uintptr_t>(call.info), env.flags);
   hash = HashMix(hash, (env.grad ? 1 : 0) + (env.inference ? 2 : 0) + (env.autocast_cpu ? 4 : 0) + (env.autocast_cuda ? 8 : 0));
   for (size_t i = 0; i < call.info->args.size(); ++i) {
     const ArgKind kind = call.info->args[i].kind;

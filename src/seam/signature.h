@@ -29,8 +29,9 @@ struct OutputSpec {
 };
 
 struct ReturnSpec {
-  enum class Kind : uint8_t { kWrittenArgument, kTensor, kTensorList };
+  enum class Kind : uint8_t { kWrittenArgument, kTensor, kTensorList, kNumber };
   Kind kind = Kind::kTensor;
+  int64_t number = 0;  // kNumber
   std::vector<OutputSpec> outputs;
 };
 

@@ -4,8 +4,11 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
+
+#include "seam/tier_outcome.h"
 
 namespace outrider::seam {
 
@@ -39,6 +42,7 @@ struct StepStats {
   int64_t divergence_count = 0;
   int64_t replayed_events = 0;
   int64_t host_wait_ns = 0;
+  std::shared_ptr<TierOutcome> outcome;  // covered steps of the outer lane
 
   static constexpr size_t kDivergencesMax = 16;
 

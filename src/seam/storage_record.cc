@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "seam/backend.h"
+#include "seam/storage_copy.h"
 #include "seam/torch_adapter.h"
 
 namespace outrider::seam {
@@ -38,6 +39,12 @@ void StoreDataPointer(c10::StorageImpl* storage, void* data, StorageRecord& reco
   } else {
     storage->set_data_ptr_noswap(PointerWithRecord(data, &record, storage->device()));
   }
+}
+
+void OwnBytesLocked(StorageRecord& record) {
+  if (!record.borrowed) return;
+  record.real = CopyStorage(record.real);
+  record.borrowed = false;
 }
 
 }  // namespace
@@ -82,8 +89,25 @@ void FillToken(c10::StorageImpl* storage, StorageRecord& record) {
   std::lock_guard<std::mutex> lock(g_fill_mutex);
   if (record.filled.load(std::memory_order_relaxed)) return;
   TORCH_CHECK(record.real, "outrider: a value was read that no job has produced (its step was cancelled by an error)");
+  OwnBytesLocked(record);
   StoreDataPointer(storage, const_cast<void*>(record.real.data()), record);
   record.filled.store(true, std::memory_order_release);
+}
+
+void LendBytes(StorageRecord& record, const c10::Storage& buffer) {
+  std::lock_guard<std::mutex> lock(g_fill_mutex);
+  record.real = buffer;
+  record.borrowed = true;
+}
+
+void RefreshBytes(StorageRecord& record, const c10::Storage& buffer) {
+  std::lock_guard<std::mutex> lock(g_fill_mutex);
+  if (record.real && record.real.data() != buffer.data()) OverwriteStorage(record.real, buffer);
+}
+
+void OwnBytes(StorageRecord& record) {
+  std::lock_guard<std::mutex> lock(g_fill_mutex);
+  OwnBytesLocked(record);
 }
 
 bool ProbeDataPointerLayout() {

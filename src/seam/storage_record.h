@@ -30,6 +30,7 @@ class StorageRecord final : public c10::intrusive_ptr_target {
   // The storage the graph runner computes on. Token: set by the job that produces the value. Wrapped: an alias of the bytes.
   c10::Storage real;
   c10::DataPtr original;  // wrapped only: owner of the bytes
+  bool borrowed = false;  // token: `real` is a buffer that the next launch of a device graph overwrites
 
   // Data flow inside a step (imperative thread only).
   uint64_t writer_step = 0;
@@ -62,6 +63,15 @@ bool WrapStorage(const c10::Storage& storage);
 
 // Makes the bytes of a ready token visible through its storage. Thread-safe, idempotent.
 void FillToken(c10::StorageImpl* storage, StorageRecord& record);
+
+// The graph runner hands a value over that stays in a device graph's buffer for now.
+void LendBytes(StorageRecord& record, const c10::Storage& buffer);
+
+// The graph runner has written to `buffer` again, which the value was taken from.
+void RefreshBytes(StorageRecord& record, const c10::Storage& buffer);
+
+// A value that still lives in a device graph's buffer gets bytes of its own. Thread-safe, idempotent.
+void OwnBytes(StorageRecord& record);
 
 // Checks at load that the data pointer of a StorageImpl can be set on its own; false switches to the library's setter.
 bool ProbeDataPointerLayout();

@@ -25,6 +25,7 @@ class PartJob {
  public:
   virtual ~PartJob() = default;
   virtual void Run() = 0;
+  int64_t capture_start_ns = 0, capture_ns = 0;  // when the run captured device graphs
 };
 
 struct Work {
@@ -36,7 +37,6 @@ struct Work {
   c10::SmallVector<RecordPtr, 4> outputs;      // per output value; null: not a new storage
   std::shared_ptr<PartJob> part;
   std::unique_ptr<ThreadState> thread_state;   // adopt before running
-  int64_t stream = 0;
   Env env;  // of the program when it called
 
   void Clear();

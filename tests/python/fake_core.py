@@ -26,6 +26,7 @@ def make_row(step: int, **changes: Any) -> dict[str, Any]:
         "name": "train",
         "lane": "outer",
         "tier": "T2",
+        "recorded": False,
         "events": 40,
         "device_ops": 100,
         "covered_ops": 100,
@@ -87,10 +88,13 @@ class FakeCore(ModuleType):
         if self.on_flush is not None:
             self.on_flush()
 
-    def flush_for_flag(self) -> None:
+    def flush_for_flag(self, sets: bool = False) -> None:
         self.calls.append(("flush_for_flag",))
         if self.on_flush is not None:
             self.on_flush()
+
+    def flush_for_fork(self) -> None:
+        self.calls.append(("flush_for_fork",))
 
     def shutdown(self) -> None:
         self.calls.append(("shutdown",))
@@ -114,7 +118,8 @@ class FakeCore(ModuleType):
     def builds_own_nodes(self, how: str) -> None:
         self.calls.append(("builds_own_nodes", how))
 
-    def flag_changed(self) -> None:
+    def flag_changed(self, flag: str, value: str) -> None:
+        """A setter was called: the flag's name, and what it was set to as text."""
         self.calls.append(("flag_changed",))
 
     def backward_enter(self, *arguments: Any) -> int:

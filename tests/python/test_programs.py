@@ -16,6 +16,12 @@ PROGRAMS = {
     "digits_cnn-adam": ("digits_cnn", {"optimizer": "adam"}, 0.95, ("inner", "outer")),
     "digits_cnn-adamw": ("digits_cnn", {"optimizer": "adamw"}, 0.95, ("inner", "outer")),
     "text_gpt": ("text_gpt", {}, 0.90, ("inner",)),
+    "text_gpt-fixed": (
+        "text_gpt",
+        {"lengths": (32, 32), "dropout": 0.0, "layer_drop": 0.0, "layers": 2, "batch": 4},
+        0.95,
+        ("inner", "outer"),
+    ),
     "hf_gpt2-adamw": ("hf_gpt2", {"optimizer": "adamw"}, 0.95, ("inner", "outer")),
     "hf_gpt2-adamw_fused": ("hf_gpt2", {"optimizer": "adamw_fused"}, 0.95, ("inner", "outer")),
     "hf_gpt2-sgd": ("hf_gpt2", {"optimizer": "sgd"}, 0.95, ("inner", "outer")),

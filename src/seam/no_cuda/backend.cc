@@ -17,9 +17,10 @@ bool OwnedByAllocator(const c10::DataPtr& pointer) {
   return pointer.device().is_cpu() && pointer.get_deleter() == cpu_deleter;
 }
 
-int64_t CurrentStream() { return 0; }
-void SetCurrentStream(int64_t) {}
-uint64_t CudaGeneratorOffset() { return 0; }
-void SetCudaGeneratorOffset(uint64_t) {}
+DeviceStream CurrentStream() { return {}; }
+void SetCurrentStream(DeviceStream) {}
+void RecordStream(const c10::DataPtr&, c10::Stream) {}
+void BoundDeviceRunAhead(int) {}
+std::unique_ptr<GraphMemory> NewGraphMemory(c10::Device) { return nullptr; }
 
 }  // namespace outrider::seam

@@ -1,6 +1,7 @@
-#include "seam/cpu_generator.h"
+#include "seam/generators.h"
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 
 #include <mutex>
 
@@ -20,6 +21,18 @@ void SetCpuGeneratorState(const at::Tensor& state) {
   auto generator = at::detail::getDefaultCPUGenerator();
   std::lock_guard<std::mutex> lock(generator.mutex());
   generator.set_state(state);
+}
+
+at::Generator DeviceGenerator(c10::Device device) { return at::globalContext().defaultGenerator(device); }
+
+uint64_t GeneratorOffset(at::Generator generator) {
+  std::lock_guard<std::mutex> lock(generator.mutex());
+  return generator.get_offset();
+}
+
+void SetGeneratorOffset(at::Generator generator, uint64_t offset) {
+  std::lock_guard<std::mutex> lock(generator.mutex());
+  generator.unsafeGetGeneratorImpl()->set_offset(offset);
 }
 
 }  // namespace outrider::seam

@@ -1,17 +1,30 @@
-#include "seam/private_copy.h"
+#include "seam/storage_copy.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/empty.h>
 
 #include "seam/backend.h"
 #include "seam/geometry.h"
 #include "seam/keys.h"
+#include "seam/lazy_impl.h"
 #include "seam/settle.h"
-#include "seam/storage_record.h"
 
 namespace outrider::seam {
 namespace {
 
 constexpr uintptr_t kAlignment = 64;  // bytes; what torch's CPU allocator gives
+
+at::Tensor Bytes(const c10::Storage& storage, size_t first, size_t count) {
+  Geometry geometry;
+  geometry.sizes = {static_cast<int64_t>(count)};
+  geometry.strides = {1};
+  geometry.offset = static_cast<int64_t>(first);
+  geometry.dtype = c10::ScalarType::Byte;
+  geometry.defined = true;
+  return AliasTensor(storage, geometry);
+}
+
+at::Tensor Bytes(const c10::Storage& storage) { return Bytes(storage, 0, storage.nbytes()); }
 
 // A storage whose first byte is aligned as `like` is.
 c10::Storage StorageAlignedLike(const void* like, size_t nbytes, c10::Device device) {
@@ -24,16 +37,27 @@ c10::Storage StorageAlignedLike(const void* like, size_t nbytes, c10::Device dev
                       allocator, /*resizable=*/false);
 }
 
-at::Tensor Bytes(const c10::Storage& storage, size_t first, size_t count) {
-  Geometry geometry;
-  geometry.sizes = {static_cast<int64_t>(count)};
-  geometry.strides = {1};
-  geometry.offset = static_cast<int64_t>(first);
-  geometry.dtype = c10::ScalarType::Byte;
-  return AliasTensor(storage, geometry);
+}  // namespace
+
+c10::Storage CopyStorage(const c10::Storage& storage) {
+  LanesOff off;
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  at::Tensor copy = at::empty({static_cast<int64_t>(storage.nbytes())}, at::TensorOptions().dtype(at::kByte).device(storage.device()));
+  copy.copy_(Bytes(storage));
+  return copy.unsafeGetTensorImpl()->unsafe_storage();
 }
 
-}  // namespace
+void OverwriteStorage(const c10::Storage& target, const c10::Storage& source) {
+  LanesOff off;
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  Bytes(target).copy_(Bytes(source));
+}
+
+c10::Storage AliasStorage(const c10::Storage& storage) {
+  c10::DataPtr pointer(const_cast<void*>(storage.data()), storage.device());
+  return c10::Storage(c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), storage.sym_nbytes(), std::move(pointer),
+                                                            AllocatorOf(storage.device()), /*resizable=*/false));
+}
 
 at::Tensor PrivateCopy(const c10::TensorImpl& tensor) {
   SettleTensor(tensor);

@@ -1,0 +1,63 @@
+"""Programs that set numeric flags inside the step: covered, and equal to eager where the flag decides bits."""
+
+import equality
+import pytest
+import torch
+import torch.nn.functional as F
+from scenarios import Bench
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+STEPS = 30
+
+
+def sets_and_resets(bench):
+    """A context manager around the forward pass, in every step."""
+
+    def step(i):
+        x = torch.randn(4, 6)
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.mkldnn.flags(enabled=i % 2 == 0):
+            loss = F.mse_loss(bench.net(x), torch.ones(4, 3))
+        bench.optimizer.zero_grad()
+        loss.backward()
+        bench.optimizer.step()
+        return loss
+
+    return step
+
+
+def alternates(bench):
+    """Another precision in every second step."""
+
+    def step(i):
+        torch.set_float32_matmul_precision("high" if i % 2 else "highest")
+        loss = F.mse_loss(bench.net(torch.randn(4, 6)), torch.ones(4, 3))
+        bench.optimizer.zero_grad()
+        loss.backward()
+        bench.optimizer.step()
+        return loss
+
+    return step
+
+
+@pytest.fixture(autouse=True)
+def precision_as_before():
+    """Puts the precision back."""
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("make_step", [sets_and_resets, alternates])
+@pytest.mark.parametrize("lane", ["inner", "auto"])
+def test_equal(make_step, lane):
+    """Bit for bit, in both lanes."""
+    build = lambda: Bench(make_step)  # noqa: E731
+    eager = equality.run_eager(build, STEPS)
+    equality.assert_equal(eager, equality.run_coexec(build, STEPS, lane=lane))
+
+
+def test_a_flag_that_returns_is_the_same_environment():
+    """The steps are covered although flags were set and reset in each; a replay is never needed under other flags."""
+    twin = equality.run_coexec(lambda: Bench(sets_and_resets), STEPS)
+    assert equality.covered_share(twin.rows) >= 0.95, equality.why_not(twin.rows)
+    assert equality.lanes_used(twin.rows) == {"inner": STEPS - 20}

@@ -1,0 +1,65 @@
+"""README.md shows the figures of docs/results, and notices when it does not."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TOOL = ROOT / "tools/readme_results.py"
+
+
+def run_tool(root, *options):
+    return subprocess.run([sys.executable, str(TOOL), "--root", str(root), *options], capture_output=True, text=True)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A tree with one result of two rows and a README whose block is empty."""
+    results = tmp_path / "docs/results"
+    results.mkdir(parents=True)
+    row = {"program": "tiny", "optimizer": "sgd", "fetch_every": 10, "eager_ms": 4.0, "coexec_ms": 2.0}
+    slow = row | {"program": "wide", "eager_ms": 90.0, "coexec_ms": 100.0, "interval": [0.85, 0.95]}
+    result = {"circumstances": {"processor": "P"}, "rows": [row | {"interval": [1.9, 2.1]}, slow]}
+    (results / "figures.json").write_text(json.dumps(result))
+    (tmp_path / "README.md").write_text("before\n<!-- results:begin -->\n<!-- results:end -->\nafter\n")
+    return tmp_path
+
+
+def test_readme_is_up_to_date():
+    answer = run_tool(ROOT, "--check")
+    assert answer.returncode == 0, answer.stderr
+
+
+def test_block_is_filled_and_the_rest_left_alone(tree):
+    assert run_tool(tree, "--check").returncode == 1
+    assert run_tool(tree).returncode == 0
+    text = (tree / "README.md").read_text()
+    assert text.startswith("before\n") and text.endswith("after\n")
+    assert "| tiny | sgd | 10 | 4.00 | 2.00 | 2.00 | 1.90 to 2.10 |" in text
+    assert "Slower than eager beyond the noise: wide sgd (a read every 10 steps)." in text
+    assert run_tool(tree, "--check").returncode == 0
+
+
+def test_a_result_without_rows_is_a_line(tree):
+    (tree / "docs/results/conformance.json").write_text(json.dumps({"passed": 12}))
+    assert run_tool(tree).returncode == 0
+    assert "\n**[conformance](docs/results/conformance.md)**\n" in (tree / "README.md").read_text()
+
+
+def test_a_changed_figure_is_noticed(tree):
+    run_tool(tree)
+    path = tree / "docs/results/figures.json"
+    path.write_text(path.read_text().replace("4.0", "5.0"))
+    answer = run_tool(tree, "--check")
+    assert answer.returncode == 1
+    assert "readme_results.py" in answer.stderr
+
+
+def test_missing_markers_are_an_error(tree):
+    (tree / "README.md").write_text("no block\n")
+    answer = run_tool(tree)
+    assert answer.returncode != 0
+    assert (tree / "README.md").read_text() == "no block\n"
