@@ -7,7 +7,8 @@
 #include <vector>
 
 #include "coexec/session.h"
-#include "seam/self_test.h"
+#include "seam/eligibility.h"
+#include "seam/lazy_impl.h"
 #include "seam/settle.h"
 
 namespace py = pybind11;

@@ -46,6 +46,8 @@ void NoteLibraryFolder(const char* package) {
 const char* LocateUserFrame() {
   thread_local std::string text;
   text.clear();
+  if (Py_IsInitialized() == 0) return text.c_str();
+  const py::gil_scoped_acquire lock;
   py::object frame = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(PyEval_GetFrame()));
   while (frame && !frame.is_none()) {
     const auto file = py::str(frame.attr("f_code").attr("co_filename")).cast<std::string>();
@@ -124,7 +126,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("step_begin", [](const std::string& name) { return Session::Get().BeginStep(name); });
   m.def("step_end", [] { Session::Get().EndStep(); });
   m.def("step_abort", [] { Session::Get().AbortStep(); });
-  m.def("flush", [] { Session::Get().Flush(FlushReason::kStepOutside); });
+  m.def("flush", [] { Session::Get().Flush(FlushReason::kCalled); });
   m.def("flush_for_flag", [](bool sets) { Session::Get().FlushForFlag(sets); }, pybind11::arg("sets") = false);
   m.def("flag_changed", [](const std::string& flag, const std::string& value) { Session::Get().FlagChanged(flag, value); }, pybind11::arg("flag"), pybind11::arg("value"));
   m.def("leave", [] { Session::Get().Leave(); });
@@ -140,7 +142,7 @@ PYBIND11_MODULE(_core, m) {
   });
   m.def("clear_rows", [] { Session::Get().ClearRows(); });
   m.def("timeline", &Spans);
-  m.def("flush_for_fork", [] { Session::Get().Flush(FlushReason::kFork); });
+  m.def("flush_for_fork", [] { Session::Get().BeforeFork(); });
   m.def("suspend", [] { Session::Get().Suspend(); });
   m.def("resume", [] { Session::Get().Resume(); });
   m.def("graph", [](const std::string& format, const std::string& lane) { return Session::Get().Graph(format, lane); });

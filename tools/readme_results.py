@@ -18,6 +18,12 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 # Heading of a column -> field of a row. Columns that no row fills are left out.
 COLUMNS = {
+    "database": "database",
+    "entries": "entries",
+    "skipped": "skipped",
+    "samples": "samples",
+    "covered": "covered_samples",
+    "disagreements": "disagreements",
     "program": "program",
     "batch": "batch",
     "limit": "limit",

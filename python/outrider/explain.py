@@ -95,7 +95,8 @@ def _coverage_line(rows: list[Row]) -> str:
     steps = f"Step {first}" if first == last else f"Steps {first} to {last}"
     device_ops = sum(row["device_ops"] for row in rows)
     covered_ops = sum(row["covered_ops"] for row in rows)
-    if device_ops == 0:
+    off = all(row["lane"] == "off" for row in rows)  # nobody counted
+    if device_ops == 0 and not off:
         return f"{steps}: no device operations."
     if covered_ops == 0:
         return f"{steps}: nothing was covered, because {_why_nothing(rows)}"
@@ -216,8 +217,8 @@ def _cells(row: Row) -> tuple[str, ...]:
         row["lane"],
         row["tier"],
         str(row["events"]),
-        str(row["device_ops"]),
-        f"{100.0 * row['covered_share']:.1f}",
+        "-" if row["lane"] == "off" else str(row["device_ops"]),
+        "-" if row["lane"] == "off" else f"{100.0 * row['covered_share']:.1f}",
         str(row["feeds"]),
         str(row["fetches"]),
         "\n".join(flushes),

@@ -49,18 +49,19 @@ _REASONS = (
     ),
     Reason(
         "FLUSH_RECORD",
-        "A recording step began or ended, and pending work was completed first.",
-        "Nothing to do: part of the first steps, and of a rare audit later.",
+        "An operator was new, or had new shapes: it ran at once, and waited for what it reads.",
+        "Normal in the first steps. If it never stops, keep shapes in a few buckets.",
     ),
     Reason(
         "FLUSH_FORK",
         "The process forked, as DataLoader workers do.",
         "Start workers once, before the loop: persistent_workers=True.",
     ),
+    Reason("FLUSH_CALLED", "The program called outrider.flush() inside the step.", "Remove the call."),
     Reason(
         "FLUSH_STEP_OUTSIDE",
-        "Values of a step were used between two steps.",
-        "If it happens every time, make that code part of the step.",
+        "Between the step before and this one, the program waited for values of a step.",
+        "If it happens every time, make that code part of the step, or read less often.",
     ),
     Reason(
         "FLUSH_DEBUG",
@@ -75,13 +76,13 @@ _REASONS = (
     ),
     Reason(
         "DIV_META",
-        "A tensor had another shape, dtype, layout or device than recorded.",
+        "A tensor had another shape, dtype, layout or requires_grad than recorded.",
         "Pad or bucket inputs, and drop the last incomplete batch (drop_last=True).",
     ),
     Reason(
         "DIV_ENV",
-        "A mode differed from the recording: gradients, autocast, determinism, threads, inference.",
-        "Enter such modes the same way in each step.",
+        "A mode or setting differed: gradients, inference, autocast, default dtype, numeric flags, compiled code.",
+        "Enter such modes the same way in each step; set flags once, before the loop.",
     ),
     Reason(
         "DIV_ARGUMENT",
@@ -100,8 +101,8 @@ _REASONS = (
     ),
     Reason(
         "DIV_RAW_ACCESS",
-        "The program used the memory of a value that the graph had kept for itself.",
-        "Nothing to do: the next plan provides that value.",
+        "The program used the memory of a tensor directly that the plan goes on to use, or holds such memory.",
+        "Move it to the end of the step, and keep a copy instead of an alias (.numpy().copy()).",
     ),
     Reason(
         "DIV_EXCEPTION",
@@ -132,8 +133,8 @@ _REASONS = (
     ),
     Reason(
         "INNER_GRAD_STATE",
-        "The state of .grad changes from step to step in a way that no single plan can reproduce.",
-        "Clear gradients in the same way each step.",
+        "A parameter took part in backward and got no gradient, or backward replaced one that existed.",
+        "Leave out parameters that cannot get a gradient; clear gradients in the same way each step.",
     ),
     Reason(
         "INNER_UNSTABLE",
@@ -142,40 +143,36 @@ _REASONS = (
     ),
     Reason(
         "INNER_FOREIGN",
-        "The result of an operator that cannot be delegated needs a gradient.",
-        "Detach it, or move that operator out of the differentiated part.",
+        "Something in the step fits no plan: a custom operator, a sparse tensor, a dispatch mode, hidden memory.",
+        "Move it to the start or the end of the loop body, outside the step.",
     ),
     Reason(
         "INNER_DATA_DEPENDENT",
-        "A result whose shape depends on values needs a gradient.",
-        "Prefer a fixed shape: torch.where, multiplication by a mask.",
+        "Inside an operator a shape or a host value depends on data, or a tensor changes its shape in place.",
+        "Prefer a fixed shape: torch.where, multiplication by a mask; views instead of resize_ and t_.",
     ),
     Reason(
         "INNER_HISTORY",
-        "An input of the step already carries autograd history from outside.",
-        "Compute it inside the step, or detach it.",
+        "An input carries autograd history from outside the step, or a result keeps its own beyond it.",
+        "Compute the input inside the step or detach it; detach what the step keeps or returns.",
     ),
     Reason(
         "INNER_ENV",
-        "The outer lane cannot work in this process: its dispatch key is taken, or accesses to tensors cannot be seen.",
-        "Look for another library that intercepts operators; leave the option graft on.",
+        "The outer lane cannot work: its key is taken, accesses are not seen, or a numeric flag is set in the step.",
+        "Set flags before the loop; look for another library that intercepts operators; leave the option graft on.",
     ),
     Reason("INNER_OPTION", "outrider.options(lane='inner') asked for it.", "Set lane='auto'."),
     # Off: the step ran plainly.
     Reason(
         "OFF_KEYS",
-        "Something else intercepts operators on this thread: a dispatch mode, tracing, or a functional transform.",
-        "Run the step outside it.",
+        "Another library in this process holds the dispatch key that co-execution needs.",
+        "Find out which library registers a fallback for that key, and do without one of the two.",
     ),
+    Reason("OFF_OPTION", "outrider.options(lane='off') asked for it.", "Set lane='auto'."),
     Reason(
         "OFF_ENV",
-        "Co-execution is not possible in this environment, or was switched off by an option.",
-        "Check OUTRIDER in the environment and outrider.options(lane=...).",
-    ),
-    Reason(
-        "OFF_UNSTABLE",
-        "The step never did the same thing twice, so recording stopped.",
-        "Co-execute a smaller, more regular part of the loop.",
+        "The graph runner has been stopped: the program is ending.",
+        "Nothing to do.",
     ),
 )
 

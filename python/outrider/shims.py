@@ -324,7 +324,7 @@ def _register_fork_handlers() -> None:
 
 def _before_fork() -> None:
     if _installed and not _runtime.in_forked_child():
-        _runtime.core().flush()
+        _runtime.core().flush_for_fork()
 
 
 def _after_fork_in_child() -> None:

@@ -33,6 +33,7 @@ class GraphRunner final : public seam::WorkQueue {
   uint64_t Submit() override;
   uint64_t NextSequence() const override { return ring_.Pushed() + 1; }
   bool Idle() const override { return ring_.Done() == ring_.Pushed(); }
+  bool Done(uint64_t sequence) const override { return ring_.Done() >= sequence; }
   void WaitFor(uint64_t sequence) override;
   void WaitAll() override { WaitFor(ring_.Pushed()); }
   // Bounds the run-ahead: waits until job `sequence` is done, without rethrowing.

@@ -5,7 +5,7 @@
 #include "coexec/session.h"
 #include "seam/keys.h"
 #include "seam/lazy_impl.h"
-#include "seam/self_test.h"
+#include "seam/settle.h"
 
 namespace outrider::coexec {
 
@@ -39,10 +39,7 @@ void Session::LearnEngineCallSites() {
 
 void Session::InstallForkHandlers() {
   pthread_atfork(
-      [] {
-        auto& session = Get();
-        if (session.usable_) session.runner_.WaitQuietly(session.runner_.NextSequence() - 1);
-      },
+      [] { Get().BeforeFork(); },
       nullptr,
       [] {
         auto& session = Get();

@@ -23,7 +23,7 @@ std::vector<Row> Rows() {
   return {rows.begin(), rows.end()};
 }
 
-void Flush() { Session::Get().Flush(seam::FlushReason::kStepOutside); }
+void Flush() { Session::Get().Flush(seam::FlushReason::kCalled); }
 void Leave() { Session::Get().Leave(); }
 void SetOption(const std::string& name, int64_t value) { Session::Get().SetOption(name, value); }
 

@@ -1,5 +1,7 @@
 #include "coexec/session.h"
 
+#include <utility>
+
 #include "base/clock.h"
 #include "seam/gil.h"
 #include "seam/keys.h"
@@ -37,20 +39,18 @@ bool Session::EnsureLoaded() {
 }
 
 bool Session::BeginStep(const std::string& name) {
-  if (in_step_) return false;
+  if (in_step_ || in_plain_step_) return false;
   if (owner_ != std::thread::id() && owner_ != std::this_thread::get_id()) return false;
-  if (!EnsureLoaded()) return false;
-  if (options_["lane"] == static_cast<int64_t>(LaneChoice::kOff)) return false;
+  if (note_ = WhyOff(); !note_.empty()) {
+    BeginTiming(name);
+    in_plain_step_ = true;
+    return true;
+  }
   owner_ = std::this_thread::get_id();
   // Run-ahead: at most one step may be under way when the next begins.
   runner_.WaitQuietly(options_["run_ahead_steps"] > 0 ? previous_step_end_ : runner_.NextSequence() - 1);
   runner_.RethrowError();
-  ++step_;
-  name_ = name;
-  note_.clear();
-  stats_ = {};
-  timeline_.SetStep(static_cast<int64_t>(step_));
-  step_start_ns_ = base::NowNs();
+  BeginTiming(name);
   seam::EnrolThread(true);
   ApplyThreadState();
   ApplyOptions();
@@ -64,6 +64,34 @@ bool Session::BeginStep(const std::string& name) {
   }
   in_step_ = true;
   return true;
+}
+
+// Empty, or why steps run plainly.
+std::string Session::WhyOff() {
+  if (options_["lane"] == static_cast<int64_t>(LaneChoice::kOff)) return "OFF_OPTION: lane is \"off\"";
+  if (EnsureLoaded()) return "";
+  return seam::Keys().HasInner() ? "OFF_ENV: the graph runner has been stopped" : "OFF_KEYS: " + seam::DescribeKeys();
+}
+
+void Session::BeginTiming(const std::string& name) {
+  ++step_;
+  name_ = name;
+  stats_ = {};
+  stats_.flushes[static_cast<size_t>(FlushReason::kStepOutside)] = std::exchange(outside_waits_, 0);
+  timeline_.SetStep(static_cast<int64_t>(step_));
+  step_start_ns_ = base::NowNs();
+}
+
+void Session::FinishPlainStep() {
+  in_plain_step_ = false;
+  Report::StepFacts facts;
+  facts.step = static_cast<int64_t>(step_ - first_step_) - 1;
+  facts.name = name_;
+  facts.lane = "off";
+  facts.tier = "eager";
+  facts.note = note_;
+  facts.host_ns = base::NowNs() - step_start_ns_;
+  report_.Add(facts, stats_);
 }
 
 // A program computes where it was seen to compute: on the accelerator as soon as one of its operators did.
@@ -125,6 +153,7 @@ void Session::EndStep() { FinishStep(false); }
 void Session::AbortStep() { FinishStep(true); }
 
 void Session::FinishStep(bool aborted) {
+  if (in_plain_step_) FinishPlainStep();
   if (!in_step_) return;
   in_step_ = false;
   const int64_t events = outer_->EventIndex();
@@ -159,10 +188,22 @@ void Session::Flush(FlushReason reason) {
   runner_.WaitAll();
 }
 
+void Session::BeforeFork() {
+  if (!usable_) return;
+  outer_->LaunchPending();
+  if (owner_ == std::this_thread::get_id() && !runner_.Idle()) stats_.Flush(FlushReason::kFork);
+  runner_.WaitQuietly(runner_.NextSequence() - 1);
+}
+
+void Session::WaitFor(uint64_t sequence) {
+  if (!in_step_ && owner_ == std::this_thread::get_id() && !runner_.Done(sequence)) ++outside_waits_;
+  runner_.WaitFor(sequence);
+}
+
 // Thread count and floating-point control are flags of the thread: the graph runner follows at this place in the order.
 void Session::FlushForFlag(bool sets) {
   // What has been validated must not be replayed under the new setting.
-  if (sets && usable_ && in_step_ && owner_ == std::this_thread::get_id()) outer_->CommitOrDiverge("a numeric flag");
+  if (sets && usable_ && in_step_ && owner_ == std::this_thread::get_id()) outer_->CommitOrDiverge(seam::DivergenceReason::kEnv, "a numeric flag");
   Flush(FlushReason::kFlag);
 }
 
@@ -207,7 +248,7 @@ void Session::BackwardExit(bool completed) {
 
 void Session::Suspend() {
   if (!usable_ || owner_ != std::this_thread::get_id() || suspended_++ > 0) return;
-  outer_->CommitOrDiverge("compiled code");
+  outer_->CommitOrDiverge(seam::DivergenceReason::kEnv, "compiled code");
   runner_.WaitAll();
   seam::EnrolThread(false);
 }
@@ -218,11 +259,12 @@ void Session::Resume() {
 }
 
 void Session::Reset() {
-  if (!usable_) return;
-  runner_.WaitAll();
-  // Signatures stay: work records of living tensors point into them.
-  outer_->Reset();
-  inner_->Paths().Reset();
+  if (usable_) {
+    runner_.WaitAll();
+    // Signatures stay: work records of living tensors point into them.
+    outer_->Reset();
+    inner_->Paths().Reset();
+  }
   first_step_ = step_;
   report_.Clear();
   timeline_.Clear();

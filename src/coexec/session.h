@@ -23,7 +23,8 @@ class Session final : public seam::Settler, public seam::AutogradWatcher {
  public:
   static Session& Get();
 
-  // False: this thread is not (and does not become) the enrolled one, or the step is nested; the caller runs plainly.
+  // False: this thread is not (and does not become) the enrolled one, or the step is nested. A step that cannot be
+  // co-executed, or may not be, is begun all the same; it runs plainly and leaves a row that says why.
   bool BeginStep(const std::string& name);
   void EndStep();
   // The step ends by an exception of the program.
@@ -33,6 +34,8 @@ class Session final : public seam::Settler, public seam::AutogradWatcher {
   bool InStep() const { return in_step_; }
 
   void Flush(seam::FlushReason reason);
+  // Completes pending work for a child that will have no graph runner. An error stays where it is, for the next wait.
+  void BeforeFork();
   // Before a numeric flag is set (`sets`), or generators, streams or events are used.
   void FlushForFlag(bool sets);
   // A numeric flag was set, after the flush before it; both texts are compared only.
@@ -70,7 +73,7 @@ class Session final : public seam::Settler, public seam::AutogradWatcher {
   void RevealGraph(const std::string& how) override;
 
   // --- seam::Settler ---
-  void WaitFor(uint64_t sequence) override { runner_.WaitFor(sequence); }
+  void WaitFor(uint64_t sequence) override;
   void SettleUncommitted(seam::StorageRecord& record, bool raw) override;
   void CountRawAccess(bool waited) override;
 
@@ -79,7 +82,10 @@ class Session final : public seam::Settler, public seam::AutogradWatcher {
   bool Load();
   void LearnEngineCallSites();
   void InstallForkHandlers();
+  std::string WhyOff();
+  void BeginTiming(const std::string& name);
   void FinishStep(bool aborted);
+  void FinishPlainStep();
   const char* WhyNotOuter();
   void ApplyThreadState();
   void ApplyOptions();
@@ -99,6 +105,8 @@ class Session final : public seam::Settler, public seam::AutogradWatcher {
   bool loaded_ = false;
   bool usable_ = false;
   bool in_step_ = false;
+  bool in_plain_step_ = false;
+  int64_t outside_waits_ = 0;  // of the owner between two steps
   std::thread::id owner_;
   uint64_t step_ = 0;
   std::string name_;

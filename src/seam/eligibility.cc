@@ -7,6 +7,8 @@
 #include <typeinfo>
 #include <unordered_set>
 
+#include "seam/outer_placeholder.h"
+
 namespace outrider::seam {
 namespace {
 
@@ -62,6 +64,17 @@ GraphFacts InspectGraph(const torch::autograd::edge_list& roots) {
     for (const auto& edge : node->next_edges()) visit(edge.function.get());
   }
   return facts;
+}
+
+torch::autograd::edge_list GradientEdges(const std::vector<at::Tensor>& tensors) {
+  torch::autograd::edge_list edges;
+  for (const auto& tensor : tensors) {
+    // Asking a view for its history may bring that up to date, which a covered step has no means to do.
+    const auto* meta = torch::autograd::impl::get_autograd_meta(tensor);
+    const bool as_it_is = meta != nullptr && meta->grad_fn_ && IsCovered(*tensor.unsafeGetTensorImpl());
+    edges.push_back(as_it_is ? torch::autograd::Edge(meta->grad_fn_, meta->output_nr_) : torch::autograd::impl::gradient_edge(tensor));
+  }
+  return edges;
 }
 
 }  // namespace outrider::seam

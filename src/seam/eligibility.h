@@ -20,4 +20,7 @@ GraphFacts InspectGraph(const torch::autograd::edge_list& roots);
 // Empty, or why this leaf's gradient may not be handled as one event.
 std::string LeafObstacle(const at::Tensor& leaf);
 
+// Where backward would start for each tensor. All must require grad.
+torch::autograd::edge_list GradientEdges(const std::vector<at::Tensor>& tensors);
+
 }  // namespace outrider::seam

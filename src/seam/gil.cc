@@ -19,8 +19,7 @@ GilRelease::~GilRelease() {
 void InstallFrameLocator(const char* (*locate)()) { g_locate = locate; }
 
 const char* UserFrame() {
-  if (g_locate == nullptr || g_hooks.held == nullptr || !g_hooks.held()) return "";
-  return g_locate();
+  return g_locate == nullptr ? "" : g_locate();
 }
 
 }  // namespace outrider::seam

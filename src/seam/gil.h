@@ -24,7 +24,7 @@ class GilRelease {
   void* state_ = nullptr;
 };
 
-// "file:line" of the user's innermost frame, empty without Python or without the lock. Cold path only.
+// "file:line" of the user's innermost frame, empty without Python. Takes the interpreter lock. Cold path only.
 void InstallFrameLocator(const char* (*locate)());
 const char* UserFrame();
 

@@ -263,6 +263,7 @@ void InnerLane::CountInline(const OpInfo& info, Route route) {
   }
   if (info.fetch || route == Route::kTransfer) {
     ++stats_.fetches;
+    stats_.Flush(FlushReason::kFetch);
     return;  // hands over a value, computes nothing
   }
   if (info.changes_metadata || (info.may_alias && !info.writes_any)) return;  // no device work

@@ -2,7 +2,6 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
-#include <ATen/ops/clone.h>
 
 #include <cstring>
 
@@ -12,6 +11,7 @@
 #include "seam/lazy_impl.h"
 #include "seam/settle.h"
 #include "seam/shape_inference.h"
+#include "seam/storage_copy.h"
 
 namespace outrider::seam {
 namespace {
@@ -24,15 +24,11 @@ bool SameBytes(const at::Tensor& a, const at::Tensor& b) { return a.nbytes() == 
 
 }  // namespace
 
-// A private copy of a tensor whose bytes the program may overwrite at any time.
 at::Tensor InnerLane::OperandCopy(const TensorImpl& tensor) {
+  if (options_.feed_clone) return PrivateCopy(tensor);
   SettleTensor(tensor);
   const auto* record = RecordOf(tensor);
-  at::Tensor alias = AliasTensor(record != nullptr ? record->real : tensor.unsafe_storage(), tensor);
-  if (!options_.feed_clone) return alias;
-  LanesOff off;
-  at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return at::clone(alias);
+  return AliasTensor(record != nullptr ? record->real : tensor.unsafe_storage(), tensor);
 }
 
 void InnerLane::PackOperands(Flow& flow, Work& work, uint64_t sequence) {
@@ -218,9 +214,14 @@ void InnerLane::RunRecorded(Flow& flow, c10::DispatchKeySet next, Stack& results
 
 void InnerLane::Record(Flow& flow, c10::DispatchKeySet next, Stack* stack) {
   Work& work = recorded_work_;
+  bool waits = false;
   for (const auto* tensor : flow.call.tensors) {
-    if (tensor != nullptr) SettleTensor(*tensor);
+    if (tensor == nullptr) continue;
+    const auto* record = RecordOf(*tensor);
+    waits |= record != nullptr && !queue_.Done(record->last_use.load(std::memory_order_acquire));
+    SettleTensor(*tensor);
   }
+  if (waits) stats_.Flush(FlushReason::kRecord);
   ShapeClass unknown;
   unknown.inputs.resize(flow.call.tensors.size());
   PackOperands(flow, work, 0);

@@ -1,9 +1,11 @@
 #include "seam/lazy_impl.h"
 
+#include <ATen/ops/ones.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 
+#include "seam/keys.h"
 #include "seam/outer_placeholder.h"
 #include "seam/settle.h"
 #include "seam/storage_record.h"
@@ -132,6 +134,13 @@ void ProbeGraft() {
                      probe->storage().data() == before && probe->shallow_copy_and_detach(c10::VariableVersion(0), true) != nullptr;
   SetVtable(*probe, KnownVtables().plain);
   g_graft_works = works;
+}
+
+at::Tensor GraftedProbe() {
+  LanesOff off;
+  at::Tensor probe = at::ones({4});
+  Graft(*probe.unsafeGetTensorImpl());
+  return probe;
 }
 
 void SetGraftMode(GraftMode mode) {

@@ -5,6 +5,7 @@
 // built as LazyImpl; plain tensors of the program become one by graft (their vptr is overwritten), which keeps the object,
 // its version counter, hooks, .grad, weak references and live graphs. The graft is verified at load.
 
+#include <ATen/core/Tensor.h>
 #include <c10/core/TensorImpl.h>
 
 namespace outrider::seam {
@@ -51,6 +52,8 @@ void GateAlias(c10::TensorImpl& tensor);
 // Verifies size, alignment and one write-read round trip of the graft. Where that fails, kSynchronous stands for
 // kGrafted.
 void ProbeGraft();
+// A plain tensor that has been grafted: every raw access to it passes the gate.
+at::Tensor GraftedProbe();
 void SetGraftMode(GraftMode mode);
 GraftMode CurrentGraftMode();
 

@@ -112,7 +112,7 @@ bool OuterLane::LeavesMatch(const OuterEvent& event) const {
 }
 
 bool OuterLane::CoverBackward(const std::vector<int>& root_values, const std::vector<at::Tensor>& gradients) {
-  std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+  const auto lock = LockLaunch();
   if (diverge_requested_ || step_->cursor == force_at_) return false;
   newly_bound_.clear();
   const auto fits = [&](const OuterPlan& plan) {
@@ -143,7 +143,7 @@ bool OuterLane::CoverBackward(const std::vector<int>& root_values, const std::ve
   entry.gradients.resize(event.leaves.size());
   for (size_t i = 0; i < event.leaves.size(); ++i) {
     const at::Tensor leaf(step_->plan->externals[event.leaves[i]].tensor.lock());
-    if (event.leaf_values[i] >= 0) leaf.mutable_grad() = entry.gradients[i] = MakePlaceholder(event.leaf_values[i]);
+    if (event.leaf_values[i] >= 0) leaf.mutable_grad() = entry.gradients[i] = MakePlaceholder(event.leaf_values[i], nullptr);
     for (uint32_t k = 0; k < event.leaf_bumps[i]; ++k) leaf.grad().unsafeGetTensorImpl()->bump_version();
   }
   step_->log.push_back(std::move(entry));

@@ -67,12 +67,16 @@ StepScratch OuterStep::Release() {
   return std::move(static_cast<StepScratch&>(*this));
 }
 
-OuterPlaceholder::~OuterPlaceholder() {
-  if (step_ != nullptr && !step_->over && step_->live[value_] == this) step_->live[value_] = nullptr;
-}
-
 OuterLane::OuterLane(WorkQueue& queue, StepStats& stats, InnerLane& inner) : queue_(queue), stats_(stats), inner_(inner) {}
 OuterLane::~OuterLane() = default;
+
+std::unique_lock<std::recursive_mutex> OuterLane::LockLaunch() {
+  std::unique_lock<std::recursive_mutex> lock(launch_mutex_, std::try_to_lock);
+  if (lock.owns_lock()) return lock;
+  GilRelease without_lock;
+  lock.lock();
+  return lock;
+}
 
 void OuterLane::Reset() {
   programs_.clear();
@@ -132,7 +136,7 @@ OuterLane::Mode OuterLane::BeginStep(uint64_t step, const std::string& program, 
 void OuterLane::EndStep() {
   if (mode_ == Mode::kCover) {
     const auto ends_here = [this](const OuterPlan& plan) { return plan.events.size() == static_cast<size_t>(step_->cursor); };
-    std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+    const auto lock = LockLaunch();
     const bool complete = ends_here(*step_->plan) || SwitchPlan(ends_here);
     if (complete && CommitAllowed()) {
       Launch(/*final=*/true);
@@ -171,7 +175,7 @@ void OuterLane::LeaveStep() {
 
 void OuterLane::AbortStep() {
   if (mode_ == Mode::kCover) {
-    std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+    const auto lock = LockLaunch();
     Diverge(DivergenceReason::kException, "more events", "exception", "");
   }
   recorder_.reset();

@@ -67,7 +67,7 @@ class OuterLane {
   // The program is about to look at or hook into the history of a tensor: it must be the real one.
   void RevealHistory(const at::Tensor& tensor, const std::string& how);
   void RevealGraph(const std::string& how);
-  // The program asks what a tensor is a view of; placeholders do not know.
+  // The program asks what a tensor is a view of. Of a tensor inside an operator there is nothing to show yet.
   void RevealView(const at::Tensor& tensor, const std::string& how);
   // The program is about to build autograd nodes of its own, which must hang on real history.
   void BuildsOwnNodes(const std::string& how);
@@ -75,7 +75,7 @@ class OuterLane {
   // `raw`: the program gets a pointer it may write through, or replaces the storage.
   void SettleUncommitted(StorageRecord& record, bool raw);
   // Foreign code is about to run on the program's tensors: nothing validated may be left to replay.
-  void CommitOrDiverge(const std::string& what);
+  void CommitOrDiverge(DivergenceReason reason, const std::string& what);
   bool HasUncommitted() const { return mode_ == Mode::kCover && step_ != nullptr && step_->launched_events < step_->cursor; }
 
   // Plans and recordings, for reports: "events 212, device ops 1130, ..." per plan.
@@ -118,15 +118,26 @@ class OuterLane {
   void Unbind(size_t keep);
   bool SwitchPlan(const std::function<bool(const OuterPlan&)>& fits);
   void ReturnEvent(const OuterEvent& event, Stack* stack, LogEntry& entry);
-  at::Tensor MakePlaceholder(int value);
-  at::Tensor MakeResult(int value, const LogEntry& entry);
   void BumpVersions(const OuterEvent& event, const LogEntry& entry, int direction);
   void TakeSnapshots(const OuterEvent& event, LogEntry& entry);
   void DrawNumbers(const OuterEvent& event, LogEntry& entry);
   bool IsBarrier(const OpInfo& info, const Stack& stack) const;
   bool LeavesDevice(const OpInfo& info, const Stack& stack) const;
+
+  // Why an event did not fit (outer_diagnosis.cc).
+  Divergence Diagnose(const OpInfo& info, const c10::IValue* args);
+  Divergence DiagnoseArgument(const Arg& arg, const c10::IValue& value, const std::string& name);
+  Divergence DiagnoseTensor(const Arg& arg, const at::Tensor& tensor, const std::string& name) const;
+  std::string OriginOf(int value) const;
+
   // Asks about metadata and gets no tensor.
   static bool IsQuestion(const OpInfo& info) { return info.metadata_only && info.odd_returns; }
+
+  // What the program gets (outer_placeholder.cc). `args`: of the event that returns the value; null for a gradient.
+  at::Tensor MakePlaceholder(int value, const Stack* args);
+  c10::Storage StorageOf(const OuterValue& value, Geometry& geometry);
+  void BecomeView(c10::TensorImpl& impl, int value, const Stack* args);
+  torch::autograd::Edge HistoryOf(int value) const { return {dummy_, static_cast<uint32_t>(value)}; }
 
   // Backward (outer_backward.cc).
   bool CoverBackward(const std::vector<int>& root_values, const std::vector<at::Tensor>& gradients);
@@ -134,7 +145,8 @@ class OuterLane {
   std::optional<std::vector<int>> ValuesOf(const torch::autograd::edge_list& edges) const;
   bool LeavesMatch(const OuterEvent& event) const;
 
-  // Effects (outer_launch.cc).
+  // Effects (outer_launch.cc). Who launches may need the interpreter lock, so nobody waits for the mutex while holding it.
+  std::unique_lock<std::recursive_mutex> LockLaunch();
   bool CommitAllowed() const;
   // `undoable`: never a commit, even where one is allowed.
   void Launch(bool final, bool undoable = false);

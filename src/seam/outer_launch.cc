@@ -23,7 +23,7 @@ bool OuterLane::CommitAllowed() const {
   const OuterPlan& plan = *step_->plan;
   for (size_t i = 0; i < plan.values.size(); ++i) {
     const OuterValue& value = plan.values[i];
-    if (!value.requires_grad || step_->live[i] == nullptr) continue;
+    if (!NeedsHistory(value) || step_->live[i] == nullptr) continue;
     if (value.consumed_by < 0 || value.consumed_by >= step_->cursor) return false;
   }
   return true;
@@ -114,14 +114,14 @@ void OuterLane::Commit() {
 }
 
 void OuterLane::LaunchPending() {
-  std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+  const auto lock = LockLaunch();
   if (mode_ == Mode::kCover && step_ != nullptr) Launch(/*final=*/false);
 }
 
 void OuterLane::BuildsOwnNodes(const std::string& how) {
   if (mode_ == Mode::kRecord) recorder_->Refuse("INNER_PYNODE: " + how);
   if (mode_ != Mode::kCover) return;
-  std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+  const auto lock = LockLaunch();
   Diverge(DivergenceReason::kBackward, "operators only", how, "history");
 }
 
@@ -136,37 +136,37 @@ void OuterLane::RevealHistory(const at::Tensor& tensor, const std::string& how) 
 
 void OuterLane::RevealView(const at::Tensor& tensor, const std::string& how) {
   if (mode_ == Mode::kRecord) {
-    if (!recorder_->InEvent() && recorder_->IsView(tensor)) recorder_->Refuse("INNER_HISTORY: the program uses " + how);
+    if (!recorder_->InEvent() && recorder_->IsViewOfHidden(tensor)) recorder_->Refuse("INNER_HISTORY: the program uses " + how);
     return;
   }
   if (mode_ != Mode::kCover || !IsValue(tensor)) return;
   const int value = static_cast<OuterPlaceholder*>(tensor.unsafeGetTensorImpl())->Value();
-  std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
-  if (step_->plan->values[value].version_arg < 0 || step_->log.empty()) return;
-  // Only the real operators make views, so they have to run even where a commit would do.
-  stats_.Diverge({DivergenceReason::kBackward, step_->cursor, "view relation left alone", how, "history", UserFrame()});
+  const auto lock = LockLaunch();
+  if (!step_->plan->values[value].view.OfHidden() || step_->log.empty()) return;
+  // Only the real operators make that base, so they have to run even where a commit would do.
+  stats_.Diverge({DivergenceReason::kBackward, step_->cursor, "base left alone", how, "history", UserFrame()});
   Replay();
   LeaveCover();
 }
 
 void OuterLane::RevealGraph(const std::string& how) {
   if (mode_ != Mode::kCover) return;
-  std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+  const auto lock = LockLaunch();
   Diverge(DivergenceReason::kBackward, "history left alone", how, "history");
 }
 
-void OuterLane::CommitOrDiverge(const std::string& what) {
-  std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+void OuterLane::CommitOrDiverge(DivergenceReason reason, const std::string& what) {
+  const auto lock = LockLaunch();
   if (mode_ != Mode::kCover || step_ == nullptr) return;
   if (CommitAllowed()) {
     Launch(/*final=*/false);
   } else {
-    Diverge(DivergenceReason::kRawAccess, "operators only", what, "");
+    Diverge(reason, "operators only", what, "use of memory or settings");
   }
 }
 
 void OuterLane::SettleUncommitted(StorageRecord& record, bool raw) {
-  std::lock_guard<std::recursive_mutex> lock(launch_mutex_);
+  const auto lock = LockLaunch();
   if (mode_ != Mode::kCover || step_ == nullptr) return;
   const OuterPlan& plan = *step_->plan;
   const bool persistent = plan.slot_of_persistent.count(&record) != 0;
@@ -174,7 +174,7 @@ void OuterLane::SettleUncommitted(StorageRecord& record, bool raw) {
   if (!ours) return;  // nothing that was validated touches it
   if (raw) {
     // What is validated must not read bytes that the program changes from here on.
-    CommitOrDiverge("raw access");
+    CommitOrDiverge(DivergenceReason::kRawAccess, "raw access");
     if (mode_ != Mode::kCover) return;
     const int slot = persistent ? plan.slot_of_persistent.at(&record) : record.outer_slot;
     const int launched = step_->launched_events == 0 ? 0 : plan.events[step_->launched_events - 1].end_op;

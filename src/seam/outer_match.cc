@@ -3,7 +3,6 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
 #include <ATen/SavedTensorHooks.h>
-#include <ATen/ops/as_strided.h>
 #include <ATen/ops/empty_strided.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/variable.h>
@@ -14,37 +13,12 @@
 #include "seam/lazy_impl.h"
 #include "seam/outer_lane.h"
 #include "seam/settle.h"
+#include "seam/storage_copy.h"
 
 namespace outrider::seam {
 
 using c10::TensorImpl;
 using Code = Arg::Code;
-
-namespace {
-
-// The storage offset of a tensor, in elements of another type.
-int64_t InElements(const TensorImpl& tensor, c10::ScalarType dtype) {
-  return tensor.storage_offset() * static_cast<int64_t>(tensor.itemsize()) / static_cast<int64_t>(c10::elementSize(dtype));
-}
-
-at::Tensor ArgumentAt(const LogEntry& entry, int arg, int element) {
-  const auto& value = entry.args[arg];
-  return element < 0 ? value.toTensor() : value.toListRef()[element].toTensor();
-}
-
-// The bytes from the first to the last element, gaps included: views made inside the step may read them.
-at::Tensor RangeCopy(const at::Tensor& tensor) {
-  LanesOff off;
-  at::AutoDispatchBelowADInplaceOrView below_autograd;
-  HandlerDepth depth;
-  int64_t extent = tensor.numel() == 0 ? 0 : 1;
-  for (int64_t d = 0; extent != 0 && d < tensor.dim(); ++d) extent += (tensor.size(d) - 1) * tensor.stride(d);
-  at::Tensor copy = at::empty_strided({extent}, {1}, tensor.options());
-  copy.copy_(at::as_strided(tensor, {extent}, {1}, tensor.storage_offset()));
-  return at::as_strided(copy, tensor.sizes(), tensor.strides(), 0);
-}
-
-}  // namespace
 
 bool OuterLane::BindFeed(int id, const at::Tensor& tensor) {
   const OuterPlan& plan = *step_->plan;
@@ -192,61 +166,11 @@ bool OuterLane::MatchHere(OpInfo& info, const c10::IValue* args) {
   return fits(*step_->plan) || SwitchPlan(fits);
 }
 
-at::Tensor OuterLane::MakePlaceholder(int id) {
-  const OuterPlan& plan = *step_->plan;
-  const OuterValue& value = plan.values[id];
-  const Slot& slot = plan.slots[value.slot];
-  Geometry geometry = value.geometry;
-  c10::Storage storage;
-  if (slot.external) {
-    for (int i : plan.externals_of_slot[value.slot]) {
-      const External& external = plan.externals[i];
-      if (external.persistent) {
-        storage = c10::Storage(external.tensor.lock()->unsafe_storage());
-      } else if (step_->bound[i].defined()) {
-        storage = step_->bound[i].unsafeGetTensorImpl()->unsafe_storage();
-        if (slot.snapshot) geometry.offset += InElements(*step_->bound[i].unsafeGetTensorImpl(), geometry.dtype);
-      }
-      if (storage) break;
-    }
-  } else {
-    c10::Storage& token = step_->tokens[value.slot];
-    if (!token) {
-      StorageRecord* record = nullptr;
-      token = MakeToken(slot.nbytes, slot.device, &record);
-      record->created_step = step_->id;
-      record->outer_step = step_->id;
-      record->outer_slot = value.slot;
-    }
-    storage = token;
-  }
-  auto impl = c10::make_intrusive<OuterPlaceholder>(TensorImpl::VIEW, std::move(storage), value.keys,
-                                                    c10::scalarTypeToTypeMeta(geometry.dtype), step_, id);
-  impl->set_sizes_and_strides(geometry.sizes, geometry.strides, geometry.offset);
-  if (geometry.wrapped_number) impl->set_wrapped_number(true);
-  for (uint32_t i = 0; i < value.version && !impl->is_inference(); ++i) impl->bump_version();
-  if (value.requires_grad) {
-    impl->set_autograd_meta(std::make_unique<torch::autograd::AutogradMeta>(
-        impl.get(), false, torch::autograd::Edge(dummy_, static_cast<uint32_t>(id))));
-  }
-  step_->live[id] = impl.get();
-  return at::Tensor(std::move(impl));
-}
-
-at::Tensor OuterLane::MakeResult(int id, const LogEntry& entry) {
-  at::Tensor result = MakePlaceholder(id);
-  const OuterValue& value = step_->plan->values[id];
-  if (value.version_arg < 0 || result.is_inference()) return result;
-  const at::Tensor source = ArgumentAt(entry, value.version_arg, value.version_element);
-  result.unsafeGetTensorImpl()->set_version_counter(source.unsafeGetTensorImpl()->version_counter());
-  return result;
-}
-
 void OuterLane::BumpVersions(const OuterEvent& event, const LogEntry& entry, int direction) {
   if (!inner_.Options().version_replay) return;
   c10::SmallVector<std::pair<c10::VariableVersion, int64_t>, 8> versions;  // arguments may share one counter
   for (const auto& bump : event.bumps) {
-    const at::Tensor tensor = ArgumentAt(entry, bump.arg, bump.element);
+    const at::Tensor tensor = TensorAt(entry.args, bump.place);
     if (tensor.is_inference()) continue;
     const auto& counter = tensor.unsafeGetTensorImpl()->version_counter();
     versions.emplace_back(counter, counter.current_version() + direction * static_cast<int64_t>(bump.count));
@@ -260,7 +184,7 @@ void OuterLane::TakeSnapshots(const OuterEvent& event, LogEntry& entry) {
     TORCH_CHECK(source.defined(), "outrider: an input was not bound before it was needed");
     Operand operand;
     const auto& impl = *source.unsafeGetTensorImpl();
-    operand.tensor = inner_.Options().feed_clone ? RangeCopy(source) : AliasTensor(impl.unsafe_storage(), impl);
+    operand.tensor = inner_.Options().feed_clone ? PrivateCopy(impl) : AliasTensor(impl.unsafe_storage(), impl);
     entry.snapshots.emplace_back(snapshot.external, operand.tensor);
     step_->inputs.emplace_back(snapshot.slot, std::move(operand));
   }
@@ -310,14 +234,14 @@ void OuterLane::ReturnEvent(const OuterEvent& event, Stack* stack, LogEntry& ent
   for (const auto& output : event.outputs) {
     switch (output.kind) {
       case OuterOutput::Kind::kUndefined: stack->emplace_back(at::Tensor()); break;
-      case OuterOutput::Kind::kValue: stack->emplace_back(MakeResult(output.value, entry)); break;
+      case OuterOutput::Kind::kValue: stack->emplace_back(MakePlaceholder(output.value, &entry.args)); break;
       case OuterOutput::Kind::kArgument: {
-        stack->emplace_back(ArgumentAt(entry, output.arg, output.element));
+        stack->emplace_back(TensorAt(entry.args, {output.arg, output.element}));
         break;
       }
       case OuterOutput::Kind::kList: {
         c10::List<at::Tensor> list;
-        for (int value : output.values) list.push_back(MakeResult(value, entry));
+        for (int value : output.values) list.push_back(MakePlaceholder(value, &entry.args));
         stack->push_back(std::move(list));
         break;
       }
@@ -338,7 +262,7 @@ void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack)
     info.handle.redispatchBoxed(next, stack);
     return;
   }
-  std::unique_lock<std::recursive_mutex> lock(launch_mutex_);
+  auto lock = LockLaunch();
   if (mode_ != Mode::kCover) {  // a backward pass of another thread has just ended the cover
     lock.unlock();
     info.handle.redispatchBoxed(next, stack);
@@ -362,13 +286,8 @@ void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack)
     queue_.WaitAll();
     return;
   }
-  const bool known = static_cast<size_t>(step_->cursor) < step_->plan->events.size();
-  const OuterEvent* expected = known ? &step_->plan->events[step_->cursor] : nullptr;
-  const std::string name = expected == nullptr ? "end of step" : expected->backward ? "backward" : expected->info->name;
-  const bool forced = step_->cursor == force_at_;
-  Diverge(forced ? DivergenceReason::kForced : diverge_requested_ ? DivergenceReason::kRawAccess
-          : name != info.name ? DivergenceReason::kNewPath : DivergenceReason::kArgument,
-          name, info.name, name == info.name ? "argument or environment" : "operator");
+  const Divergence found = Diagnose(info, args);
+  Diverge(found.reason, found.expected, found.got, found.field);
   lock.unlock();
   info.handle.redispatchBoxed(next, stack);
 }

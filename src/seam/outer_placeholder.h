@@ -18,7 +18,7 @@ class OuterPlaceholder final : public LazyImpl {
   OuterPlaceholder(ImplType view, c10::Storage&& storage, c10::DispatchKeySet keys, caffe2::TypeMeta dtype,
                    std::shared_ptr<OuterStep> step, int value)
       : LazyImpl(view, std::move(storage), keys, dtype), step_(std::move(step)), value_(value) {}
-  ~OuterPlaceholder() override;  // in outer_lane.cc, with the steps
+  ~OuterPlaceholder() override;
 
   OuterStep* Step() const { return step_.get(); }
   int Value() const { return value_; }
@@ -27,5 +27,10 @@ class OuterPlaceholder final : public LazyImpl {
   std::shared_ptr<OuterStep> step_;
   int value_;
 };
+
+// A result of the covered step under way: its history, if it requires grad, is a stand-in.
+bool IsCovered(const c10::TensorImpl& tensor);
+// What autograd says that the tensor is a view of; itself, if of nothing.
+const c10::TensorImpl* BaseOf(const c10::TensorImpl& tensor);
 
 }  // namespace outrider::seam

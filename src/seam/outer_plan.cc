@@ -125,8 +125,9 @@ class Comparison {
       const auto& a = a_.values[i];
       const auto& b = b_.values[i];
       if (!(a.geometry == b.geometry)) return "a value differs: " + a.geometry.Text() + " against " + b.geometry.Text();
-      const char* field = a.requires_grad != b.requires_grad ? "requires_grad" : a.slot != b.slot ? "storage" : a.root != b.root ? "backward root"
-                          : a.consumed_by != b.consumed_by ? "history" : a.version != b.version || a.version_arg != b.version_arg ? "version" : nullptr;
+      const char* field = a.requires_grad != b.requires_grad || a.is_leaf != b.is_leaf ? "requires_grad"
+                          : a.slot != b.slot ? "storage" : a.root != b.root ? "backward root" : a.consumed_by != b.consumed_by ? "history"
+                          : a.version != b.version || !(a.counter == b.counter) ? "version" : !(a.view == b.view) ? "view" : nullptr;
       if (field != nullptr) return "a value differs: " + a.geometry.Text() + ", " + field;
     }
     for (size_t i = 0; i < b_.externals.size(); ++i) {
@@ -283,7 +284,7 @@ void FindUses(OuterPlan& plan) {
 
 void FindHistory(OuterPlan& plan) {
   for (size_t id = 0; id < plan.values.size(); ++id) {
-    if (plan.values[id].requires_grad) plan.values_with_history = static_cast<uint32_t>(id) + 1;
+    if (NeedsHistory(plan.values[id])) plan.values_with_history = static_cast<uint32_t>(id) + 1;
     if (plan.values[id].root >= 0) plan.root_values.push_back(static_cast<int>(id));
   }
 }
@@ -353,6 +354,12 @@ bool OuterPlan::Expired() const {
                      [](const External& external) { return external.persistent && external.tensor.expired(); });
 }
 
+// What the program got from the one is what it would have got from the other.
+static bool SameResult(const OuterValue& a, const OuterValue& b) {
+  return a.geometry == b.geometry && a.keys == b.keys && a.requires_grad == b.requires_grad && a.is_leaf == b.is_leaf && a.slot == b.slot &&
+         a.counter == b.counter && a.version == b.version && a.view == b.view;
+}
+
 size_t OuterPlan::SharedPrefix(const OuterPlan& other) const {
   const size_t limit = std::min(events.size(), other.events.size());
   for (size_t i = 0; i < limit; ++i) {
@@ -380,7 +387,8 @@ size_t OuterPlan::SharedPrefix(const OuterPlan& other) const {
       const auto& x = a.outputs[k];
       const auto& y = b.outputs[k];
       same = x.kind == y.kind && x.value == y.value && x.values == y.values && x.arg == y.arg && x.element == y.element;
-      if (same && x.value >= 0) same = values[x.value].requires_grad == other.values[x.value].requires_grad && values[x.value].geometry == other.values[x.value].geometry && values[x.value].slot == other.values[x.value].slot;
+      if (same && x.value >= 0) same = SameResult(values[x.value], other.values[x.value]);
+      for (size_t j = 0; same && j < x.values.size(); ++j) same = SameResult(values[x.values[j]], other.values[y.values[j]]);
     }
     if (!same) return i;
   }

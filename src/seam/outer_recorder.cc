@@ -6,10 +6,12 @@
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
 #include <unordered_set>
 
 #include "seam/eligibility.h"
 #include "seam/lazy_impl.h"
+#include "seam/outer_placeholder.h"
 #include "seam/storage_record.h"
 
 namespace outrider::seam {
@@ -30,19 +32,6 @@ std::string Watcher() {
 WeakNode RecordedNode(const at::Tensor& tensor) {
   const auto* meta = torch::autograd::impl::get_autograd_meta(tensor);
   return meta == nullptr ? EmptyWeakNode() : WeakNodeOf(meta->grad_fn_);
-}
-
-// Whether a write to one tensor shows in the version of the other, as with a view and its base.
-bool SharesVersions(TensorImpl& a, TensorImpl& b) {
-  if (&a == &b || a.is_inference() || b.is_inference()) return false;
-  if (a.unsafe_storage().unsafeGetStorageImpl() != b.unsafe_storage().unsafeGetStorageImpl()) return false;
-  auto counter = a.version_counter();
-  const auto before = counter.current_version();
-  if (b.version_counter().current_version() != before) return false;
-  counter.set_version(before + 1);
-  const bool shared = b.version_counter().current_version() != before;
-  counter.set_version(before);
-  return shared;
 }
 
 bool HasTensor(const c10::IValue& list) {
@@ -199,29 +188,46 @@ int OuterRecorder::NewValue(const at::Tensor& tensor) {
   return id;
 }
 
-int OuterRecorder::NewResult(const at::Tensor& tensor) {
-  const int id = NewValue(tensor);
-  OuterValue& value = trace_.values[id];
+ViewOf OuterRecorder::ViewFacts(const at::Tensor& tensor) const {
+  ViewOf view;
+  const TensorImpl* base = BaseOf(*tensor.unsafeGetTensorImpl());
+  if (base == tensor.unsafeGetTensorImpl()) return view;
+  const auto& meta = *torch::autograd::impl::get_view_autograd_meta(tensor);
+  view.any = true;
+  view.creation = static_cast<int>(meta.get_creation_meta());
   for (const auto& seen : seen_) {
-    if (!SharesVersions(*seen.tensor, *tensor.unsafeGetTensorImpl())) continue;
-    value.version = 0;  // whatever the argument's is
-    value.version_arg = seen.arg;
-    value.version_element = seen.element;
+    if (BaseOf(*seen.tensor) != base) continue;
+    view.source = {seen.arg, seen.element};
+    return view;
+  }
+  view.hidden_base = Geometry::Of(*base);
+  view.hidden_requires_grad = base->requires_grad();
+  return view;
+}
+
+// The result of an operator, which may be a view of an argument or share its version counter.
+int OuterRecorder::NewOutput(const at::Tensor& tensor) {
+  const int id = NewValue(tensor);
+  trace_.values[id].view = ViewFacts(tensor);
+  for (const auto& seen : seen_) {
+    if (!ShareCounter(*seen.tensor, *tensor.unsafeGetTensorImpl())) continue;
+    trace_.values[id].counter = {seen.arg, seen.element};
+    trace_.values[id].version = 0;
     break;
   }
   return id;
 }
 
-bool OuterRecorder::IsView(const at::Tensor& tensor) const {
+bool OuterRecorder::IsViewOfHidden(const at::Tensor& tensor) const {
   const auto found = value_of_.find(tensor.unsafeGetTensorImpl());
-  return found != value_of_.end() && trace_.values[found->second].version_arg >= 0;
+  return found != value_of_.end() && trace_.values[found->second].view.OfHidden();
 }
 
 OuterOutput OuterRecorder::HostOutput(const c10::IValue& value, const OpInfo& info) {
   OuterOutput output;
   if (value.isTensorList()) {
     output.kind = OuterOutput::Kind::kList;
-    for (const auto& element : value.toListRef()) output.values.push_back(NewResult(element.toTensor()));
+    for (const auto& element : value.toListRef()) output.values.push_back(NewOutput(element.toTensor()));
     return output;
   }
   if (!value.isTensor()) {
@@ -240,7 +246,7 @@ OuterOutput OuterRecorder::HostOutput(const c10::IValue& value, const OpInfo& in
     output.element = seen.element;
     return output;
   }
-  output.value = NewResult(tensor);
+  output.value = NewOutput(tensor);
   return output;
 }
 
@@ -249,10 +255,15 @@ void OuterRecorder::EndEvent(const Stack& stack) {
   const size_t count = event.info->returned_arg.size();
   for (size_t i = stack.size() - count; i < stack.size(); ++i) event.outputs.push_back(HostOutput(stack[i], *event.info));
   // In-place operators on tensors that gained or lost a gradient change their meaning; keep them out.
+  std::vector<const TensorImpl*> bumped;
   for (const auto& seen : seen_) {
     if (seen.tensor->is_inference()) continue;
     const auto version = static_cast<uint32_t>(seen.tensor->version_counter().current_version());
-    if (version != seen.version) event.bumps.push_back({seen.arg, seen.element, version - seen.version});
+    const auto same = [&](const TensorImpl* other) { return ShareCounter(*seen.tensor, *other); };
+    if (version != seen.version && std::none_of(bumped.begin(), bumped.end(), same)) {
+      bumped.push_back(seen.tensor);
+      event.bumps.push_back({{seen.arg, seen.element}, version - seen.version});
+    }
     auto it = value_of_.find(seen.tensor);
     if (it == value_of_.end()) continue;
     NoteNode(it->second, at::Tensor(c10::intrusive_ptr<TensorImpl, c10::UndefinedTensorImpl>::reclaim_copy(seen.tensor)));
@@ -363,7 +374,7 @@ void OuterRecorder::SnapshotAlive() {
 std::unique_ptr<OuterTrace> OuterRecorder::Finish() {
   SnapshotAlive();
   for (size_t i = 0; i < trace_.values.size(); ++i) {
-    if (trace_.values[i].requires_grad && trace_.values[i].consumed_by < 0 && !value_tensors_[i].expired()) {
+    if (NeedsHistory(trace_.values[i]) && trace_.values[i].consumed_by < 0 && !value_tensors_[i].expired()) {
       Refuse("INNER_HISTORY: a tensor keeps its autograd history beyond the step");
     }
   }

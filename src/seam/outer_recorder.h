@@ -25,7 +25,7 @@ class OuterRecorder final : public DeviceOpListener {
   void EndEvent(const Stack& stack);
   void DropEvent();
   bool IsValue(const at::Tensor& tensor) const { return value_of_.count(tensor.unsafeGetTensorImpl()) != 0; }
-  bool IsView(const at::Tensor& tensor) const;
+  bool IsViewOfHidden(const at::Tensor& tensor) const;
   bool InEvent() const { return event_ >= 0; }
   void NoteFetch();
   void BeginBackward(const torch::autograd::edge_list& roots, const std::vector<at::Tensor>& gradients);
@@ -54,7 +54,8 @@ class OuterRecorder final : public DeviceOpListener {
   int ExternalOf(const at::Tensor& tensor);
   void NoteNode(int value, const at::Tensor& tensor);
   int NewValue(const at::Tensor& tensor);
-  int NewResult(const at::Tensor& tensor);  // of the open event
+  int NewOutput(const at::Tensor& tensor);
+  ViewOf ViewFacts(const at::Tensor& tensor) const;
   OuterOutput HostOutput(const c10::IValue& value, const OpInfo& info);
   void NoteArguments(const Stack& stack, size_t first);
   void WalkGraph(OuterEvent& event, const torch::autograd::edge_list& roots);

@@ -73,8 +73,11 @@ void OuterLane::RestorePreimages() {
 void OuterLane::Adopt(int value, const at::Tensor& result) {
   const int slot = step_->plan->values[value].slot;
   if (c10::Storage& token = step_->tokens[slot]) {
-    if (StorageRecord* record = RecordOf(token.unsafeGetStorageImpl())) {
-      record->real = result.unsafeGetTensorImpl()->unsafe_storage();
+    const c10::Storage& real = result.unsafeGetTensorImpl()->unsafe_storage();
+    StorageRecord* record = RecordOf(token.unsafeGetStorageImpl());
+    // A view of a committed value lies in the token itself.
+    if (record != nullptr && real.unsafeGetStorageImpl() != token.unsafeGetStorageImpl()) {
+      record->real = real;
       record->borrowed = false;
     }
   }
@@ -110,6 +113,7 @@ void OuterLane::ReplayBackward(const OuterEvent& event, LogEntry& entry) {
 
 void OuterLane::ReplayEvent(LogEntry& entry) {
   const OuterEvent& event = step_->plan->events[entry.event];
+  const c10::InferenceMode as_recorded(event.env.inference);
   event.env.Restore();
   ++stats_.replayed_events;
   const ForeignMemory as_it_was(*step_, entry);
@@ -140,7 +144,7 @@ void OuterLane::HandHistoryOn() {
   torch::autograd::edge_list real(dummy_->num_inputs());
   for (size_t value = 0; value < real.size(); ++value) {
     OuterPlaceholder* placeholder = step_->live[value];
-    if (placeholder == nullptr || !step_->plan->values[value].requires_grad) continue;
+    if (placeholder == nullptr || !NeedsHistory(step_->plan->values[value])) continue;
     const at::Tensor tensor(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>::reclaim_copy(placeholder));
     auto edge = torch::autograd::impl::gradient_edge(tensor);
     if (edge.function.get() != dummy_.get()) real[value] = std::move(edge);

@@ -14,6 +14,18 @@ void Refuse(OuterTrace& trace, const std::string& reason) {
   if (trace.refusal.empty()) trace.refusal = reason;
 }
 
+at::Tensor TensorAt(const Stack& args, Place place) {
+  const auto& value = args[place.arg];
+  return place.element < 0 ? value.toTensor() : value.toListRef()[place.element].toTensor();
+}
+
+// torch tells nobody whether two counters are one; the handle is a single pointer.
+bool ShareCounter(const c10::TensorImpl& a, const c10::TensorImpl& b) {
+  static_assert(sizeof(c10::VariableVersion) == sizeof(void*));
+  if (!a.version_counter().enabled()) return false;
+  return std::memcmp(&a.version_counter(), &b.version_counter(), sizeof(void*)) == 0;
+}
+
 at::Tensor CopyNumber(const at::Tensor& tensor) {
   LanesOff off;
   at::AutoDispatchBelowADInplaceOrView below_autograd;

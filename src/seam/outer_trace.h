@@ -4,6 +4,7 @@
 // Two identities: a *value* is a tensor object (TensorImpl) that an event returned; a *slot* is a storage; a *variable* is
 // a slot with a geometry. Host events speak of values and externals, device ops of variables; they meet in the slot.
 
+#include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
 #include <c10/util/intrusive_ptr.h>
 
@@ -37,6 +38,24 @@ struct Arg {
   c10::IValue constant;
 };
 
+// A tensor among the arguments of an event.
+struct Place {
+  int arg = -1, element = -1;  // element: of a list, -1 for an argument that is a tensor
+  friend bool operator==(const Place&, const Place&) = default;
+};
+at::Tensor TensorAt(const Stack& args, Place place);
+
+// What autograd knows of a view: of which tensor, and how it was made.
+struct ViewOf {
+  bool any = false;
+  Place source;  // the argument of its event that it shares its base with, or that is its base; none: the base is ...
+  Geometry hidden_base;  // ... a tensor inside the operator, which nobody else has seen
+  bool hidden_requires_grad = false;
+  int creation = 0;  // torch::autograd::CreationMeta
+  bool OfHidden() const { return any && source.arg < 0; }
+  friend bool operator==(const ViewOf&, const ViewOf&) = default;
+};
+
 struct OuterValue {
   Geometry geometry;
   c10::DispatchKeySet keys;
@@ -45,9 +64,13 @@ struct OuterValue {
   int slot = -1;
   int root = -1;         // index among the step's backward roots, -1 if none
   int consumed_by = -1;  // the backward event that visited its node
-  uint32_t version = 0;
-  int version_arg = -1, version_element = -1;  // a view: its version counter is that of this argument of its event
+  ViewOf view;
+  Place counter;         // the argument of its event that it shares the version counter with (views, detach); none:
+  uint32_t version = 0;  // ... where its own counter begins
 };
+
+// A leaf that requires grad (a view of a parameter, made without gradients) has no history.
+inline bool NeedsHistory(const OuterValue& value) { return value.requires_grad && !value.is_leaf; }
 
 struct OuterOutput {
   enum class Kind : uint8_t { kValue, kArgument, kList, kUndefined };
@@ -58,7 +81,7 @@ struct OuterOutput {
 };
 
 struct VersionBump {
-  int arg = -1, element = -1;
+  Place place;  // one of the arguments that share the counter
   uint32_t count = 0;
 };
 
@@ -140,6 +163,9 @@ struct OuterTrace {
   int roots = 0;
   std::string refusal;             // reason code and text; empty: eligible
 };
+
+// Two views of one tensor: a write to either shows in the version of both.
+bool ShareCounter(const c10::TensorImpl& a, const c10::TensorImpl& b);
 
 // "INNER_..." text of the first problem wins.
 void Refuse(OuterTrace& trace, const std::string& reason);

@@ -53,19 +53,29 @@ PathTracker::Inputs PathTracker::Wiring(const Call& call) const {
   return inputs;
 }
 
-void PathTracker::NoteBranch(const Call& call, int64_t op_index) {
+void PathTracker::NoteBranch(const Signature& signature, int64_t op_index) {
   if (new_path_) return;  // the first departure of a step says it all
   new_path_ = true;
-  const auto successors = graph_.Successors(at_);
-  Divergence divergence;
-  divergence.reason = DivergenceReason::kNewPath;
-  divergence.event = op_index;
-  divergence.expected = successors.empty() || table_ == nullptr
-                            ? std::string("end of the known path")
-                            : const_cast<SignatureTable*>(table_)->At(graph_.At(successors.front().to).signature).Op().name;
-  divergence.got = call.info->name;
-  divergence.field = divergence.expected == divergence.got ? "wiring or structural argument" : "operator";
-  divergence.where = UserFrame();
+  const std::string& name = signature.Op().name;
+  Divergence divergence{DivergenceReason::kNewPath, op_index, "end of the known path", name, "operator", UserFrame()};
+  // The successor that comes closest; one of the same operator tells more than that another came first.
+  for (const auto& edge : graph_.Successors(at_)) {
+    const Signature& expected = table_->At(graph_.At(edge.to).signature);
+    const bool same_operator = &expected.Op() == &signature.Op();
+    if (same_operator || divergence.expected == "end of the known path") divergence.expected = expected.Op().name;
+    if (!same_operator) continue;
+    if (expected.id == signature.id) {
+      divergence.reason = DivergenceReason::kWiring;
+      divergence.field = "origin of a tensor";
+    } else if (!(expected.Environment() == signature.Environment())) {
+      divergence.reason = DivergenceReason::kEnv;
+      divergence.field = "mode or setting";
+    } else {
+      divergence.reason = DivergenceReason::kArgument;
+      divergence.field = "argument";
+    }
+    break;
+  }
   stats_.Diverge(std::move(divergence));
 }
 
@@ -81,7 +91,7 @@ trace::NodeId PathTracker::Advance(const Call& call, const Signature& signature,
       return at_;
     }
   }
-  NoteBranch(call, op_index);
+  NoteBranch(signature, op_index);
   if (const auto join = graph_.FindJoin(at_, signature.id, wiring)) {
     graph_.Join(at_, *join, wiring);
     at_ = *join;

@@ -31,12 +31,12 @@ class PathTracker {
  private:
   using Inputs = c10::SmallVector<trace::Input, 12>;
   Inputs Wiring(const Call& call) const;
-  void NoteBranch(const Call& call, int64_t op_index);
+  void NoteBranch(const Signature& signature, int64_t op_index);
 
   StepStats& stats_;
   trace::TraceGraph graph_;
   trace::NodeId at_ = trace::TraceGraph::kStart;
-  const SignatureTable* table_ = nullptr;
+  SignatureTable* table_ = nullptr;  // of the latest call
   uint64_t step_ = 0;
   bool growing_ = false;
   bool new_path_ = false;

@@ -1,9 +1,18 @@
 #include "seam/settle.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/cos.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/sin.h>
+#include <ATen/ops/sum.h>
 
 #include <algorithm>
 #include <array>
+
+#include "seam/gil.h"
 
 namespace outrider::seam {
 namespace {
@@ -107,5 +116,14 @@ int HandlerDepth::Current() { return t_handler_depth; }
 LearnCallSites::LearnCallSites(Kind kind) { t_learning = kind == Kind::kEngine ? &g_engine_sites : &g_transient_sites; }
 LearnCallSites::~LearnCallSites() { t_learning = nullptr; }
 int LearntCallSites() { return g_engine_sites.Count(); }
+
+void LearnEngineCallSites() {
+  at::Tensor x = at::ones({4, 4}).requires_grad_();
+  at::Tensor y = at::mul(x, x);
+  at::Tensor loss = at::sum(at::add(at::add(at::sin(y), at::cos(y)), at::exp(y)));
+  GilRelease without_lock;
+  LearnCallSites learning;
+  loss.backward();
+}
 
 }  // namespace outrider::seam

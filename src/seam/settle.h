@@ -65,5 +65,8 @@ class LearnCallSites {
   ~LearnCallSites();
 };
 int LearntCallSites();
+// Learns those of the engine: one forward and backward pass with a value that gets several gradients. The inner lane must
+// be active on this thread.
+void LearnEngineCallSites();
 
 }  // namespace outrider::seam

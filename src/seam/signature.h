@@ -61,6 +61,7 @@ class Signature {
   bool Matches(const Call& call, const Env& env) const;
   const OpInfo& Op() const { return *info_; }
   OpInfo& MutableOp() const { return *info_; }
+  const Env& Environment() const { return env_; }
 
   // nullptr when this combination of shapes has not been seen.
   const ShapeClass* FindShapes(const Call& call);

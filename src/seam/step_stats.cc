@@ -6,8 +6,8 @@ namespace outrider::seam {
 
 const char* CodeOf(FlushReason reason) {
   static constexpr const char* kCodes[] = {"FLUSH_FETCH",   "FLUSH_RAW_ACCESS", "FLUSH_FOREIGN_OP", "FLUSH_DATA_DEPENDENT", "FLUSH_FLAG",
-                                           "FLUSH_ESCAPED", "FLUSH_RECORD",     "FLUSH_FORK",       "FLUSH_STEP_OUTSIDE",
-                                           "FLUSH_DEBUG"};
+                                           "FLUSH_ESCAPED", "FLUSH_RECORD",     "FLUSH_FORK",       "FLUSH_CALLED",
+                                           "FLUSH_STEP_OUTSIDE", "FLUSH_DEBUG"};
   static_assert(std::size(kCodes) == static_cast<size_t>(FlushReason::kCount));
   return kCodes[static_cast<size_t>(reason)];
 }

@@ -13,7 +13,7 @@
 namespace outrider::seam {
 
 enum class FlushReason : uint8_t {
-  kFetch, kRawAccess, kForeignOp, kDataDependent, kFlag, kEscaped, kRecord, kFork, kStepOutside, kDebug, kCount
+  kFetch, kRawAccess, kForeignOp, kDataDependent, kFlag, kEscaped, kRecord, kFork, kCalled, kStepOutside, kDebug, kCount
 };
 const char* CodeOf(FlushReason reason);
 

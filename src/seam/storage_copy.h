@@ -1,6 +1,7 @@
 #pragma once
 // Bytes of one storage in another, on the stream of the calling thread.
 
+#include <ATen/core/Tensor.h>
 #include <c10/core/Storage.h>
 
 #include "seam/storage_record.h"
@@ -13,5 +14,11 @@ c10::Storage CopyStorage(const c10::Storage& storage);
 void OverwriteStorage(const c10::Storage& target, const c10::Storage& source);
 // The same bytes without ownership.
 c10::Storage AliasStorage(const c10::Storage& storage);
+
+// What the tensor holds now, in a storage of its own, for memory that the program may overwrite at any time: the bytes
+// from its first to its last element, gaps included, with the same strides and offset 0. The copy has the alignment of
+// the original too: kernels choose their order of summation by strides and alignment, so that any other layout could
+// change bits. Imperative thread.
+at::Tensor PrivateCopy(const c10::TensorImpl& tensor);
 
 }  // namespace outrider::seam

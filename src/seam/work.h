@@ -61,6 +61,7 @@ class WorkQueue {
   virtual uint64_t Submit() = 0;
   virtual uint64_t NextSequence() const = 0;
   virtual bool Idle() const = 0;
+  virtual bool Done(uint64_t sequence) const = 0;
   // Waits with the interpreter lock released; rethrows a deferred error.
   virtual void WaitFor(uint64_t sequence) = 0;
   virtual void WaitAll() = 0;

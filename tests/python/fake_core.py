@@ -93,6 +93,9 @@ class FakeCore(ModuleType):
         if self.on_flush is not None:
             self.on_flush()
 
+    def flush_for_fork(self) -> None:
+        self.calls.append(("flush_for_fork",))
+
     def shutdown(self) -> None:
         self.calls.append(("shutdown",))
 

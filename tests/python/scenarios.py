@@ -10,6 +10,7 @@ from coexec.program import Program, make_optimizer
 from torch import nn
 
 STEPS = 14
+COVERED_STEP = 8  # from here on a regular program is covered in its lane
 ODD_STEP = 8  # the step at which a difficulty appears in a program that is covered by then
 
 MODES = {
@@ -86,3 +87,23 @@ def check(make_step, mode, *, steps=STEPS, resume=False, optimizer="adamw", net=
     twin = equality.run_coexec(build, steps, resume, **(MODES[mode] | (changes or {})))
     equality.assert_equal(eager, twin)
     return twin
+
+
+def run_twins(drive, mode):
+    """Runs `drive(wrap)` eagerly and co-executed; asserts equality and returns the co-executed Outcome."""
+    import outrider
+
+    eager = equality.Outcome([], drive(lambda step: step).state())
+    with equality.fresh_core(**MODES[mode]):
+        bench = drive(outrider.coexec)
+        outrider.flush()
+        twin = equality.Outcome([], bench.state(), outrider.report())
+    equality.assert_equal(eager, twin)
+    return twin
+
+
+def assert_lane(twin, mode, outer=True):
+    """The late steps ran in the lane that the mode promises; without that, equality says little."""
+    lane = "inner" if mode == "inner" or not outer else "outer"
+    used = equality.lanes_used(twin.rows, COVERED_STEP)
+    assert used == {lane: len(twin.rows) - COVERED_STEP}, f"{used}: {equality.why_not(twin.rows, COVERED_STEP)}"

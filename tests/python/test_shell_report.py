@@ -28,6 +28,7 @@ CODES = [
     "FLUSH_ESCAPED",
     "FLUSH_RECORD",
     "FLUSH_FORK",
+    "FLUSH_CALLED",
     "FLUSH_STEP_OUTSIDE",
     "FLUSH_DEBUG",
     "DIV_NEW_PATH",
@@ -51,8 +52,8 @@ CODES = [
     "INNER_ENV",
     "INNER_OPTION",
     "OFF_KEYS",
+    "OFF_OPTION",
     "OFF_ENV",
-    "OFF_UNSTABLE",
 ]
 
 
@@ -175,8 +176,8 @@ def test_inline_operators_are_named():
             "nothing was covered, because 3 of 3 steps were recordings. Covering starts once recordings",
         ),
         (
-            [make_row(0, lane="off", covered_ops=0, note="OFF_KEYS: FakeTensorMode is active")],
-            "nothing was covered, because co-execution was off for 1 of 1 steps (OFF_KEYS: FakeTensorMode is active).",
+            [make_row(0, lane="off", covered_ops=0, note="OFF_KEYS: inner=Undefined")],
+            "nothing was covered, because co-execution was off for 1 of 1 steps (OFF_KEYS: inner=Undefined).",
         ),
         (
             [make_row(0, covered_ops=0, divergences=[_divergence(event=0)])],

@@ -267,7 +267,7 @@ def test_a_forked_child_runs_plainly(core):
         os._exit(0 if plain and core.calls == [] else 1)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
-    assert core.named("flush", "leave") == ["flush"]
+    assert core.named("flush", "flush_for_fork", "leave") == ["flush_for_fork"]
     assert not _runtime.in_forked_child()
 
 
