@@ -4,7 +4,8 @@
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 
 #include <algorithm>
-#include <sstream>
+#include <array>
+#include <charconv>
 
 #include "seam/outer_lane.h"
 #include "seam/storage_record.h"
@@ -18,12 +19,30 @@ std::string TextOf(const at::Tensor& tensor) {
   return tensor.defined() ? Geometry::Of(*tensor.unsafeGetTensorImpl()).Text() : "no tensor";
 }
 
+// The shortest that reads back as the same number.
+std::string TextOf(double number) {
+  std::array<char, 32> text;
+  const auto end = std::to_chars(text.data(), text.data() + text.size(), number).ptr;
+  return {text.data(), end};
+}
+
+// torch could print it into a stream, but a stream must not cross between libraries built with other C++ runtimes.
 std::string TextOf(const c10::IValue& value) {
   if (value.isTensor()) return TextOf(value.toTensor());
   if (value.isTensorList()) return std::to_string(value.toListRef().size()) + " tensors";
-  std::ostringstream stream;
-  stream << value;
-  return stream.str().substr(0, kTextMax);
+  if (value.isNone()) return "None";
+  if (value.isBool()) return value.toBool() ? "True" : "False";
+  if (value.isInt()) return std::to_string(value.toInt());
+  if (value.isDouble()) return TextOf(value.toDouble());
+  if (value.isString()) return value.toStringRef();
+  if (value.isDevice()) return value.toDevice().str();
+  if (!value.isList()) return value.tagKind();
+  std::string text = "[";
+  for (const auto& element : value.toListRef()) {
+    text += (text.size() == 1 ? "" : ", ") + TextOf(element);
+    if (text.size() > kTextMax) return text.substr(0, kTextMax) + "...";
+  }
+  return text + "]";
 }
 
 std::string TextOf(const Arg& arg) {

@@ -49,7 +49,13 @@ bool PlanGraphs::Run(OuterPart& part) {
   if (segment == nullptr) return false;
   if (memory_ == nullptr) memory_ = NewGraphMemory(device_);
   if (memory_ == nullptr) return false;
-  return segment->Run(part, *memory_, in_buffer_);
+  const bool ran = segment->Run(part, *memory_, in_buffer_);
+  if (segment->JustCaptured()) {
+    for (auto& [key, other] : segments_) {
+      if (std::get<0>(key) >= part.end_op) other->CaptureAgain();
+    }
+  }
+  return ran;
 }
 
 bool PlanGraphs::Lend(int slot, const RecordPtr& record, const OuterTable& table) {

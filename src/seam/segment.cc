@@ -137,6 +137,7 @@ void Segment::CapturePiece(OuterPart& part, GraphMemory& memory, Piece& piece) {
     const int made = part.plan->first_use[slot];
     if (produced_[slot] == 0 || made < piece.first || made >= piece.end || !part.table->slots[slot]) continue;
     piece.results.emplace_back(slot, AliasStorage(part.table->slots[slot]));
+    just_captured_.push_back(static_cast<int>(slot));
   }
 }
 
@@ -239,7 +240,14 @@ void Segment::CountOps(OuterPart& part) const {
   }
 }
 
+void Segment::CaptureAgain() {
+  if (state_ != State::kReady) return;
+  state_ = State::kCounting;
+  pieces_.clear();
+}
+
 bool Segment::Run(OuterPart& part, GraphMemory& memory, std::vector<char>& in_buffer) {
+  just_captured_.clear();
   if (state_ == State::kRefused) return false;
   if (state_ == State::kCounting) {
     Observe(part);
@@ -259,6 +267,7 @@ bool Segment::Run(OuterPart& part, GraphMemory& memory, std::vector<char>& in_bu
     misses_ = 0;
     Launch(part);
   }
+  for (int slot : just_captured_) in_buffer[slot] = 1;
   if (state_ != State::kReady) return true;
   CountOps(part);
   for (size_t slot = 0; slot < held_.size(); ++slot) in_buffer[slot] |= held_[slot];

@@ -22,6 +22,11 @@ class Segment {
 
   // A launch may write into buffers that values of earlier steps live in.
   bool MayLaunch() const { return state_ == State::kReady || (state_ == State::kCounting && runs_ >= kRunsBefore); }
+  // The last run has captured something.
+  bool JustCaptured() const { return !just_captured_.empty(); }
+  // A range that comes before this one has been captured later: what it hands on may lie where this one's graphs, when they
+  // were captured, left memory free and write in passing.
+  void CaptureAgain();
   // True: the range has run. False: the caller runs it op by op. Sets `in_buffer` for slots that live in graph memory.
   bool Run(OuterPart& part, GraphMemory& memory, std::vector<char>& in_buffer);
 
@@ -57,6 +62,7 @@ class Segment {
   void CountOps(OuterPart& part) const;
 
   State state_ = State::kCounting;
+  std::vector<int> just_captured_;  // slots that captures of the last run made, even if a later one failed
   int runs_ = 0;
   int misses_ = 0;      // launches in a row that did not fit
   int recaptures_ = 0;

@@ -1,4 +1,5 @@
 #include <ATen/core/CachingHostAllocator.h>
+#include <ATen/cuda/CUDAContextLight.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>
@@ -6,10 +7,54 @@
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
 
+#include <mutex>
+#include <vector>
+
 #include "seam/backend.h"
 
 namespace outrider::seam {
 namespace {
+
+// The workspace of matrix products that captured kernels write to. torch keeps one per thread and stream, and whoever wants
+// the memory back frees them all (torch.compile does so before its own captures); so those of the capture stream are in
+// torch's hands only while a capture runs. Graphs run one after another, hence one serves them all.
+class Workspaces {
+ public:
+  explicit Workspaces(cudaStream_t stream) : stream_(stream) {
+    PutBack(at::cuda::cublas_handle_stream_to_workspace(), Kept().first);
+    PutBack(at::cuda::cublaslt_handle_stream_to_workspace(), Kept().second);
+    (void)at::cuda::getCurrentCUDABlasHandle();  // allocates outside of the capture
+  }
+  ~Workspaces() {
+    Take(at::cuda::cublas_handle_stream_to_workspace(), Kept().first);
+    Take(at::cuda::cublaslt_handle_stream_to_workspace(), Kept().second);
+  }
+  Workspaces(const Workspaces&) = delete;
+  Workspaces& operator=(const Workspaces&) = delete;
+
+ private:
+  using Nodes = std::vector<decltype(at::cuda::WorkspaceMapWithMutex::map)::node_type>;
+
+  // Never destroyed: CUDA may be gone by then.
+  static std::pair<Nodes, Nodes>& Kept() {
+    static auto* kept = new std::pair<Nodes, Nodes>();
+    return *kept;
+  }
+  static void PutBack(at::cuda::WorkspaceMapWithMutex& workspaces, Nodes& kept) {
+    const std::lock_guard<std::shared_mutex> lock(workspaces.mutex);
+    for (auto& node : kept) workspaces.map.insert(std::move(node));
+    kept.clear();
+  }
+  void Take(at::cuda::WorkspaceMapWithMutex& workspaces, Nodes& kept) const {
+    const std::lock_guard<std::shared_mutex> lock(workspaces.mutex);
+    for (auto it = workspaces.map.begin(); it != workspaces.map.end();) {
+      const auto here = it++;
+      if (std::get<1>(here->first) == static_cast<void*>(stream_)) kept.push_back(workspaces.map.extract(here));
+    }
+  }
+
+  cudaStream_t stream_;
+};
 
 class CudaGraph final : public DeviceGraph {
  public:
@@ -28,10 +73,10 @@ class CudaGraphMemory final : public GraphMemory {
   explicit CudaGraphMemory(c10::Device device) : device_(device) {}
 
   std::unique_ptr<DeviceGraph> Capture(const std::function<void()>& body) override {
-    // One capture stream for all captures: libraries keep a workspace per stream.
     static const auto stream = c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device_.index());
     const auto compute = c10::cuda::getCurrentCUDAStream(device_.index());
     const c10::cuda::CUDAStreamGuard on_capture_stream(stream);
+    const Workspaces workspaces(stream.stream());
     // A capture begins by setting the random generators' device-side position, and replays read and set the same memory.
     Order(compute, stream);
     // The allocator gives a pool up with the last graph captured in it.
