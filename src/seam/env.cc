@@ -83,7 +83,7 @@ ThreadState ThreadState::Current() {
   ThreadState state;
   state.intra_op_threads = at::get_num_threads();
 #if defined(__x86_64__)
-  state.float_control = _mm_getcsr();
+  state.float_control = _mm_getcsr() & ~0x3fU;  // the sticky exception bits (0-5) are history, not control
 #endif
   return state;
 }
@@ -91,8 +91,7 @@ ThreadState ThreadState::Current() {
 void ThreadState::Adopt() const {
   if (at::get_num_threads() != intra_op_threads) at::set_num_threads(intra_op_threads);
 #if defined(__x86_64__)
-  // The sticky exception bits (0-5) are history, not control.
-  _mm_setcsr(float_control & ~0x3fU);
+  _mm_setcsr(float_control);
 #endif
 }
 

@@ -20,7 +20,7 @@ struct Geometry {
   static Geometry Of(const c10::TensorImpl& tensor);
   bool Matches(const c10::TensorImpl& tensor) const;
   friend bool operator==(const Geometry&, const Geometry&) = default;
-  std::string Text() const;  // "f32[2,3]"
+  std::string Text() const;  // "Float[2,3]"
 };
 
 uint64_t HashGeometry(uint64_t seed, const c10::TensorImpl& tensor);

@@ -1,0 +1,95 @@
+// Tokens, wrapped storages, and values that live in a buffer for a while.
+
+#include "seam/storage_record.h"
+
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+namespace outrider::seam {
+namespace {
+
+c10::Storage StorageWith(const std::vector<int64_t>& values) {
+  return torch::tensor(values).unsafeGetTensorImpl()->unsafe_storage();
+}
+
+int64_t First(const c10::Storage& storage) { return *static_cast<const int64_t*>(storage.data()); }
+
+TEST(StorageRecord, TokenIsEmptyUntilItIsFilled) {
+  StorageRecord* record = nullptr;
+  const c10::Storage token = MakeToken(16, c10::kCPU, &record);
+  EXPECT_EQ(RecordOf(token.unsafeGetStorageImpl()), record);
+  EXPECT_TRUE(record->is_token);
+  EXPECT_EQ(token.unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().get(), nullptr);
+
+  record->real = StorageWith({7, 8});
+  FillToken(token.unsafeGetStorageImpl(), *record);
+  EXPECT_EQ(First(token), 7);
+  EXPECT_EQ(token.data(), record->real.data());
+  EXPECT_EQ(RecordOf(token.unsafeGetStorageImpl()), record) << "filled tokens keep their record";
+}
+
+TEST(StorageRecord, FillingWithoutAValueSaysSo) {
+  StorageRecord* record = nullptr;
+  const c10::Storage token = MakeToken(8, c10::kCPU, &record);
+  EXPECT_THROW(FillToken(token.unsafeGetStorageImpl(), *record), c10::Error);
+}
+
+TEST(StorageRecord, LentValueGetsBytesOfItsOwnBeforeTheBufferIsOverwritten) {
+  StorageRecord* record = nullptr;
+  const c10::Storage token = MakeToken(16, c10::kCPU, &record);
+  const c10::Storage buffer = StorageWith({1, 2});
+  LendBytes(*record, buffer);
+  EXPECT_EQ(record->real.data(), buffer.data());
+
+  OwnBytes(*record);
+  *static_cast<int64_t*>(buffer.mutable_data()) = 99;
+  FillToken(token.unsafeGetStorageImpl(), *record);
+  EXPECT_EQ(First(token), 1);
+  OwnBytes(*record);  // again: nothing to do
+  EXPECT_EQ(First(token), 1);
+}
+
+TEST(StorageRecord, ReadingALentValueOwnsItToo) {
+  StorageRecord* record = nullptr;
+  const c10::Storage token = MakeToken(16, c10::kCPU, &record);
+  const c10::Storage buffer = StorageWith({3, 4});
+  LendBytes(*record, buffer);
+  FillToken(token.unsafeGetStorageImpl(), *record);
+  *static_cast<int64_t*>(buffer.mutable_data()) = 99;
+  EXPECT_EQ(First(token), 3);
+}
+
+TEST(StorageRecord, RefreshBringsACopyUpToDate) {
+  StorageRecord* record = nullptr;
+  const c10::Storage token = MakeToken(16, c10::kCPU, &record);
+  const c10::Storage buffer = StorageWith({1, 2});
+  LendBytes(*record, buffer);
+  OwnBytes(*record);
+  *static_cast<int64_t*>(buffer.mutable_data()) = 5;
+  RefreshBytes(*record, buffer);
+  EXPECT_EQ(First(record->real), 5);
+}
+
+TEST(StorageRecord, WrappingKeepsTheBytesWhereTheyAre) {
+  const auto tensor = torch::arange(4);
+  const void* before = tensor.const_data_ptr();
+  const c10::Storage storage = tensor.unsafeGetTensorImpl()->unsafe_storage();
+  ASSERT_TRUE(WrapStorage(storage));
+  const StorageRecord* record = RecordOf(storage.unsafeGetStorageImpl());
+  ASSERT_NE(record, nullptr);
+  EXPECT_FALSE(record->is_token);
+  EXPECT_EQ(storage.data(), before);
+  EXPECT_EQ(record->real.data(), before);
+}
+
+TEST(StorageRecord, ForeignMemoryIsNotWrapped) {
+  std::vector<float> numbers(4, 1.0f);
+  const auto tensor = torch::from_blob(numbers.data(), {4});
+  EXPECT_FALSE(WrapStorage(tensor.unsafeGetTensorImpl()->unsafe_storage()));
+  EXPECT_EQ(RecordOf(*tensor.unsafeGetTensorImpl()), nullptr);
+}
+
+TEST(StorageRecord, DataPointerOfThisTorchCanBeSetOnItsOwn) { EXPECT_TRUE(ProbeDataPointerLayout()); }
+
+}  // namespace
+}  // namespace outrider::seam
