@@ -79,6 +79,7 @@ void Session::BeginTiming(const std::string& name) {
   stats_ = {};
   stats_.flushes[static_cast<size_t>(FlushReason::kStepOutside)] = std::exchange(outside_waits_, 0);
   timeline_.SetStep(static_cast<int64_t>(step_));
+  runner_.TakeHostWaitNs();  // waits between steps are no part of this one
   step_start_ns_ = base::NowNs();
 }
 
