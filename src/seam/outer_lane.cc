@@ -19,6 +19,7 @@ constexpr size_t kCapturedPlansMax = 8; // of them
 constexpr size_t kTablesMax = 4;        // kept for another step
 constexpr size_t kRecordingsMax = 6;    // waiting for a second, agreeing one
 constexpr int kFruitlessMax = 12;       // recordings in a row before recording pauses
+constexpr int kReplayedEndsMax = 3;     // steps replayed at their very end before covering pauses
 constexpr uint64_t kPauseMax = 1024;    // steps
 
 }  // namespace
@@ -142,8 +143,15 @@ void OuterLane::EndStep() {
       Launch(/*final=*/true);
       step_->over = true;
       if (++program_->clean >= 1000) program_->pause_steps = 8;
+      program_->replayed_ends = 0;
     } else {
       Diverge(DivergenceReason::kStepEnded, complete ? "no living history" : "more events", "end of step", "");
+      if (complete && ++program_->replayed_ends == kReplayedEndsMax) {
+        program_->replayed_ends = 0;
+        program_->why_not = "INNER_HISTORY: a value with history outlives the step, which is then run twice";
+        program_->pause_steps = kPauseMax / 4;
+        Pause(*program_);
+      }
     }
   }
   if (mode_ == Mode::kRecord) FinishRecording();
@@ -228,7 +236,10 @@ void OuterLane::FinishRecording() {
   if (++program.fruitless < kFruitlessMax) return;
   program.fruitless = 0;
   program.record_until = 0;
-  if (!program.plans.empty()) return;
+  if (program.plans.empty()) Pause(program);
+}
+
+void OuterLane::Pause(Program& program) const {
   program.pause_until = step_number_ + program.pause_steps;
   program.pause_steps = std::min(program.pause_steps * 2, kPauseMax);
 }

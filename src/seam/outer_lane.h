@@ -91,6 +91,7 @@ class OuterLane {
     uint64_t pause_steps = 8;
     int fruitless = 0;           // recordings in a row without a plan
     int clean = 0;               // covered steps in a row without divergence
+    int replayed_ends = 0;       // steps in a row that fitted to their end and were replayed there
     std::string why_not;
     // The step looks at another place of an input each time (data[i]): such views are made at once, and what they show
     // enters as an input.
@@ -100,6 +101,7 @@ class OuterLane {
   // Recording.
   void RetirePlans();
   void FinishRecording();
+  void Pause(Program& program) const;
   void AddPlan(Program& program, std::shared_ptr<const OuterPlan> plan);
   void RecordEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack);
 

@@ -1,5 +1,6 @@
 """Views: bounds, metadata in all modes, version counters; and an operator that autocast treats specially."""
 
+import equality
 import pytest
 import torch
 import torch.nn.functional as F
@@ -169,3 +170,20 @@ def test_history_nobody_asks_for(mode, always):
         return step
 
     check(make, mode)
+
+
+def test_history_that_only_python_drops_is_not_paid_for_in_each_step(mode):
+    """A forward pass with history and no backward: its steps are not replayed for ever."""
+
+    def make(bench):
+        def step(i):
+            x = bench.weight()
+            for _ in range(5):
+                x = x * 1.5
+            return x.detach().sum()
+
+        return step
+
+    twin = check(make, mode, steps=60)
+    replayed = [row["step"] for row in twin.rows[30:] if row["replayed_events"] > 0]
+    assert len(replayed) <= 2, (replayed, equality.why_not(twin.rows))
