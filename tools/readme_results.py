@@ -77,7 +77,7 @@ def slower(rows):
 
 
 def full_rows(result):
-    """The rows of a result file; what stands in the list of details beside a row, if there is one, counts as its own."""
+    """The rows of a result file; what stands in the list of details beside a row, if any, counts as its own."""
     rows = result.get("rows", [])
     details = result.get("details", [{}] * len(rows))
     return [detail | row for row, detail in zip(rows, details, strict=True)]
