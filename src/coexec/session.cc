@@ -201,13 +201,13 @@ void Session::WaitFor(uint64_t sequence) {
   runner_.WaitFor(sequence);
 }
 
-// Thread count and floating-point control are flags of the thread: the graph runner follows at this place in the order.
 void Session::FlushForFlag(bool sets) {
   // What has been validated must not be replayed under the new setting.
   if (sets && usable_ && in_step_ && owner_ == std::this_thread::get_id()) outer_->CommitOrDiverge(seam::DivergenceReason::kEnv, "a numeric flag");
   Flush(FlushReason::kFlag);
 }
 
+// Thread count and floating-point control are flags of the thread: the graph runner follows at this place in the order.
 void Session::FlagChanged(const std::string& flag, const std::string& value) {
   seam::NoteFlag(flag, value);
   if (in_step_ && owner_ == std::this_thread::get_id()) ApplyThreadState();

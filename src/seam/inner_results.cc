@@ -1,6 +1,5 @@
 // InnerLane, second half: operands on the way to the graph runner, placeholders on the way to the program.
 
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
 
 #include <cstring>

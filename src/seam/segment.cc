@@ -259,8 +259,7 @@ bool Segment::Run(OuterPart& part, GraphMemory& memory, std::vector<char>& in_bu
     if (++recaptures_ > kRecapturesMax) {
       Refuse(part, "addresses or living values change from step to step");
     } else {
-      state_ = State::kCounting;
-      pieces_.clear();
+      CaptureAgain();
     }
     return false;
   } else {

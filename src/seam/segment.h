@@ -24,8 +24,8 @@ class Segment {
   bool MayLaunch() const { return state_ == State::kReady || (state_ == State::kCounting && runs_ >= kRunsBefore); }
   // The last run has captured something.
   bool JustCaptured() const { return !just_captured_.empty(); }
-  // A range that comes before this one has been captured later: what it hands on may lie where this one's graphs, when they
-  // were captured, left memory free and write in passing.
+  // Gives the graphs up; the next run captures. Due when a range that comes before this one has been captured later: what
+  // that one hands on may lie where these graphs, when they were captured, left memory free and write in passing.
   void CaptureAgain();
   // True: the range has run. False: the caller runs it op by op. Sets `in_buffer` for slots that live in graph memory.
   bool Run(OuterPart& part, GraphMemory& memory, std::vector<char>& in_buffer);

@@ -73,6 +73,7 @@ class CudaGraphMemory final : public GraphMemory {
   explicit CudaGraphMemory(c10::Device device) : device_(device) {}
 
   std::unique_ptr<DeviceGraph> Capture(const std::function<void()>& body) override {
+    // One stream for all captures, since workspaces belong to a stream.
     static const auto stream = c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device_.index());
     const auto compute = c10::cuda::getCurrentCUDAStream(device_.index());
     const c10::cuda::CUDAStreamGuard on_capture_stream(stream);

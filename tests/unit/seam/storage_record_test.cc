@@ -14,6 +14,20 @@ c10::Storage StorageWith(const std::vector<int64_t>& values) {
 
 int64_t First(const c10::Storage& storage) { return *static_cast<const int64_t*>(storage.data()); }
 
+struct Lent {
+  c10::Storage token, buffer;
+  StorageRecord* record = nullptr;
+};
+
+// A value that stays in a buffer for now.
+Lent LentValue(const std::vector<int64_t>& values) {
+  Lent lent;
+  lent.token = MakeToken(values.size() * sizeof(int64_t), c10::kCPU, &lent.record);
+  lent.buffer = StorageWith(values);
+  LendBytes(*lent.record, lent.buffer);
+  return lent;
+}
+
 TEST(StorageRecord, TokenIsEmptyUntilItIsFilled) {
   StorageRecord* record = nullptr;
   const c10::Storage token = MakeToken(16, c10::kCPU, &record);
@@ -35,10 +49,7 @@ TEST(StorageRecord, FillingWithoutAValueSaysSo) {
 }
 
 TEST(StorageRecord, LentValueGetsBytesOfItsOwnBeforeTheBufferIsOverwritten) {
-  StorageRecord* record = nullptr;
-  const c10::Storage token = MakeToken(16, c10::kCPU, &record);
-  const c10::Storage buffer = StorageWith({1, 2});
-  LendBytes(*record, buffer);
+  const auto [token, buffer, record] = LentValue({1, 2});
   EXPECT_EQ(record->real.data(), buffer.data());
 
   OwnBytes(*record);
@@ -50,20 +61,14 @@ TEST(StorageRecord, LentValueGetsBytesOfItsOwnBeforeTheBufferIsOverwritten) {
 }
 
 TEST(StorageRecord, ReadingALentValueOwnsItToo) {
-  StorageRecord* record = nullptr;
-  const c10::Storage token = MakeToken(16, c10::kCPU, &record);
-  const c10::Storage buffer = StorageWith({3, 4});
-  LendBytes(*record, buffer);
+  const auto [token, buffer, record] = LentValue({3, 4});
   FillToken(token.unsafeGetStorageImpl(), *record);
   *static_cast<int64_t*>(buffer.mutable_data()) = 99;
   EXPECT_EQ(First(token), 3);
 }
 
 TEST(StorageRecord, RefreshBringsACopyUpToDate) {
-  StorageRecord* record = nullptr;
-  const c10::Storage token = MakeToken(16, c10::kCPU, &record);
-  const c10::Storage buffer = StorageWith({1, 2});
-  LendBytes(*record, buffer);
+  const auto [token, buffer, record] = LentValue({1, 2});
   OwnBytes(*record);
   *static_cast<int64_t*>(buffer.mutable_data()) = 5;
   RefreshBytes(*record, buffer);
