@@ -22,8 +22,19 @@ at::Tensor Owning(const TensorImpl* tensor) {
   return at::Tensor(c10::intrusive_ptr<TensorImpl, c10::UndefinedTensorImpl>::reclaim_copy(const_cast<TensorImpl*>(tensor)));
 }
 
+class HistoryMeta final : public AutogradMeta, public base::FreeListed<HistoryMeta> {
+ public:
+  using AutogradMeta::AutogradMeta;
+};
+
+class ViewMeta final : public DifferentiableViewMeta, public base::FreeListed<ViewMeta> {
+ public:
+  using DifferentiableViewMeta::DifferentiableViewMeta;
+};
+
 void SetHistory(TensorImpl& tensor, torch::autograd::Edge edge) {
-  auto& meta = *torch::autograd::impl::materialize_autograd_meta(Owning(&tensor));
+  if (tensor.autograd_meta() == nullptr) tensor.set_autograd_meta(std::make_unique<HistoryMeta>());
+  auto& meta = static_cast<AutogradMeta&>(*tensor.autograd_meta());
   meta.grad_fn_ = std::move(edge.function);
   meta.output_nr_ = edge.input_nr;
 }
@@ -86,8 +97,8 @@ void OuterLane::BecomeView(TensorImpl& impl, int value, const Stack* args) {
     if (view.hidden_requires_grad) SetHistory(*hidden, HistoryOf(value));
     base = at::Tensor(std::move(hidden));
   }
-  impl.set_autograd_meta(std::make_unique<DifferentiableViewMeta>(&impl, torch::autograd::ViewInfo(std::move(base), nullptr, nullptr), std::nullopt,
-                                                                  /*shared_view_info=*/true, static_cast<CreationMeta>(view.creation)));
+  impl.set_autograd_meta(std::make_unique<ViewMeta>(&impl, torch::autograd::ViewInfo(std::move(base), nullptr, nullptr), std::nullopt,
+                                                    /*shared_view_info=*/true, static_cast<CreationMeta>(view.creation)));
 }
 
 at::Tensor OuterLane::MakePlaceholder(int id, const Stack* args) {

@@ -4,13 +4,14 @@
 
 #include <memory>
 
+#include "base/free_list.h"
 #include "seam/lazy_impl.h"
 
 namespace outrider::seam {
 
 class OuterStep;
 
-class OuterPlaceholder final : public LazyImpl {
+class OuterPlaceholder final : public LazyImpl, public base::FreeListed<OuterPlaceholder> {
  public:
   OuterPlaceholder(c10::Storage&& storage, c10::DispatchKeySet keys, caffe2::TypeMeta dtype,
                    std::shared_ptr<OuterStep> step, int value)

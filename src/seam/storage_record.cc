@@ -25,9 +25,14 @@ c10::DataPtr PointerWithRecord(void* data, StorageRecord* record, c10::Device de
   return c10::DataPtr(data, target, &ReleaseRecord, device);
 }
 
+class TokenStorage final : public c10::StorageImpl, public base::FreeListed<TokenStorage> {
+ public:
+  using c10::StorageImpl::StorageImpl;
+};
+
 c10::Storage MakeStorage(size_t nbytes, c10::DataPtr pointer, c10::Allocator* allocator) {
-  return c10::Storage(c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), c10::SymInt(static_cast<int64_t>(nbytes)),
-                                                            std::move(pointer), allocator, /*resizable=*/true));
+  return c10::Storage(c10::make_intrusive<TokenStorage>(c10::StorageImpl::use_byte_size_t(), c10::SymInt(static_cast<int64_t>(nbytes)),
+                                                        std::move(pointer), allocator, /*resizable=*/true));
 }
 
 // c10::DataPtr keeps the data pointer as its first word; everything else stays as it is, so that concurrent look-ups of the

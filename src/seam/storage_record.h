@@ -13,11 +13,12 @@
 #include <atomic>
 #include <cstdint>
 
+#include "base/free_list.h"
 #include "trace/op_record.h"
 
 namespace outrider::seam {
 
-class StorageRecord final : public c10::intrusive_ptr_target {
+class StorageRecord final : public c10::intrusive_ptr_target, public base::FreeListed<StorageRecord> {
  public:
   // Queue sequence number of the last job that reads or writes the storage. Written by the imperative thread.
   std::atomic<uint64_t> last_use{0};
