@@ -197,7 +197,10 @@ void Session::BeforeFork() {
 }
 
 void Session::WaitFor(uint64_t sequence) {
-  if (!in_step_ && owner_ == std::this_thread::get_id() && !runner_.Done(sequence)) ++outside_waits_;
+  if (owner_ == std::this_thread::get_id()) {
+    outer_->NoteWait(sequence);
+    if (!in_step_ && !runner_.Done(sequence)) ++outside_waits_;
+  }
   runner_.WaitFor(sequence);
 }
 

@@ -1,6 +1,6 @@
 #pragma once
-// Where a part of a step may end although its backward pass has not come. The places are the same in every step, so that
-// the ranges between them are few, and far enough apart that a launch is worth its price.
+// Where a part of a step may end although neither a backward pass nor the end of the step has come. The places are the
+// same in every step, so that the ranges between them are few, and far enough apart that a launch is worth its price.
 
 #include <cstdint>
 #include <span>
@@ -13,8 +13,20 @@ struct EarlyCutSizes {
   int parts_of_a_size = 16;  // ... so many of them, then as many of twice the size, and so on
 };
 
-// `end_ops`: for each event before the last backward pass the number of device ops up to its end; never decreases.
-// Per event: 1 where a part may end behind it.
-std::vector<char> FindEarlyCuts(std::span<const int> end_ops, EarlyCutSizes sizes = {});
+// `first_op`: the device ops before the first of these events; `end_ops`: for each event those up to its end; never
+// decreases. Per event: 1 where a part may end behind it.
+std::vector<char> FindEarlyCuts(std::span<const int> end_ops, int first_op = 0, EarlyCutSizes sizes = {});
+
+// For devices where one launch runs a whole range: at most `parts` parts of about equal size. The last one ends where the
+// events do, and has no cut of its own.
+std::vector<char> FindEqualCuts(std::span<const int> end_ops, int first_op, int parts);
+
+struct StepCuts {
+  std::vector<char> early;  // per event, for a runner that takes op by op
+  std::vector<char> graph;  // per event, for device graphs
+};
+
+// The cuts of a whole step: of what comes before event `last_backward` (-1: no backward pass) and of what comes behind it.
+StepCuts FindStepCuts(std::span<const int> end_ops, int last_backward);
 
 }  // namespace outrider::plan

@@ -113,6 +113,7 @@ OuterLane::Mode OuterLane::BeginStep(uint64_t step, const std::string& program, 
     return mode_;
   }
   RetirePlans();
+  ChooseParts();
   auto& plans = program_->plans;
   if (step < program_->pause_until) {
     note_ = program_->why_not;

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "plan/read_habit.h"
 #include "seam/autograd_watch.h"
 #include "seam/inner_lane.h"
 #include "seam/outer_dummy_node.h"
@@ -27,7 +28,7 @@ namespace outrider::seam {
 
 struct OuterOptions {
   bool cut_at_backward = true;
-  // Parts of a forward pass may go before its BACKWARD: when the graph runner has nothing to do, or (tests) always.
+  // Parts may go before a BACKWARD or the end of the step: when the graph runner has nothing to do, or (tests) always.
   enum class Early { kNever = 0, kWhenIdle = 1, kAlways = 2 };
   Early early = Early::kWhenIdle;
 };
@@ -76,6 +77,8 @@ class OuterLane {
   void SettleUncommitted(StorageRecord& record, bool raw);
   // Foreign code is about to run on the program's tensors: nothing validated may be left to replay.
   void CommitOrDiverge(DivergenceReason reason, const std::string& what);
+  // The program waits for job `sequence`. Imperative thread.
+  void NoteWait(uint64_t sequence) { waited_ |= sequence > last_before_step_; }
   bool HasUncommitted() const { return mode_ == Mode::kCover && step_ != nullptr && step_->launched_events < step_->cursor; }
 
   // Plans and recordings, for reports: "events 212, device ops 1130, ..." per plan.
@@ -91,6 +94,9 @@ class OuterLane {
     uint64_t pause_steps = 8;
     int fruitless = 0;           // recordings in a row without a plan
     int clean = 0;               // covered steps in a row without divergence
+    plan::ReadHabit habit;
+    bool small_parts = false;    // device graphs are cut so that the device starts early
+    int part_changes = 0;        // how often that has changed; each time all is captured anew
     int replayed_ends = 0;       // steps in a row that fitted to their end and were replayed there
     std::string why_not;
     // The step looks at another place of an input each time (data[i]): such views are made at once, and what they show
@@ -152,7 +158,9 @@ class OuterLane {
   bool CommitAllowed() const;
   // `undoable`: never a commit, even where one is allowed.
   void Launch(bool final, bool undoable = false);
-  bool EarlyLaunchDue() const;
+  enum class EarlyLaunch { kNone, kUndoable, kCommitted };
+  EarlyLaunch EarlyLaunchDue() const;
+  void ChooseParts();
   void Commit();
   void StampUses(OuterPart& part, const RangeFacts& facts, uint64_t sequence);
   void Diverge(DivergenceReason reason, const std::string& expected, const std::string& got, const std::string& field);
@@ -187,6 +195,8 @@ class OuterLane {
   std::vector<std::shared_ptr<OuterTable>> tables_;
   std::vector<int> newly_bound_;
   int64_t force_at_ = -1;
+  uint64_t last_before_step_ = 0;  // the last job before the current step
+  bool waited_ = false;            // the program has waited for one behind it
   bool diverge_requested_ = false;
 };
 

@@ -6,6 +6,7 @@
 #include "seam/gil.h"
 #include "seam/lazy_impl.h"
 #include "seam/outer_lane.h"
+#include "seam/plan_graphs.h"
 #include "seam/settle.h"
 
 namespace outrider::seam {
@@ -14,6 +15,8 @@ namespace {
 constexpr uint64_t kRecordAfterDivergence = 3;       // steps
 constexpr int kCleanForEarly = 8;                    // covered steps in a row
 constexpr size_t kEarlyCopyMaxBytes = 64 * 1024;     // of state that is written before BACKWARD: running statistics
+constexpr size_t kEarlyCopyMaxBytesOnDevice = 1024 * 1024;
+constexpr int kPartChangesMax = 8;                   // between small and large parts
 
 }  // namespace
 
@@ -50,18 +53,39 @@ void OuterLane::StampUses(OuterPart& part, const RangeFacts& facts, uint64_t seq
   }
 }
 
-// An idle graph runner gets what is validated of a forward pass, at places that are the same in every step. Only where a
-// BACKWARD will commit it, where little has to be copied for the case of a divergence, and where divergences are rare.
-bool OuterLane::EarlyLaunchDue() const {
+// A program that waits for each step is served best by a device that starts early, any other one by few large graphs.
+void OuterLane::ChooseParts() {
+  Program& program = *program_;
+  program.habit.Note(std::exchange(waited_, false));
+  last_before_step_ = queue_.NextSequence() - 1;
+  const bool wanted = program.habit.WaitsEachStep() && (program.small_parts || program.clean >= kCleanForEarly);
+  if (wanted == program.small_parts || program.part_changes == kPartChangesMax || !queue_.Idle()) return;
+  program.small_parts = wanted;
+  ++program.part_changes;
+  for (const auto& plan : program.plans) {
+    if (plan->graphs != nullptr) plan->graphs->Clear();
+  }
+}
+
+// An idle graph runner gets what is validated, at places that are the same in every step. Before a BACKWARD, which will
+// commit it, only where little has to be copied for the case of a divergence, and where divergences are rare; behind the
+// last one, where it can be committed.
+OuterLane::EarlyLaunch OuterLane::EarlyLaunchDue() const {
   const OuterPlan& plan = *step_->plan;
-  if (options_.early == OuterOptions::Early::kNever || plan.graphs != nullptr || plan.early_cuts[step_->cursor - 1] == 0) return false;
-  if (options_.early == OuterOptions::Early::kWhenIdle && (program_->clean < kCleanForEarly || !queue_.Idle())) return false;
+  const bool graphs = plan.graphs != nullptr;
+  if (options_.early == OuterOptions::Early::kNever) return EarlyLaunch::kNone;
+  if ((graphs ? plan.graph_cuts : plan.early_cuts)[step_->cursor - 1] == 0) return EarlyLaunch::kNone;
+  if (options_.early == OuterOptions::Early::kWhenIdle) {
+    const bool wanted = graphs ? program_->small_parts : program_->clean >= kCleanForEarly && queue_.Idle();
+    if (!wanted) return EarlyLaunch::kNone;
+  }
+  if (step_->cursor > plan.last_backward + 1) return CommitAllowed() ? EarlyLaunch::kCommitted : EarlyLaunch::kNone;
   const int first_op = plan.events[step_->launched_events].first_op;
   size_t copied = 0;
   for (int slot : plan.Facts(first_op, plan.events[step_->cursor - 1].end_op).written_inputs) {
     if (step_->preimage_taken[slot] == 0) copied += plan.slots[slot].nbytes;
   }
-  return copied <= kEarlyCopyMaxBytes;
+  return copied <= (graphs ? kEarlyCopyMaxBytesOnDevice : kEarlyCopyMaxBytes) ? EarlyLaunch::kUndoable : EarlyLaunch::kNone;
 }
 
 void OuterLane::Launch(bool final, bool undoable) {

@@ -133,6 +133,57 @@ bool OuterLane::MatchEvent(const OuterEvent& event, const c10::IValue* args) {
   return true;
 }
 
+// What the program got from the one is what it would have got from the other.
+static bool SameResult(const OuterValue& a, const OuterValue& b) {
+  return a.geometry == b.geometry && a.keys == b.keys && a.requires_grad == b.requires_grad && a.is_leaf == b.is_leaf && a.slot == b.slot &&
+         a.counter == b.counter && a.version == b.version && a.view == b.view;
+}
+
+static bool SameArguments(const OuterPlan& plan, const OuterPlan& other, const OuterEvent& a, const OuterEvent& b) {
+  for (size_t k = 0; k < a.args.size(); ++k) {
+    if (!SameArg(a.args[k], b.args[k])) return false;
+    if (a.args[k].code != Code::kExternal) continue;
+    const External& x = plan.externals[a.args[k].id];
+    const External& y = other.externals[a.args[k].id];
+    if (x.persistent != y.persistent || x.slot != y.slot || !(x.geometry == y.geometry) || (x.persistent && x.identity != y.identity)) return false;
+  }
+  return true;
+}
+
+static bool SameOp(const DeviceOp& a, const DeviceOp& b) {
+  bool same = a.info == b.info && a.args.size() == b.args.size() && a.writes == b.writes && a.outputs.size() == b.outputs.size();
+  for (size_t k = 0; same && k < a.args.size(); ++k) same = SameArg(a.args[k], b.args[k]);
+  for (size_t k = 0; same && k < a.outputs.size(); ++k) same = SameArg(a.outputs[k], b.outputs[k]);
+  return same;
+}
+
+static bool SameOutputs(const OuterPlan& plan, const OuterPlan& other, const OuterEvent& a, const OuterEvent& b) {
+  for (size_t k = 0; k < a.outputs.size(); ++k) {
+    const auto& x = a.outputs[k];
+    const auto& y = b.outputs[k];
+    if (x.kind != y.kind || x.value != y.value || x.values != y.values || x.arg != y.arg || x.element != y.element) return false;
+    if (x.value >= 0 && !SameResult(plan.values[x.value], other.values[x.value])) return false;
+    for (int value : x.values) {
+      if (!SameResult(plan.values[value], other.values[value])) return false;
+    }
+  }
+  return true;
+}
+
+size_t OuterPlan::SharedPrefix(const OuterPlan& other) const {
+  const size_t limit = std::min(events.size(), other.events.size());
+  for (size_t i = 0; i < limit; ++i) {
+    const OuterEvent& a = events[i];
+    const OuterEvent& b = other.events[i];
+    bool same = a.info == b.info && a.backward == b.backward && a.env == b.env && a.args.size() == b.args.size() &&
+                a.first_op == b.first_op && a.end_op == b.end_op && a.leaves == b.leaves && a.leaf_values == b.leaf_values &&
+                a.snapshots.size() == b.snapshots.size() && a.outputs.size() == b.outputs.size() && SameArguments(*this, other, a, b);
+    for (int op = a.first_op; same && op < a.end_op; ++op) same = SameOp(ops[op], other.ops[op]);
+    if (!same || !SameOutputs(*this, other, a, b)) return i;
+  }
+  return limit;
+}
+
 // Another plan that has been the same so far and fits from here.
 bool OuterLane::SwitchPlan(const std::function<bool(const OuterPlan&)>& fits) {
   if (!step_->may_switch) return false;
@@ -280,7 +331,7 @@ void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack)
     ++step_->cursor;
     ++stats_.events;
     SetUncommittedWork(true);
-    if (EarlyLaunchDue()) Launch(/*final=*/false, /*undoable=*/true);
+    if (const auto early = EarlyLaunchDue(); early != EarlyLaunch::kNone) Launch(/*final=*/false, early == EarlyLaunch::kUndoable);
     if (!inner_.DebugFlushDue()) return;
     Launch(/*final=*/false);
     queue_.WaitAll();

@@ -3,10 +3,13 @@
 #include <algorithm>
 
 #include "plan/early_cuts.h"
+#include "plan/peak_bytes.h"
 #include "seam/lazy_impl.h"
 
 namespace outrider::seam {
 namespace {
+
+constexpr double kGraphCutsPeakMax = 1.15;  // of the memory of a step without cuts
 
 using Code = Arg::Code;
 
@@ -289,16 +292,30 @@ void FindHistory(OuterPlan& plan) {
   }
 }
 
-// None behind the last BACKWARD: what comes there is launched with a commit.
-std::vector<char> EarlyCuts(const OuterPlan& plan) {
-  std::vector<int> end_ops, until_backward;
+// Parts that are launched early as graphs keep all that they made until the step is over.
+bool GraphCutsFit(const OuterPlan& plan) {
+  std::vector<plan::SlotLife> lives;
+  size_t state = 0;
+  for (size_t s = 0; s < plan.slots.size(); ++s) {
+    if (plan.slots[s].persistent >= 0) state += plan.slots[s].nbytes;
+    if (!plan.slots[s].external) lives.push_back({plan.first_use[s], plan.last_use[s], plan.slots[s].nbytes});
+  }
+  const int ops = static_cast<int>(plan.ops.size());
+  const size_t whole = plan::PeakBytes(lives, ops) + state;
+  const int kept = plan.last_backward < 0 ? 0 : plan.events[plan.last_backward].first_op;
+  return static_cast<double>(plan::PeakBytes(lives, ops, kept) + state) <= kGraphCutsPeakMax * static_cast<double>(whole);
+}
+
+void FindCuts(OuterPlan& plan) {
+  std::vector<int> end_ops;
   for (const auto& event : plan.events) {
-    if (event.backward) until_backward = end_ops;
+    if (event.backward) plan.last_backward = static_cast<int>(end_ops.size());
     end_ops.push_back(event.end_op);
   }
-  auto cuts = plan::FindEarlyCuts(until_backward);
-  cuts.resize(plan.events.size(), 0);
-  return cuts;
+  auto [early, graph] = plan::FindStepCuts(end_ops, plan.last_backward);
+  plan.early_cuts = std::move(early);
+  plan.graph_cuts = std::move(graph);
+  if (!GraphCutsFit(plan)) std::fill_n(plan.graph_cuts.begin(), plan.last_backward + 1, 0);
 }
 
 }  // namespace
@@ -324,7 +341,7 @@ PlanResult MakePlan(const OuterTrace& older, OuterTrace&& newer) {
   if (!result.why_not.empty()) return result;
   FindUses(*plan);
   FindHistory(*plan);
-  plan->early_cuts = EarlyCuts(*plan);
+  FindCuts(*plan);
   result.plan = std::move(plan);
   return result;
 }
@@ -352,47 +369,6 @@ const RangeFacts& OuterPlan::Facts(int first_op, int end_op) const {
 bool OuterPlan::Expired() const {
   return std::any_of(externals.begin(), externals.end(),
                      [](const External& external) { return external.persistent && external.tensor.expired(); });
-}
-
-// What the program got from the one is what it would have got from the other.
-static bool SameResult(const OuterValue& a, const OuterValue& b) {
-  return a.geometry == b.geometry && a.keys == b.keys && a.requires_grad == b.requires_grad && a.is_leaf == b.is_leaf && a.slot == b.slot &&
-         a.counter == b.counter && a.version == b.version && a.view == b.view;
-}
-
-size_t OuterPlan::SharedPrefix(const OuterPlan& other) const {
-  const size_t limit = std::min(events.size(), other.events.size());
-  for (size_t i = 0; i < limit; ++i) {
-    const auto& a = events[i];
-    const auto& b = other.events[i];
-    bool same = a.info == b.info && a.backward == b.backward && a.env == b.env && a.args.size() == b.args.size() &&
-                a.first_op == b.first_op && a.end_op == b.end_op && a.leaves == b.leaves && a.leaf_values == b.leaf_values &&
-                a.snapshots.size() == b.snapshots.size() && a.outputs.size() == b.outputs.size();
-    for (size_t k = 0; same && k < a.args.size(); ++k) {
-      same = SameArg(a.args[k], b.args[k]);
-      const Arg& arg = a.args[k];
-      if (!same || arg.code != Arg::Code::kExternal) continue;
-      const External& x = externals[arg.id];
-      const External& y = other.externals[arg.id];
-      same = x.persistent == y.persistent && x.slot == y.slot && x.geometry == y.geometry && (!x.persistent || x.identity == y.identity);
-    }
-    for (int op = a.first_op; same && op < a.end_op; ++op) {
-      const auto& x = ops[op];
-      const auto& y = other.ops[op];
-      same = x.info == y.info && x.args.size() == y.args.size() && x.writes == y.writes && x.outputs.size() == y.outputs.size();
-      for (size_t k = 0; same && k < x.args.size(); ++k) same = SameArg(x.args[k], y.args[k]);
-      for (size_t k = 0; same && k < x.outputs.size(); ++k) same = SameArg(x.outputs[k], y.outputs[k]);
-    }
-    for (size_t k = 0; same && k < a.outputs.size(); ++k) {
-      const auto& x = a.outputs[k];
-      const auto& y = b.outputs[k];
-      same = x.kind == y.kind && x.value == y.value && x.values == y.values && x.arg == y.arg && x.element == y.element;
-      if (same && x.value >= 0) same = SameResult(values[x.value], other.values[x.value]);
-      for (size_t j = 0; same && j < x.values.size(); ++j) same = SameResult(values[x.values[j]], other.values[y.values[j]]);
-    }
-    if (!same) return i;
-  }
-  return limit;
 }
 
 }  // namespace outrider::seam

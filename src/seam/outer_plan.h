@@ -34,7 +34,10 @@ struct OuterPlan : OuterTrace {
   std::vector<int> last_use;                       // ... and its last
   std::vector<char> written;                       // per slot: some device op writes to it
   std::vector<std::vector<int>> variables_of_slot;
-  std::vector<char> early_cuts;                    // per event: a part may end behind it although no BACKWARD has come
+  std::vector<char> early_cuts;                    // per event: a part may end behind it although neither BACKWARD nor
+                                                   // the end of the step has come
+  std::vector<char> graph_cuts;                    // ... where parts run as device graphs
+  int last_backward = -1;                          // the event, -1 if none: what comes behind it may be committed
   std::vector<std::vector<int>> externals_of_slot;
   // Executable forms, touched by the graph runner only; null where the device has none.
   std::shared_ptr<PlanGraphs> graphs;

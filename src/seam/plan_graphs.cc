@@ -5,7 +5,7 @@
 namespace outrider::seam {
 namespace {
 
-constexpr size_t kSegmentsMax = 8;  // ranges of one plan that may be captured
+constexpr size_t kSegmentsMax = 12; // ranges of one plan that may be captured
 
 }  // namespace
 

@@ -21,7 +21,9 @@ PROGRAMS = {
     "decode": ("decode", {}, ("inner",)),
 }
 
-CASES = [(name, lane) for name, (_, _, lanes) in PROGRAMS.items() for lane in lanes]
+# "early": the outer lane, with parts launched at every possible place before the program asks for anything.
+WAYS = {lane: {"lane": lane} for lane in equality.LANES} | {"early": {"lane": "outer", "early_launch": 2}}
+CASES = [(name, lane) for name, (_, _, lanes) in PROGRAMS.items() for lane in (*lanes, *(["early"] if "outer" in lanes else []))]
 
 
 def builder(name):
@@ -39,7 +41,7 @@ def test_eager_equals_eager(name):
 @pytest.mark.parametrize("name,lane", CASES)
 def test_equal_and_covered(name, lane):
     """Every bit, the CUDA generator's state included, and 90 % of the device ops."""
-    twin = equality.run_coexec(builder(name), STEPS, lane=lane)
+    twin = equality.run_coexec(builder(name), STEPS, **WAYS[lane])
     equality.assert_equal(equality.run_eager(builder(name), STEPS), twin)
     assert equality.covered_share(twin.rows) >= 0.9, equality.why_not(twin.rows)
 
@@ -61,7 +63,7 @@ def test_flush_modes(name, flush):
 
 
 @pytest.mark.parametrize("fetch", ["none", "middle", "end"])
-@pytest.mark.parametrize("lane", equality.LANES)
+@pytest.mark.parametrize("lane", WAYS)
 @pytest.mark.parametrize("name", TINY)
 def test_divergence_at_events(name, lane, fetch):
     """A divergence forced at every event of a step that runs as CUDA graphs."""
@@ -69,7 +71,7 @@ def test_divergence_at_events(name, lane, fetch):
     eager = equality.run_eager(build, 20)
     wrong, event = {}, 0
     while event < 2000:
-        twin = equality.run_coexec(build, 20, lane=lane, force_divergence=(16, event))
+        twin = equality.run_coexec(build, 20, **WAYS[lane], force_divergence=(16, event))
         forced = [item["event"] for item in twin.rows[16]["divergences"] if item["code"] == "DIV_FORCED"]
         if event not in forced:
             break

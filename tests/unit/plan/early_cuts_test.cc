@@ -19,11 +19,52 @@ TEST(EarlyCuts, PartsHaveTheLeastSize) {
   EXPECT_EQ(FindEarlyCuts(end_ops), std::vector<char>({0, 0, 1, 0, 1, 0, 1}));
 }
 
+TEST(EarlyCuts, SizesCountFromTheFirstOp) {
+  const std::vector<int> end_ops = {101, 103, 104, 110};
+  EXPECT_EQ(FindEarlyCuts(end_ops, 100), std::vector<char>({0, 0, 1, 1}));
+}
+
+TEST(EqualCuts, PartsAreOfOneSize) {
+  std::vector<int> end_ops(100);
+  std::iota(end_ops.begin(), end_ops.end(), 11);
+  const auto cuts = FindEqualCuts(end_ops, 10, 4);
+  EXPECT_EQ(std::accumulate(cuts.begin(), cuts.end(), 0), 3);
+  EXPECT_EQ(cuts[24], 1);
+  EXPECT_EQ(cuts[49], 1);
+  EXPECT_EQ(cuts[74], 1);
+}
+
+TEST(EqualCuts, OneLargeEventIsNotCutInTwo) {
+  const std::vector<int> end_ops = {1, 100, 101};
+  EXPECT_EQ(FindEqualCuts(end_ops, 0, 4), std::vector<char>({0, 1, 0}));
+}
+
+TEST(EqualCuts, TheEndIsNoCut) {
+  EXPECT_TRUE(FindEqualCuts({}, 0, 4).empty());
+  const std::vector<int> end_ops = {5, 5, 5};
+  EXPECT_EQ(FindEqualCuts(end_ops, 5, 4), std::vector<char>({0, 0, 0}));
+  EXPECT_EQ(FindEqualCuts(end_ops, 0, 4), std::vector<char>({0, 0, 0}));
+}
+
+TEST(StepCuts, NoneAtABackwardPassAndFreshOnesBehindIt) {
+  const std::vector<int> end_ops = {4, 8, 12, 16, 40, 44, 48, 52, 56};
+  const StepCuts cuts = FindStepCuts(end_ops, 4);
+  EXPECT_EQ(cuts.early, std::vector<char>({1, 1, 1, 1, 0, 1, 1, 1, 1}));
+  EXPECT_EQ(cuts.graph, std::vector<char>({1, 1, 1, 0, 0, 1, 1, 1, 0}));
+}
+
+TEST(StepCuts, WithoutABackwardPassTheWholeStepIsATail) {
+  const std::vector<int> end_ops = {4, 8};
+  EXPECT_EQ(FindStepCuts(end_ops, -1).early, std::vector<char>({1, 1}));
+  EXPECT_EQ(FindStepCuts(end_ops, 0).early, std::vector<char>({0, 1}));
+  EXPECT_TRUE(FindStepCuts({}, -1).graph.empty());
+}
+
 // The number of ranges that can occur stays small however long the forward pass is.
 TEST(EarlyCuts, LongPassesGetLargerParts) {
   std::vector<int> end_ops(100'000);
   std::iota(end_ops.begin(), end_ops.end(), 1);
-  const auto cuts = FindEarlyCuts(end_ops, {.ops_min = 4, .parts_of_a_size = 16});
+  const auto cuts = FindEarlyCuts(end_ops, 0, {.ops_min = 4, .parts_of_a_size = 16});
   EXPECT_EQ(std::accumulate(cuts.begin(), cuts.begin() + 64, 0), 16);
   EXPECT_EQ(std::accumulate(cuts.begin() + 64, cuts.begin() + 192, 0), 16);
   EXPECT_LT(std::accumulate(cuts.begin(), cuts.end(), 0), 200);
