@@ -23,7 +23,11 @@ PROGRAMS = {
 
 # "early": the outer lane, with parts launched at every possible place before the program asks for anything.
 WAYS = {lane: {"lane": lane} for lane in equality.LANES} | {"early": {"lane": "outer", "early_launch": 2}}
-CASES = [(name, lane) for name, (_, _, lanes) in PROGRAMS.items() for lane in (*lanes, *(["early"] if "outer" in lanes else []))]
+CASES = [
+    (name, lane)
+    for name, (_, _, lanes) in PROGRAMS.items()
+    for lane in (*lanes, *(["early"] if "outer" in lanes else []))
+]
 
 
 def builder(name):
