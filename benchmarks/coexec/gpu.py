@@ -41,6 +41,7 @@ COLUMNS = [
     "coexec_ms",
     "host_ms",
     "recorded_ms",
+    "recorded_ratio",
     "never_stable_ratio",
     "peak_mem_ratio",
     "first_covered_step",
@@ -94,17 +95,22 @@ class Side:
         return elapsed_ms
 
 
-def warm_up_coexec(side):
-    """Runs the first steps one by one; returns what they say about recording and capture."""
+def warm_up(eager, coexecuted):
+    """Runs the first steps one by one, in turns; returns what they say about recording and capture."""
     outrider.clear()
-    times = side.timed_steps(WARM_UP_STEPS)
+    times = []
+    for _ in range(WARM_UP_STEPS):
+        beside = eager.timed_steps(1)[0]
+        times.append((coexecuted.timed_steps(1)[0], beside))
+        _runtime.core().leave()
     rows = outrider.report()
-    recorded = [ms for ms, row in zip(times[1:], rows[1:], strict=True) if row["recorded"]]
+    recorded = [pair for pair, row in zip(times[1:], rows[1:], strict=True) if row["recorded"]]
+    recorded_ms, eager_ms = (statistics.median(side) for side in zip(*recorded, strict=True)) if recorded else (None, 1)
     spans = _runtime.core().timeline()
     captures_us = sum(span["dur_us"] for span in spans if span["kind"] == "capture")
-    _runtime.core().leave()
     return {
-        "recorded_ms": statistics.median(recorded) if recorded else None,
+        "recorded_ms": recorded_ms,
+        "recorded_ratio": recorded_ms / eager_ms if recorded else None,
         "first_covered_step": measure.first_covered_step(rows),
         "capture_ms": captures_us / 1e3,
     }
@@ -177,7 +183,7 @@ def measure_workload(workload, blocks, with_compile):
     _runtime.core().reset()
     sides = {"eager": Side(workload), "coexec": Side(workload, coexecuted=True)}
     sides["eager"].timed_steps(WARM_UP_STEPS)
-    warm = warm_up_coexec(sides["coexec"])
+    warm = warm_up(sides["eager"], sides["coexec"])
     compiled, first_steps, failures = compiled_sides(workload) if with_compile else ({}, {}, {})
     sides |= compiled
     for side in sides.values():  # torch.compile has changed process-wide flags meanwhile
