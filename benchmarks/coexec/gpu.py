@@ -132,12 +132,13 @@ def compiled_sides(workload):
 
 
 def peak_memory(workload, coexecuted):
-    """Peak allocated bytes of a few steps of one side alone."""
+    """Peak allocated bytes of one side alone: steps in a row, then steps of which each loss is read."""
     clean()
     torch.cuda.reset_peak_memory_stats()
     _runtime.core().reset()
     side = Side(workload, coexecuted=coexecuted)
     side.timed_steps(WARM_UP_STEPS)
+    side.block(1)
     outrider.flush()
     peak = torch.cuda.max_memory_allocated()
     _runtime.core().leave()

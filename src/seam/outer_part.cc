@@ -150,7 +150,10 @@ void OuterPart::TakeInputs() {
 
 // What this part changes for good although the step may still be replayed from its beginning.
 void OuterPart::SaveForUndo() {
-  for (int slot : preimages) table->preimages[slot] = {table->slots[slot], CopyStorage(table->slots[slot])};
+  std::vector<c10::Storage> targets;
+  for (int slot : preimages) targets.push_back(table->slots[slot]);
+  const auto copies = CopyBytes(targets);
+  for (size_t i = 0; i < copies.size(); ++i) table->preimages[preimages[i]] = {targets[i], copies[i]};
   if (commit || stream.device < 0) return;
   auto save = [this](const at::Generator& generator) {
     const auto known = [&](const auto& saved) { return saved.first == generator; };

@@ -9,7 +9,7 @@
 namespace outrider::seam {
 namespace {
 
-constexpr double kGraphCutsPeakMax = 1.15;  // of the memory of a step without cuts
+constexpr double kGraphCutsPeakMax = 1.22;  // of the memory of a step without cuts
 
 using Code = Arg::Code;
 

@@ -24,7 +24,8 @@ struct OuterTable {
   std::vector<at::Tensor> variables;
   std::vector<RecordPtr> held;      // what was fed stays alive until the step is over
   struct Preimage {
-    c10::Storage target, copy;
+    c10::Storage target;
+    at::Tensor copy;
   };
   std::map<int, Preimage> preimages;  // by slot: the bytes before the step wrote them, since the last commit
   std::vector<std::pair<at::Generator, uint64_t>> generator_offsets;  // before the first draw since the last commit

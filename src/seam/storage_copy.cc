@@ -1,6 +1,7 @@
 #include "seam/storage_copy.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/empty.h>
 
 #include "seam/backend.h"
@@ -47,11 +48,39 @@ c10::Storage CopyStorage(const c10::Storage& storage) {
   return copy.unsafeGetTensorImpl()->unsafe_storage();
 }
 
-void OverwriteStorage(const c10::Storage& target, const c10::Storage& source) {
+std::vector<at::Tensor> CopyBytes(const std::vector<c10::Storage>& storages) {
   LanesOff off;
   at::AutoDispatchBelowADInplaceOrView below_autograd;
-  Bytes(target).copy_(Bytes(source));
+  std::vector<at::Tensor> copies(storages.size());
+  for (size_t first = 0; first < storages.size(); ++first) {
+    if (copies[first].defined()) continue;
+    const c10::Device device = storages[first].device();
+    size_t total = 0;
+    std::vector<std::pair<size_t, size_t>> places;  // storage, where its copy begins
+    for (size_t i = first; i < storages.size(); ++i) {
+      if (storages[i].device() != device) continue;
+      places.emplace_back(i, total);
+      total += (storages[i].nbytes() + kAlignment - 1) / kAlignment * kAlignment;
+    }
+    const at::Tensor all = at::empty({static_cast<int64_t>(total)}, at::TensorOptions().dtype(at::kByte).device(device));
+    std::vector<at::Tensor> targets, sources;
+    for (const auto& [i, place] : places) {
+      copies[i] = Bytes(all.unsafeGetTensorImpl()->unsafe_storage(), place, storages[i].nbytes());
+      targets.push_back(copies[i]);
+      sources.push_back(Bytes(storages[i]));
+    }
+    at::_foreach_copy_(targets, sources);
+  }
+  return copies;
 }
+
+void OverwriteStorage(const c10::Storage& target, const at::Tensor& bytes) {
+  LanesOff off;
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  Bytes(target).copy_(bytes);
+}
+
+void OverwriteStorage(const c10::Storage& target, const c10::Storage& source) { OverwriteStorage(target, Bytes(source)); }
 
 c10::Storage AliasStorage(const c10::Storage& storage) {
   c10::DataPtr pointer(const_cast<void*>(storage.data()), storage.device());

@@ -4,14 +4,19 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Storage.h>
 
+#include <vector>
+
 #include "seam/storage_record.h"
 
 namespace outrider::seam {
 
 // A copy of all bytes of a storage, in a storage of its own.
 c10::Storage CopyStorage(const c10::Storage& storage);
+// Copies of all bytes of each storage, taken by one operator per device: devices are slow to start many small copies.
+std::vector<at::Tensor> CopyBytes(const std::vector<c10::Storage>& storages);
 // Overwrites the bytes of `target`; both have the same size.
 void OverwriteStorage(const c10::Storage& target, const c10::Storage& source);
+void OverwriteStorage(const c10::Storage& target, const at::Tensor& bytes);
 // The same bytes without ownership.
 c10::Storage AliasStorage(const c10::Storage& storage);
 

@@ -49,6 +49,23 @@ TEST(StorageCopy, OverwritingReachesTheSameBytes) {
   EXPECT_TRUE(torch::equal(target, source));
 }
 
+TEST(StorageCopy, ManyAtOnceAreEachCopied) {
+  const auto a = torch::arange(3), b = torch::ones({5}, torch::kHalf), nothing = torch::empty({0});
+  std::vector<c10::Storage> storages;
+  for (const auto& tensor : {a, nothing, b}) storages.push_back(tensor.unsafeGetTensorImpl()->unsafe_storage());
+  const auto copies = CopyBytes(storages);
+  ASSERT_EQ(copies.size(), 3u);
+  EXPECT_EQ(copies[1].numel(), 0);
+  const auto before_a = a.clone(), before_b = b.clone();
+  a.zero_();
+  b.zero_();
+  OverwriteStorage(storages[0], copies[0]);
+  OverwriteStorage(storages[2], copies[2]);
+  EXPECT_TRUE(torch::equal(a, before_a));
+  EXPECT_TRUE(torch::equal(b, before_b));
+  EXPECT_TRUE(CopyBytes({}).empty());
+}
+
 TEST(StorageCopy, CopyIsElsewhere) {
   const auto source = torch::arange(3);
   const auto copy = CopyStorage(source.unsafeGetTensorImpl()->unsafe_storage());
