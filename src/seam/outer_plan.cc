@@ -9,7 +9,9 @@
 namespace outrider::seam {
 namespace {
 
-constexpr double kGraphCutsPeakMax = 1.22;  // of the memory of a step without cuts
+// What early parts may cost: a share of the memory of a step without them, or so many bytes.
+constexpr double kGraphCutsShareMax = 0.15;
+constexpr double kGraphCutsBytesMax = 128e6;
 
 using Code = Arg::Code;
 
@@ -301,9 +303,10 @@ bool GraphCutsFit(const OuterPlan& plan) {
     if (!plan.slots[s].external) lives.push_back({plan.first_use[s], plan.last_use[s], plan.slots[s].nbytes});
   }
   const int ops = static_cast<int>(plan.ops.size());
-  const size_t whole = plan::PeakBytes(lives, ops) + state;
+  const auto whole = static_cast<double>(plan::PeakBytes(lives, ops) + state);
   const int kept = plan.last_backward < 0 ? 0 : plan.events[plan.last_backward].first_op;
-  return static_cast<double>(plan::PeakBytes(lives, ops, kept) + state) <= kGraphCutsPeakMax * static_cast<double>(whole);
+  const double more = static_cast<double>(plan::PeakBytes(lives, ops, kept) + state) - whole;
+  return more <= std::max(kGraphCutsShareMax * whole, kGraphCutsBytesMax);
 }
 
 void FindCuts(OuterPlan& plan) {
