@@ -11,6 +11,7 @@
 #include <torch/headeronly/version.h>
 
 #include "coexec/session.h"
+#include "model.h"
 #include "seam/eligibility.h"
 #include "seam/env.h"
 #include "seam/gil.h"
@@ -207,4 +208,5 @@ PYBIND11_MODULE(_core, m) {
     return out;
   });
   DefineBackward(m);
+  DefineModel(m);
 }
