@@ -78,6 +78,13 @@ std::string Generate(const Model& self, const std::vector<int64_t>& prompt, cons
   return kReasons[static_cast<size_t>(Unwrap(std::move(reason)))];
 }
 
+py::dict ParametersByName(Model& self) {
+  py::dict out;
+  for (const auto& tensor : model::NamedTensors(self.config, self.parameters))
+    out[py::str(tensor.name)] = *tensor.tensor;
+  return out;
+}
+
 void Save(const Model& self, const std::string& folder, const std::string& dtype, int64_t shard_bytes_max) {
   Unwrap(
       model::SaveParameters(folder, self.config, self.parameters, {shard_bytes_max, Unwrap(model::DtypeNamed(dtype))}));
@@ -106,6 +113,11 @@ void DefineModel(py::module_& m) {
           py::arg("stop_ids") = std::vector<int64_t>{}, py::arg("temperature") = 0.0, py::arg("top_k") = 0,
           py::arg("top_p") = 1.0, py::arg("seed") = 0,
           "calls on_id(id) for each new id, False ends the text -> length, end_id, callback or context_full")
+      .def("parameters", &ParametersByName,
+           "the weights themselves by their Hugging Face names; a tied head is not one")
+      .def(
+          "config_json", [](const Model& self, const std::string& dtype) { return model::ToJson(self.config, dtype); },
+          py::arg("dtype") = "bfloat16", "the text of config.json for weights of that dtype")
       .def_property_readonly("end_ids", [](const Model& self) { return self.config.end_ids; })
       .def_property_readonly("max_positions", [](const Model& self) { return self.config.max_positions; })
       .def_property_readonly("vocab", [](const Model& self) { return self.config.vocab; });
