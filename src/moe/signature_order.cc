@@ -56,7 +56,7 @@ class Search {
     for (unsigned b = 0; b < static_cast<unsigned>(experts_); ++b) {
       const auto next = static_cast<Signature>(path_.back() ^ (1U << b));
       if (visited_[next] || used_[b] >= cap_) continue;
-      const uint64_t draw = Random64(0, Draw::kOrder, attempt_, static_cast<uint32_t>(path_.size()), b);
+      const uint64_t draw = Random64(0, Use::kOrder, attempt_, static_cast<uint32_t>(path_.size()), b);
       moves.push_back({10 * WaysOn(next) + 7 * used_[b] + static_cast<int64_t>(Below(draw, 10)), b});
     }
     std::ranges::sort(moves);

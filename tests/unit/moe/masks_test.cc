@@ -21,7 +21,7 @@ Masks RandomMasks(uint32_t seed, int64_t experts, int64_t layers, int64_t channe
   for (int64_t l = 0; l < layers; ++l) {
     std::vector<Signature> row;
     for (int64_t c = 0; c < channels; ++c) {
-      const uint64_t bits = Random64(seed, Draw::kTest, 0, static_cast<uint32_t>(l), static_cast<uint32_t>(c));
+      const uint64_t bits = Random64(seed, Use::kTest, 0, static_cast<uint32_t>(l), static_cast<uint32_t>(c));
       row.push_back(static_cast<Signature>(bits & (bits >> 20) & masks.Full()));
     }
     masks.SetLayer(l, row);
@@ -98,7 +98,7 @@ TEST(SignatureOrder, LeavingSignaturesOutAddsNoRun) {
   for (uint32_t trial = 0; trial < 50; ++trial) {
     std::vector<Signature> some;
     for (const Signature s : order) {
-      if ((Random64(3, Draw::kTest, trial, 0, s) & 3) != 0) some.push_back(s);
+      if ((Random64(3, Use::kTest, trial, 0, s) & 3) != 0) some.push_back(s);
     }
     for (int64_t i = 0; i < 7; ++i) EXPECT_LE(RunsOf(some, i), RunsOf(order, i));
   }

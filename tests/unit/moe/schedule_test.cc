@@ -48,9 +48,9 @@ TEST(Philox, KnownAnswers) {  // the published test vectors of Philox4x32-10
 TEST(Philox, DrawsAreInRangeAndDifferByUse) {
   std::set<uint64_t> seen;
   for (uint32_t i = 0; i < 1000; ++i) {
-    EXPECT_LT(Below(Random64(1, Draw::kTest, 0, 0, i), 7), 7);
-    seen.insert(Random64(1, Draw::kTest, 0, 0, i));
-    seen.insert(Random64(1, Draw::kExpert, 0, 0, i));
+    EXPECT_LT(Below(Random64(1, Use::kTest, 0, 0, i), 7), 7);
+    seen.insert(Random64(1, Use::kTest, 0, 0, i));
+    seen.insert(Random64(1, Use::kExpert, 0, 0, i));
   }
   EXPECT_EQ(seen.size(), 2000);
 }
@@ -69,7 +69,7 @@ TEST(Routes, HysteresisSwitchesOnlyForALeadOfTau) {
 TEST(Routes, HysteresisInPiecesIsHysteresisInOne) {
   std::vector<float> logits;
   for (uint32_t i = 0; i < 300; ++i)
-    logits.push_back(static_cast<float>(Random64(5, Draw::kTest, 0, 0, i) % 1000) / 100);
+    logits.push_back(static_cast<float>(Random64(5, Use::kTest, 0, 0, i) % 1000) / 100);
   const std::vector<int64_t> whole = Route(logits, 3, 4);
   int64_t previous = -1;
   for (size_t t = 0; t < whole.size(); ++t) {

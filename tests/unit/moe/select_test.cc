@@ -27,7 +27,7 @@ TEST(Select, AgreesWithASortWhateverTheTies) {
     std::vector<std::pair<double, int64_t>> sorted;
     std::vector<double> scores;
     for (uint32_t c = 0; c < 64; ++c) {
-      scores.push_back(static_cast<double>(Below(Random64(trial, Draw::kTest, 0, 0, c), 9)));
+      scores.push_back(static_cast<double>(Below(Random64(trial, Use::kTest, 0, 0, c), 9)));
       sorted.emplace_back(-scores.back(), c);
     }
     std::ranges::sort(sorted);

@@ -1,0 +1,60 @@
+#pragma once
+// Coverage experts (ours): masks chosen so that the best expert of a token keeps as much of its activation mass as
+// possible, by Lloyd iterations over tokens or windows of tokens. Domain labels play no part.
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "moe/masks.h"
+
+namespace outrider::moe {
+
+// Mass fractions a[l, u, c] of `units`: a unit is a token, a window or a document, and has the mean of its tokens.
+class MassSample {
+ public:
+  // Holds at most `units` units: 2 * units * layers * channels bytes on `device`.
+  MassSample(int64_t layers, int64_t channels, int64_t units, at::Device device);
+
+  // h [T, D]: unmasked input of down_proj of `layer`; column_norms [D]; `lengths`: tokens of each unit, T in all. Every
+  // layer gets the same units in the same order.
+  void Add(int64_t layer, const at::Tensor& h, const at::Tensor& column_norms, std::span<const int64_t> lengths);
+
+  int64_t layers() const { return static_cast<int64_t>(mass_.size()); }
+  int64_t channels() const { return channels_; }
+  int64_t units() const { return filled_.back(); }
+  const std::vector<int64_t>& tokens() const { return tokens_; }  // per unit
+  // fp32 [end - begin, D], rows sum to 1 up to fp16 rounding.
+  at::Tensor Rows(int64_t layer, int64_t begin, int64_t end) const;
+  // One unit's mass in one layer, as scores.
+  std::vector<double> Row(int64_t layer, int64_t unit) const;
+  at::Device device() const { return mass_[0].device(); }
+
+ private:
+  int64_t channels_, capacity_;
+  std::vector<at::Tensor> mass_;  // per layer [units, D] fp16, times D
+  std::vector<int64_t> filled_;   // per layer
+  std::vector<int64_t> tokens_;
+};
+
+struct CoverageOptions {
+  int64_t experts = 8;
+  int64_t keep = 0;  // channels per expert and layer
+  int64_t rounds = 15;
+  uint64_t seed = 0;
+};
+
+struct CoverageExperts {
+  Masks masks;
+  std::vector<double> coverage;  // mean share of mass kept by the best expert: of the start, then after each round
+  std::vector<int64_t> ids;      // per unit, under `masks`
+  int64_t reseeded = 0;          // experts that had lost all units and were started anew
+};
+
+// Starts from the own top channels of `experts` units drawn by seed. Deterministic; ties go to the lowest expert and
+// channel. Needs at least `experts` units.
+CoverageExperts FindCoverageExperts(const MassSample& sample, const CoverageOptions& options);
+
+}  // namespace outrider::moe
