@@ -10,6 +10,7 @@ import typer
 from outrider import _runtime, api, graph_export, script_runner, timeline
 from outrider.demo.__main__ import application as demo_app
 from outrider.explain import explain, load_rows, print_rows, save_rows
+from outrider.refactor.cli import data_app
 
 app = typer.Typer(
     name="outrider",
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 coexec_app = typer.Typer(help="Co-execute a PyTorch program; explain what was covered.", no_args_is_help=True)
 app.add_typer(coexec_app, name="coexec")
+app.add_typer(data_app, name="data")
 app.add_typer(demo_app, name="demo")
 
 

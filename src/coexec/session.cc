@@ -1,11 +1,16 @@
 #include "coexec/session.h"
 
+#include <pthread.h>
+
+#include <exception>
 #include <utility>
 
 #include "base/clock.h"
+#include "outrider/coexec.h"
 #include "seam/gil.h"
 #include "seam/keys.h"
 #include "seam/lazy_impl.h"
+#include "seam/settle.h"
 
 namespace outrider::coexec {
 
@@ -320,4 +325,71 @@ void Session::OuterHandler(const c10::OperatorHandle& op, c10::DispatchKeySet ke
   Get().outer_->OnEvent(op, keys & c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, outer_key), stack);
 }
 
+bool Session::Load() {
+  loaded_ = true;
+  const auto& keys = seam::ClaimKeys(&Session::InnerHandler, &Session::OuterHandler);
+  if (!keys.HasInner()) return false;
+  seam::ProbeDataPointerLayout();
+  seam::ProbeGraft();
+  ApplyGraftMode();
+  inner_ = std::make_unique<seam::InnerLane>(runner_, stats_);
+  outer_ = std::make_unique<seam::OuterLane>(runner_, stats_, *inner_);
+  runner_.Start();
+  seam::InstallSettler(this);
+  seam::WatchAutograd(*this);
+  LearnEngineCallSites();
+  InstallForkHandlers();
+  return true;
+}
+
+// The autograd engine asks for the storage of every second gradient that reaches a node, without reading it.
+void Session::LearnEngineCallSites() {
+  seam::EnrolThread(true);
+  inner_->BeginStep(0);
+  seam::LearnEngineCallSites();
+  inner_->EndStep();
+  seam::EnrolThread(false);
+  runner_.WaitAll();
+  stats_ = {};
+}
+
+void Session::InstallForkHandlers() {
+  pthread_atfork(
+      [] { Get().BeforeFork(); },
+      nullptr,
+      [] {
+        auto& session = Get();
+        session.usable_ = false;
+        session.in_step_ = false;
+        session.runner_.AbandonAfterFork();
+        seam::EnrolThread(false);
+      });
+}
+
 }  // namespace outrider::coexec
+
+namespace outrider {
+
+using coexec::Session;
+
+StepScope::StepScope(const char* name) : active_(Session::Get().BeginStep(name)), exceptions_(std::uncaught_exceptions()) {}
+
+StepScope::~StepScope() {
+  if (!active_) return;
+  if (std::uncaught_exceptions() > exceptions_) {
+    Session::Get().AbortStep();
+  } else {
+    Session::Get().EndStep();
+  }
+}
+
+std::vector<Row> Rows() {
+  const auto& rows = Session::Get().Rows().Rows();
+  return {rows.begin(), rows.end()};
+}
+
+void Flush() { Session::Get().Flush(seam::FlushReason::kCalled); }
+void Leave() { Session::Get().Leave(); }
+void SetOption(const std::string& name, int64_t value) { Session::Get().SetOption(name, value); }
+
+}  // namespace outrider

@@ -1,8 +1,16 @@
 #include "seam/geometry.h"
+#include "seam/storage_copy.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 
 #include <algorithm>
+
+#include "seam/backend.h"
+#include "seam/keys.h"
+#include "seam/lazy_impl.h"
+#include "seam/settle.h"
 
 namespace outrider::seam {
 namespace {
@@ -93,6 +101,74 @@ bool IsPlainStrided(const c10::TensorImpl& tensor) {
   const auto keys = tensor.key_set();
   if (tensor.layout() != c10::kStrided || keys.has_any(kSpecialKeys)) return false;
   return keys.has(c10::DispatchKey::CPU) || keys.has(c10::DispatchKey::CUDA);
+}
+
+namespace {
+
+constexpr uintptr_t kAlignment = 64;  // bytes; what torch's CPU allocator gives
+
+at::Tensor Bytes(const c10::Storage& storage, size_t first, size_t count) {
+  Geometry geometry;
+  geometry.sizes = {static_cast<int64_t>(count)};
+  geometry.strides = {1};
+  geometry.offset = static_cast<int64_t>(first);
+  geometry.dtype = c10::ScalarType::Byte;
+  geometry.defined = true;
+  return AliasTensor(storage, geometry);
+}
+
+at::Tensor Bytes(const c10::Storage& storage) { return Bytes(storage, 0, storage.nbytes()); }
+
+// A storage whose first byte is aligned as `like` is.
+c10::Storage StorageAlignedLike(const void* like, size_t nbytes, c10::Device device) {
+  c10::Allocator* allocator = AllocatorOf(device);
+  c10::DataPtr owner = allocator->allocate(nbytes + kAlignment);
+  char* start = static_cast<char*>(owner.mutable_get());
+  start += (reinterpret_cast<uintptr_t>(like) - reinterpret_cast<uintptr_t>(start)) % kAlignment;
+  const auto deleter = owner.get_deleter();
+  return c10::Storage(c10::Storage::use_byte_size_t(), nbytes, c10::DataPtr(start, owner.release_context(), deleter, device),
+                      allocator, /*resizable=*/false);
+}
+
+}  // namespace
+
+c10::Storage CopyStorage(const c10::Storage& storage) {
+  LanesOff off;
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  at::Tensor copy = at::empty({static_cast<int64_t>(storage.nbytes())}, at::TensorOptions().dtype(at::kByte).device(storage.device()));
+  copy.copy_(Bytes(storage));
+  return copy.unsafeGetTensorImpl()->unsafe_storage();
+}
+
+void OverwriteStorage(const c10::Storage& target, const c10::Storage& source) {
+  LanesOff off;
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  Bytes(target).copy_(Bytes(source));
+}
+
+c10::Storage AliasStorage(const c10::Storage& storage) {
+  c10::DataPtr pointer(const_cast<void*>(storage.data()), storage.device());
+  return c10::Storage(c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), storage.sym_nbytes(), std::move(pointer),
+                                                            AllocatorOf(storage.device()), /*resizable=*/false));
+}
+
+at::Tensor PrivateCopy(const c10::TensorImpl& tensor) {
+  SettleTensor(tensor);
+  const auto* record = RecordOf(tensor);
+  const c10::Storage& source = record != nullptr ? record->real : tensor.unsafe_storage();
+  Geometry geometry = Geometry::Of(tensor);
+  const size_t first = static_cast<size_t>(geometry.offset) * tensor.itemsize();
+  const size_t end = EndByte(geometry);
+  const size_t count = end > first ? end - first : 0;
+  const auto* address = static_cast<const char*>(source.data()) + first;
+  const c10::Storage copy = StorageAlignedLike(address, count, tensor.device());
+  if (count > 0) {
+    LanesOff off;
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    Bytes(copy, 0, count).copy_(Bytes(source, first, count));
+  }
+  geometry.offset = 0;
+  return AliasTensor(copy, geometry);
 }
 
 }  // namespace outrider::seam

@@ -126,7 +126,7 @@ class OuterLane {
   bool IsBarrier(const OpInfo& info, const Stack& stack) const;
   bool LeavesDevice(const OpInfo& info, const Stack& stack) const;
 
-  // Why an event did not fit (outer_diagnosis.cc).
+  // Why an event did not fit (outer_divergence.cc).
   Divergence Diagnose(const OpInfo& info, const c10::IValue* args);
   Divergence DiagnoseArgument(const Arg& arg, const c10::IValue& value, const std::string& name);
   Divergence DiagnoseTensor(const Arg& arg, const at::Tensor& tensor, const std::string& name) const;
@@ -160,7 +160,7 @@ class OuterLane {
   void LeaveStep();
   std::shared_ptr<OuterTable> FreshTable();
 
-  // Recovery (outer_replay.cc).
+  // Recovery (outer_divergence.cc).
   void Replay();
   void RestorePreimages();
   void ReplayEvent(LogEntry& entry);

@@ -1,0 +1,126 @@
+"""`outrider data`: prepares what refactoring and evaluation read."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from outrider.refactor import domains, prepare, stdlib_corpus
+from outrider.refactor.errors import InputError
+
+data_app = typer.Typer(help="Prepare text and task sets for refactoring and evaluation.", no_args_is_help=True)
+
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")]
+Out = Annotated[Path, typer.Option(help="The folder to write; it must not exist.")]
+
+
+@contextmanager
+def input_errors() -> Iterator[None]:
+    """Bad input ends the program with its one line on standard error and exit code 2."""
+    try:
+        yield
+    except InputError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+
+
+@data_app.command("prepare")
+def prepare_command(
+    tokenizer: Annotated[Path, typer.Option(help="The model's folder, or its tokenizer.json.")],
+    out: Out,
+    data: Annotated[Path | None, typer.Option(help="Folder of .txt and .jsonl files, also .xz, .bz2, .gz.")] = None,
+    table: Annotated[
+        str | None,
+        typer.Option("--domains", help="Domain table, .toml or .tsv; `default` names the one that comes along."),
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens per domain at most.", min=1)] = None,
+    unseen_tokens: Annotated[
+        int, typer.Option(help="Tokens per unseen domain at most.", min=1)
+    ] = prepare.UNSEEN_TOKENS,
+    calib_tokens: Annotated[
+        int, typer.Option(help="Train tokens that each domain must have.", min=1)
+    ] = prepare.CALIBRATION_TOKENS,
+    separator: Annotated[str | None, typer.Option(help="Token written after each document; default none.")] = None,
+    force: Force = False,
+) -> None:
+    """Tokenises text into train, valid and test files per domain. A subfolder of --data is a domain."""
+    from outrider.refactor.tokenizer import load_tokenizer
+
+    with input_errors():
+        if data is None and table is None:
+            raise InputError("E_USAGE", "outrider data prepare", "input", "neither", "--data FOLDER or --domains TABLE")
+        files = domains.from_table(table, data) if table else domains.from_folder(data or Path())
+        options = prepare.Options(max_tokens, unseen_tokens, calib_tokens, separator)
+        with _token_progress(list(files.all)) as progress:
+            summary = prepare.prepare(files, load_tokenizer(tokenizer), out, options, force=force, progress=progress)
+    for name, splits in summary["splits"].items():
+        counts = ", ".join(f"{split} {row['tokens']}" for split, row in splits.items())
+        print(f"{name}: {counts} tokens")
+
+
+@data_app.command("stdlib")
+def stdlib_command(
+    out: Out,
+    vocab: Annotated[
+        int | None, typer.Option(help="Also train a tokenizer of that size, OUT/tokenizer.json.", min=256)
+    ] = None,
+    max_bytes: Annotated[int, typer.Option(help="Bytes per domain at most, about.", min=1)] = 8 << 20,
+    force: Force = False,
+) -> None:
+    """Writes the text of this Python's standard library as three domains: code, docstrings, licences."""
+    from outrider.refactor.tokenizer import train_tokenizer
+
+    with input_errors():
+        sizes = stdlib_corpus.build(out, force=force, max_bytes=max_bytes)
+        for name, size in sizes.items():
+            print(f"{name}: {size} bytes")
+        if vocab:
+            files = sorted(out.rglob("*.txt"))
+            texts = (file.read_text(encoding="utf-8")[:4096] for file in files)
+            print(f"tokenizer: {train_tokenizer(texts, vocab, out / 'tokenizer.json').vocab} entries")
+
+
+@data_app.command("tasks")
+def tasks_command(
+    source: Annotated[Path, typer.Option("--eval", help="Folder of the published task files.")],
+    out: Out,
+    task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
+    shots: Annotated[str, typer.Option(help="`published` (ARC-Challenge 25, HellaSwag 10) or `none`.")] = "published",
+    force: Force = False,
+) -> None:
+    """Writes task sets as canonical JSONL, with task descriptions for lm-evaluation-harness beside them."""
+    from outrider.refactor.tasks.prepare_tasks import prepare_tasks
+    from outrider.refactor.tasks.sources import SOURCES
+
+    with input_errors():
+        if shots not in ("published", "none"):
+            raise InputError("E_USAGE", "outrider data tasks", "--shots", repr(shots), "published or none")
+        for name, count in prepare_tasks(source, out, task or tuple(SOURCES), shots=shots, force=force).items():
+            print(f"{name}: {count} items")
+
+
+@contextmanager
+def _token_progress(names: list[str]) -> Iterator[Callable[[str, int], None]]:
+    """A bar on standard error with tokens, rate and domains done; nothing when that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    done, total, names_seen = 0, 0, set()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("domains", total=len(names), rate="")
+
+        def report(name: str, tokens: int) -> None:
+            nonlocal done, total
+            total += tokens
+            names_seen.add(name)
+            done = len(names_seen) - 1
+            elapsed_s = bar.tasks[0].elapsed or 0
+            rate = f"{total:,} tokens" + (f", {total / elapsed_s:,.0f}/s" if elapsed_s > 0 else "")
+            bar.update(task, description=name, completed=done, rate=rate)
+
+        yield report
