@@ -154,7 +154,8 @@ def test_the_router_is_causal():
 
 @settings(max_examples=50, deadline=None)
 @given(
-    data=st.lists(st.lists(st.integers(-3, 3), min_size=3, max_size=3), min_size=1, max_size=30), tau=st.floats(0, 4)
+    data=st.lists(st.lists(st.integers(-3, 3), min_size=3, max_size=3), min_size=1, max_size=30),
+    tau=st.sampled_from([0.0, 0.25, 1.0, 1.5, 4.0]),
 )
 def test_hysteresis_switches_only_when_another_leads_by_tau(data, tau):
     expected: list[int] = []
