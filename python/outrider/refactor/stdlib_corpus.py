@@ -6,11 +6,13 @@
 
 import ast
 import importlib.metadata
+import os
 import re
 import sys
 import sysconfig
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from outrider.refactor.atomic import atomic_folder
@@ -48,12 +50,14 @@ def build(out: Path, *, force: bool = False, max_bytes: int = _DOMAIN_BYTES_MAX)
 
 def _code() -> Iterator[tuple[str, str]]:
     for name, source in _modules():
-        yield name, _without_docstrings(_header(source)[1])
+        with suppress(SyntaxError):
+            yield name, _without_docstrings(_header(source)[1])
 
 
 def _documentation() -> Iterator[tuple[str, str]]:
     for name, source in _modules():
-        yield name, "\n\n".join(_docstrings(ast.parse(source)))
+        with suppress(SyntaxError):
+            yield name, "\n\n".join(_docstrings(ast.parse(source)))
 
 
 def _licences() -> Iterator[tuple[str, str]]:
@@ -69,14 +73,15 @@ def _licences() -> Iterator[tuple[str, str]]:
 
 def _modules() -> Iterator[tuple[str, str]]:
     """(dotted name, source), the same order on every run; sources in other encodings are left out."""
-    root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if _SKIPPED.isdisjoint(relative.parts):
+    root = sysconfig.get_path("stdlib")
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(set(folders) - _SKIPPED)
+        for path in (Path(folder, file) for file in sorted(files) if file.endswith(".py")):
             try:
-                yield relative.with_suffix("").as_posix().replace("/", "."), path.read_text(encoding="utf-8")
+                source = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError):
                 continue
+            yield path.relative_to(root).with_suffix("").as_posix().replace("/", "."), source
 
 
 def _header(source: str) -> tuple[str, str]:
