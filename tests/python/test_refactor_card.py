@@ -3,46 +3,37 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from outrider.refactor.card.markdown import geometric_mean, render
+from outrider.refactor.card.rows import Cost, Measured, make_row
 from outrider.refactor.card.schema import check, dump
 from outrider.refactor.card.write import regenerate, write_card
 from outrider.refactor.errors import InputError
 from outrider.refactor.stats.masks import mask_overlaps
-from outrider.refactor.stats.perplexity import compare, domain_loss
+from outrider.refactor.stats.perplexity import domain_loss
 from outrider.refactor.stats.routing import expert_use
+from outrider.refactor.tasks.scoring import TaskScores
 
 
-def _row(name, gap, **fields):
+def _measured(gap):
     random = np.random.default_rng(0)
     losses = {d: domain_loss(random.normal(300, 5, 40) + 100 * gap, [100] * 40, [410] * 40) for d in ("code", "talk")}
-    stored = {
-        d: {"nats": loss.nats_per_token, "tokens": int(loss.tokens.sum()), "bits_per_byte": loss.bits_per_byte}
-        for d, loss in losses.items()
-    }
-    row = {
-        "name": name,
-        "active": 0.5,
-        "loss": "ce",
-        "tokens": {"tuning": 7_168_000, "router": 0, "teacher": 0},
-        "seconds": 61.5,
-        "seeds": [1],
-        "domains": stored,
-        "unseen": {"german": {"nats": 4.0 + gap, "tokens": 1_000, "bits_per_byte": None}},
-        "tasks": {"piqa": {"acc": {"value": 0.6, "stderr": 0.01, "items": 1_838}}},
-        **fields,
-    }
-    return row, losses
+    unseen = {"german": domain_loss([400.0 + 100 * gap], [100])}
+    right = [1.0] * round(600 - 200 * gap)
+    scores = TaskScores([str(i) for i in range(1_000)], {"acc": right + [0.0] * (1_000 - len(right))})
+    return Measured(losses, unseen, {"piqa": scores})
 
 
 def _card():
-    parent, _ = _row("parent", 0.0, active=1.0, loss="none")
-    static, base = _row("static", 0.2)
-    ours, losses = _row("outrider", 0.1, note="N = 2, T = 1", teacher="dense-cont")
-    ours["against_static"] = {name: interval.row() for name, interval in compare(losses, base).items()}
-    ours["tasks_against_static"] = {"piqa": {"acc": {"value": 0.012, "low": -0.01, "high": 0.03}}}
+    static = _measured(0.2)
+    cost = Cost(0.5, "ce", None, 7_168_000, 0, 0, 61.5, (1,))
+    parent = make_row("parent", _measured(0.0), Cost(1.0))
+    pruned = make_row("static", static, cost)
+    teacher = replace(cost, teacher="dense-cont", router_tokens=3_276_800)
+    ours = make_row("outrider", _measured(0.1), teacher, static=static, note="N = 2, T = 1")
     use = expert_use([np.array([0, 0, 1]), np.array([1, 1, 1, 1])], 2).row()
     return {
         "format": 1,
@@ -70,7 +61,7 @@ def _card():
             "router_bytes": 800_000,
             "masks_bytes": 46_080,
         },
-        "rows": [parent, static, ours],
+        "rows": [parent, pruned, ours],
         "routing": {"all": use, "domains": {"code": use, "talk": use}, "domain_agreement": 0.25},
         "masks": mask_overlaps(np.array([[3, 1, 2, 0], [3, 3, 0, 1]], np.uint8), 2),
         "curve": [{"label": "tau 0", "stay_rate": 0.24, "perplexity": 16.6}],
@@ -112,8 +103,12 @@ def test_the_tables_say_what_the_rows_hold():
     assert ratio["value"] == pytest.approx(math.exp(-0.1))
     line = next(one for one in text.splitlines() if one.startswith("| outrider |"))
     assert f"| {mean:.2f} | {ratio['value']:.4f} ({ratio['low']:.4f} to {ratio['high']:.4f}) |" in line
-    assert "| outrider | 50 | ce | dense-cont | 7,168,000 | 0 | 0 |" in text
-    assert "| outrider | 60.00 ± 1.00 |" in text and "| outrider | +1.20 (-1.00 to +3.00) |" in text
+    assert "| outrider | 50 | ce | dense-cont | 7,168,000 | 3,276,800 | 0 | 62 | 1 |" in text
+    error = 100 * math.sqrt(0.58 * 0.42 / 999)
+    gain = row["tasks_against_static"]["piqa"]["acc"]
+    assert gain["value"] == pytest.approx(0.02) and 0 < gain["low"] < 0.02 < gain["high"] < 0.04
+    assert f"| outrider | 58.00 ± {error:.2f} |" in text
+    assert f"| outrider | +2.00 ({100 * gain['low']:+.2f} to {100 * gain['high']:+.2f}) |" in text
     assert "The model files alone are not this model" in text and "no LogiQA" in text
     assert "1.025 of the dense model" in text and "* `outrider`: N = 2, T = 1" in text
     assert "Of all channels 37.5 % are in every expert" in text
