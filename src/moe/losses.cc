@@ -143,8 +143,7 @@ Chunk LossOfChunk(const at::Tensor& logits, const at::Tensor& targets, const at:
 class TokenLossFunction : public torch::autograd::Function<TokenLossFunction> {
  public:
   static variable_list forward(AutogradContext* context, const at::Tensor& hidden, const at::Tensor& head,
-                               const at::Tensor& targets, const at::Tensor& teacher_hidden,
-                               const at::Tensor& teacher_head, double weight, int64_t chunk, bool need_hidden,
+                               const at::Tensor& targets, const TeacherLogits& teacher, int64_t chunk, bool need_hidden,
                                bool need_head) {
     const at::Tensor hidden_gradient = need_hidden ? at::empty_like(hidden) : at::Tensor();
     const at::Tensor head_gradient =
@@ -154,10 +153,10 @@ class TokenLossFunction : public torch::autograd::Function<TokenLossFunction> {
     for (int64_t begin = 0; begin < hidden.size(0); begin += chunk) {
       const int64_t end = std::min(begin + chunk, hidden.size(0));
       const at::Tensor rows = hidden.slice(0, begin, end);
-      const at::Tensor teacher =
-          teacher_hidden.defined() ? teacher_hidden.slice(0, begin, end).matmul(teacher_head.t()) : at::Tensor();
-      const Chunk part =
-          LossOfChunk(rows.matmul(head.t()), targets.slice(0, begin, end), teacher, weight, need_hidden || need_head);
+      const at::Tensor teacher_logits =
+          teacher.hidden.defined() ? teacher.hidden.slice(0, begin, end).matmul(teacher.head.t()) : at::Tensor();
+      const Chunk part = LossOfChunk(rows.matmul(head.t()), targets.slice(0, begin, end), teacher_logits,
+                                     teacher.weight, need_hidden || need_head);
       nats.slice(0, begin, end).copy_(part.nats);
       if (part.divergence.defined()) divergence.add_(part.divergence);
       if (!part.logit_gradient.defined()) continue;
@@ -168,7 +167,7 @@ class TokenLossFunction : public torch::autograd::Function<TokenLossFunction> {
     context->save_for_backward({hidden_gradient, head_gradient});
     context->saved_data["dtype"] = static_cast<int64_t>(head.scalar_type());
     context->mark_non_differentiable({nats, divergence});
-    return {nats.sum() + divergence * weight, nats, divergence};
+    return {nats.sum() + divergence * teacher.weight, nats, divergence};
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {
@@ -178,7 +177,7 @@ class TokenLossFunction : public torch::autograd::Function<TokenLossFunction> {
     at::Tensor hidden, head;
     if (saved[0].defined()) hidden = (saved[0] * scale).to(saved[0].scalar_type());
     if (saved[1].defined()) head = (saved[1] * scale).to(dtype);
-    return {hidden, head, {}, {}, {}, {}, {}, {}, {}};
+    return {hidden, head, {}, {}, {}, {}, {}};
   }
 };
 
@@ -189,9 +188,8 @@ TokenLoss ChunkedTokenLoss(const at::Tensor& hidden, const at::Tensor& head, con
   OUTRIDER_CHECK(hidden.dim() == 2 && head.dim() == 2 && hidden.size(1) == head.size(1), hidden.sizes(), head.sizes());
   OUTRIDER_CHECK(targets.dim() == 1 && targets.size(0) == hidden.size(0) && chunk >= 1, targets.sizes());
   const bool training = at::GradMode::is_enabled();
-  const variable_list out =
-      TokenLossFunction::apply(hidden, head, targets, teacher.hidden, teacher.head, teacher.weight, chunk,
-                               training && hidden.requires_grad(), training && head.requires_grad());
+  const variable_list out = TokenLossFunction::apply(
+      hidden, head, targets, teacher, chunk, training && hidden.requires_grad(), training && head.requires_grad());
   return {out[0], out[1], out[2]};
 }
 

@@ -83,7 +83,7 @@ json Base(const std::string& root) {
           {"chunk", 100},           {"experts.count", 4}};
 }
 
-json Run(json options, const json& changes, const OnProgress& progress = {}) {
+json RunWith(json options, const json& changes, const OnProgress& progress = {}) {
   options.update(changes);
   const auto parsed = ParseOptions(options.dump());
   if (!parsed) return {{"error", parsed.error().message}};
@@ -109,13 +109,13 @@ class RefactorTest : public testing::Test {
     std::filesystem::remove_all(root_);
     WriteData(root_ + "/data");
     WriteRandomModel(root_ + "/random");
-    parent_ = Run(Base(root_), {{"model", root_ + "/random"},
-                                {"out", root_ + "/parent"},
-                                {"experts.kind", "dense"},
-                                {"routing.kind", "none"},
-                                {"rounds", 1},
-                                {"expert.steps", 120},
-                                {"checkpoint_steps", 1000}});
+    parent_ = RunWith(Base(root_), {{"model", root_ + "/random"},
+                                    {"out", root_ + "/parent"},
+                                    {"experts.kind", "dense"},
+                                    {"routing.kind", "none"},
+                                    {"rounds", 1},
+                                    {"expert.steps", 120},
+                                    {"checkpoint_steps", 1000}});
   }
   static void TearDownTestSuite() { std::filesystem::remove_all(root_); }
 
@@ -123,7 +123,7 @@ class RefactorTest : public testing::Test {
     changes["out"] = root_ + "/" + name;
     if (!changes.contains("model")) changes["model"] = root_ + "/parent/model";
     if (!changes.contains("rounds")) changes.update({{"rounds", 2}, {"router.steps", 20}, {"expert.steps", 15}});
-    return Run(Base(root_), changes, progress);
+    return RunWith(Base(root_), changes, progress);
   }
   static json Log(const std::string& name) {
     json lines = json::array();
