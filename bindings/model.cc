@@ -1,15 +1,15 @@
 #include "model.h"
 
-#include <pybind11/functional.h>
+#include <ATen/ops/cat.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "model/checkpoint.h"
+#include "model/generate.h"
 #include "model/llama.h"
 #include "result.h"
 
@@ -49,6 +49,47 @@ std::unique_ptr<Model> Load(const std::string& folder, const std::string& dtype,
   return loaded;
 }
 
+// Positions in pieces of the given sizes, each behind the cache of those before it.
+at::Tensor CachedLogits(const Model& self, const at::Tensor& given, const std::vector<int64_t>& pieces) {
+  const at::Tensor ids = self.OnDevice(given);
+  model::KvCache cache(self.config, ids.size(0), ids.size(1), self.parameters.embed);
+  std::vector<at::Tensor> parts;
+  for (int64_t count : pieces) {
+    const int64_t first = cache.Length();
+    if (count < 1 || first + count > ids.size(1)) throw py::value_error("error E_IDS: pieces do not fit the tokens");
+    const at::Tensor piece = ids.slice(1, first, first + count);
+    parts.push_back(
+        model::Logits(self.config, self.parameters, model::HiddenStates(self.config, self.parameters, piece, cache)));
+  }
+  return at::cat(parts, 1);
+}
+
+// Calls on_id(id) for each new id; a false answer ends the text. -> why it ended.
+std::string Generate(const Model& self, const std::vector<int64_t>& prompt, const py::function& on_id,
+                     int64_t new_tokens_max, const std::vector<int64_t>& stop_ids, const model::Sampling& sampling) {
+  static constexpr const char* kReasons[] = {"length", "end_id", "callback", "context_full"};
+  const auto forward = [&on_id](int64_t id) {
+    const py::gil_scoped_acquire lock;
+    const py::object answer = on_id(id);
+    return answer.is_none() || py::cast<bool>(answer);
+  };
+  const py::gil_scoped_release unlocked;
+  auto reason = model::Generate(self.config, self.parameters, prompt, {new_tokens_max, stop_ids, sampling}, forward);
+  return kReasons[static_cast<size_t>(Unwrap(std::move(reason)))];
+}
+
+py::dict ParametersByName(Model& self) {
+  py::dict out;
+  for (const auto& tensor : model::NamedTensors(self.config, self.parameters))
+    out[py::str(tensor.name)] = *tensor.tensor;
+  return out;
+}
+
+void Save(const Model& self, const std::string& folder, const std::string& dtype, int64_t shard_bytes_max) {
+  Unwrap(
+      model::SaveParameters(folder, self.config, self.parameters, {shard_bytes_max, Unwrap(model::DtypeNamed(dtype))}));
+}
+
 }  // namespace
 
 void DefineModel(py::module_& m) {
@@ -56,5 +97,28 @@ void DefineModel(py::module_& m) {
   py::class_<Model>(m, "Model", "A dense Llama, Qwen2 or Mistral model; weights as in its Hugging Face folder.")
       .def_static("load", &Load, py::arg("folder"), py::arg("dtype") = "float32", py::arg("device") = "cpu", unlocked)
       .def("hidden", &Model::Hidden, py::arg("ids"), unlocked, "ids int64 [B, S] -> [B, S, hidden] after the norm")
-      .def("logits", &Model::Logits, py::arg("ids"), unlocked, "ids int64 [B, S] -> [B, S, vocab]");
+      .def("logits", &Model::Logits, py::arg("ids"), unlocked, "ids int64 [B, S] -> [B, S, vocab]")
+      .def("cached_logits", &CachedLogits, py::arg("ids"), py::arg("pieces"), unlocked,
+           "the same, `pieces` tokens at a time behind cached keys and values")
+      .def("save", &Save, py::arg("folder"), py::arg("dtype") = "bfloat16",
+           py::arg("shard_bytes_max") = int64_t{4} << 30, unlocked,
+           "writes the weights, not the config, into an existing folder")
+      .def(
+          "generate",
+          [](const Model& self, const std::vector<int64_t>& prompt, const py::function& on_id, int64_t new_tokens_max,
+             const std::vector<int64_t>& stop_ids, double temperature, int64_t top_k, double top_p, uint64_t seed) {
+            return Generate(self, prompt, on_id, new_tokens_max, stop_ids, {temperature, top_k, top_p, seed});
+          },
+          py::arg("prompt"), py::arg("on_id"), py::arg("new_tokens_max") = 128,
+          py::arg("stop_ids") = std::vector<int64_t>{}, py::arg("temperature") = 0.0, py::arg("top_k") = 0,
+          py::arg("top_p") = 1.0, py::arg("seed") = 0,
+          "calls on_id(id) for each new id, False ends the text -> length, end_id, callback or context_full")
+      .def("parameters", &ParametersByName,
+           "the weights themselves by their Hugging Face names; a tied head is not one")
+      .def(
+          "config_json", [](const Model& self, const std::string& dtype) { return model::ToJson(self.config, dtype); },
+          py::arg("dtype") = "bfloat16", "the text of config.json for weights of that dtype")
+      .def_property_readonly("end_ids", [](const Model& self) { return self.config.end_ids; })
+      .def_property_readonly("max_positions", [](const Model& self) { return self.config.max_positions; })
+      .def_property_readonly("vocab", [](const Model& self) { return self.config.vocab; });
 }

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from outrider import _runtime, api, graph_export, script_runner, timeline
+from outrider import _runtime, api, graph_export, model_cli, script_runner, timeline
 from outrider.demo.__main__ import application as demo_app
 from outrider.explain import explain, load_rows, print_rows, save_rows
 from outrider.refactor.cli import data_app
@@ -26,6 +26,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")
 app.command("card")(card_command)
 app.add_typer(demo_app, name="demo")
+app.command("import")(model_cli.import_command)
+app.command("generate")(model_cli.generate_command)
 
 
 @coexec_app.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

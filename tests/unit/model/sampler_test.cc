@@ -1,0 +1,50 @@
+#include "model/sampler.h"
+
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <set>
+
+namespace outrider::model {
+namespace {
+
+TEST(Sampler, GreedyTakesTheLowestOfEquals) {
+  const std::array<float, 4> logits = {0.5F, 2.0F, 2.0F, -1.0F};
+  EXPECT_EQ(PickToken(logits, {}, 0), 1);
+}
+
+TEST(Sampler, DrawsFollowTheProbabilities) {
+  const std::array<float, 3> logits = {0.0F, std::log(2.0F), std::log(5.0F)};
+  std::array<int, 3> drawn{};
+  constexpr int kDraws = 16'000;
+  for (int i = 0; i < kDraws; ++i) ++drawn[PickToken(logits, {.temperature = 1, .seed = 7}, i)];
+  EXPECT_NEAR(drawn[0], kDraws / 8.0, 5 * std::sqrt(kDraws / 8.0));
+  EXPECT_NEAR(drawn[1], kDraws / 4.0, 5 * std::sqrt(kDraws / 4.0));
+}
+
+TEST(Sampler, TopKAndTopPLimitTheChoice) {
+  const std::array<float, 5> logits = {1.0F, 3.0F, 2.0F, 3.0F, 0.0F};
+  std::set<int64_t> by_k, by_p;
+  for (int i = 0; i < 500; ++i) {
+    by_k.insert(PickToken(logits, {.temperature = 5, .top_k = 3}, i));
+    by_p.insert(PickToken(logits, {.temperature = 1, .top_p = 0.5}, i));
+  }
+  EXPECT_EQ(by_k, (std::set<int64_t>{1, 2, 3}));
+  EXPECT_EQ(by_p, (std::set<int64_t>{1, 3}));
+}
+
+TEST(Sampler, SeedAndStepDecide) {
+  const std::array<float, 8> logits = {};
+  std::set<int64_t> seen;
+  for (uint64_t step = 0; step < 64; ++step) {
+    const Sampling sampling{.temperature = 1, .seed = 3};
+    const int64_t id = PickToken(logits, sampling, step);
+    EXPECT_EQ(id, PickToken(logits, sampling, step));
+    seen.insert(id);
+  }
+  EXPECT_GT(seen.size(), 4u);
+}
+
+}  // namespace
+}  // namespace outrider::model
