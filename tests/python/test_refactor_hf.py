@@ -259,6 +259,33 @@ def test_left_padding_changes_nothing(tmp_path):
     assert (found - alone).abs().max() < 1e-4 * alone.abs().max()
 
 
+@pytest.mark.parametrize("family", ["Qwen2", "Mistral"])
+def test_other_families_are_masked_too(tmp_path, family):
+    import transformers
+
+    _write(tmp_path / "moe", SHAPES[0])
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(
+        hidden_size=HIDDEN,
+        intermediate_size=CHANNELS,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCAB,
+    )
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    ids = torch.randint(VOCAB, (1, 9))
+    routed = outrider.hf.apply(model, tmp_path / "moe")
+    seen = {}
+    for layer, block in enumerate(model.model.layers):
+        block.mlp.down_proj.register_forward_hook(lambda _, inputs, __, at=layer: seen.update({at: inputs[0]}))
+    model(ids)
+    masks = load_artifact(tmp_path / "moe").masks().bool()
+    for layer in range(LAYERS):
+        on = masks[:, layer][routed.ids]
+        assert (seen[layer][~on] == 0).all() and (seen[layer][on] != 0).all()
+
+
 def test_embeddings_instead_of_ids_and_a_second_router_are_refused(tmp_path):
     _write(tmp_path / "moe", SHAPES[0])
     model = _model()

@@ -35,7 +35,6 @@ def _perplexities(axis, card: dict[str, Any]) -> None:
         axis.bar(places, heights, width, label=row["name"], color=_COLOURS[number % len(_COLOURS)])
     axis.set_xticks(range(len(names)), names)
     axis.set_ylabel("perplexity")
-    axis.set_yscale("log")
     axis.set_title("held-out text of each domain")
     axis.legend(fontsize="small")
 
@@ -46,7 +45,7 @@ def _means(axis, card: dict[str, Any]) -> None:
     colours = [_COLOURS[number % len(_COLOURS)] for number in reversed(range(len(rows)))]
     bars = axis.barh([row["name"] for row in rows], values, color=colours)
     axis.bar_label(bars, fmt="%.2f", padding=3)
-    axis.margins(x=0.15)
+    axis.margins(x=0.2)
     axis.set_title("geometric mean of perplexities")
 
 
