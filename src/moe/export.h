@@ -109,8 +109,9 @@ inline base::Result<void> ExportModel(const std::string& folder, const RoutedMod
                                       const std::vector<std::string>& domains) {
   const at::NoGradGuard no_grad;
   std::error_code error;
-  if (!model.fill.empty())
-    return base::Fail("E_OPTION", folder + ": a model with a compensating bias cannot be written");
+  if (!model.fill.empty() || model.contextual > 0) {
+    return base::Fail("E_OPTION", folder + ": masks with a compensating bias, or without experts, cannot be written");
+  }
   if (std::filesystem::exists(folder, error)) return base::Fail("E_WRITE", folder + ": exists");
   const std::string partial = folder + ".partial";
   std::filesystem::remove_all(partial, error);

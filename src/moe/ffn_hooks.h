@@ -1,15 +1,19 @@
 #pragma once
 // What the refactoring does between the two halves of an FFN: look at h, or mask it.
 
+#include <cstdint>
 #include <functional>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/index_select.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "model/llama.h"
+#include "moe/experts.h"
 
 namespace outrider::moe {
 
@@ -45,8 +49,8 @@ class MaskRowsFunction : public torch::autograd::Function<MaskRowsFunction> {
 // dtype of h. fill: empty, or per layer [D], added to the masked h.
 class MaskingHook : public model::FfnHook {
  public:
-  MaskingHook(const std::vector<at::Tensor>& masks, const std::vector<at::Tensor>& fill, at::Tensor ids)
-      : masks_(masks), fill_(fill), ids_(std::move(ids)) {}
+  MaskingHook(std::vector<at::Tensor> masks, std::vector<at::Tensor> fill, at::Tensor ids)
+      : masks_(std::move(masks)), fill_(std::move(fill)), ids_(std::move(ids)) {}
   at::Tensor OnHidden(int64_t layer, const at::Tensor& h) override {
     const auto l = static_cast<size_t>(layer);
     const at::Tensor masked = ids_.defined() ? MaskRowsFunction::apply(h, masks_.at(l), ids_) : h * masks_.at(l)[0];
@@ -54,9 +58,24 @@ class MaskingHook : public model::FfnHook {
   }
 
  private:
-  const std::vector<at::Tensor>& masks_;
-  const std::vector<at::Tensor>& fill_;
+  std::vector<at::Tensor> masks_, fill_;
   at::Tensor ids_;  // [T] int64
+};
+
+// Every token keeps its own `keep` channels with the largest |h_c| * ||Wd[:, c]||_2: what no router could beat that
+// decides ahead, for comparison. down: per layer [d, D].
+class ContextualHook : public model::FfnHook {
+ public:
+  ContextualHook(std::vector<at::Tensor> down, int64_t keep) : down_(std::move(down)), keep_(keep) {}
+  at::Tensor OnHidden(int64_t layer, const at::Tensor& h) override {
+    const at::Tensor norms = ColumnNorms(down_.at(static_cast<size_t>(layer)));
+    const at::Tensor own = std::get<1>((h.detach().abs() * norms).topk(keep_, -1));
+    return h * at::zeros_like(h).detach().scatter_(1, own, 1.0);
+  }
+
+ private:
+  std::vector<at::Tensor> down_;
+  int64_t keep_;
 };
 
 }  // namespace outrider::moe

@@ -100,7 +100,7 @@ bool IsGranularity(const std::string& text) {
 std::string Complaint(const Options& o) {
   std::vector<std::string> found = {
       OneOf("dtype", o.dtype, {"float32", "bfloat16"}),
-      OneOf("experts.kind", o.experts_kind, {"coverage", "published", "static", "dense"}),
+      OneOf("experts.kind", o.experts_kind, {"coverage", "published", "static", "contextual", "dense"}),
       OneOf("experts.statistic", o.experts_statistic, {"l1", "l1_out", "fluctuation", "best"}),
       OneOf("routing.kind", o.routing_kind, {"router", "random", "domain", "none"}),
       OneOf("router.scale", o.router_scale, {"none", "sqrt"}),
@@ -132,9 +132,9 @@ std::string Complaint(const Options& o) {
     found.push_back("coverage.granularity: found \"" + o.coverage_granularity +
                     "\", expected token, window:W or document");
   }
-  const bool one = o.experts_kind == "static" || o.experts_kind == "dense";
+  const bool one = o.experts_kind != "coverage" && o.experts_kind != "published";
   if (one && o.routing_kind != "none")
-    found.push_back("routing.kind: experts.kind " + o.experts_kind + " has one mask, expected none");
+    found.push_back("routing.kind: experts.kind " + o.experts_kind + " has no router, expected none");
   if (!one && o.routing_kind == "none")
     found.push_back("routing.kind: experts.kind " + o.experts_kind + " needs one of router, random, domain");
   if (!one && o.experts_statistic == "best")

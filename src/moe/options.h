@@ -15,8 +15,8 @@ struct Options {
   std::string device = "cpu", dtype = "float32";  // dtype: of the compute copy; masters are fp32
   int64_t seed = 0;
 
-  // Experts. kind: coverage | published | static | dense. statistic: l1 | l1_out | fluctuation | best (static only:
-  // the one with the lowest loss on valid before tuning).
+  // Experts. kind: coverage | published | static | contextual | dense. statistic: l1 | l1_out | fluctuation | best
+  // (static only: the one with the lowest loss on valid before tuning).
   std::string experts_kind = "coverage", experts_statistic = "l1";
   int64_t experts_count = 8;                                   // coverage; published has one per domain
   double experts_keep = 0.5;                                   // share of a layer's channels that a token uses

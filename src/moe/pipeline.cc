@@ -162,7 +162,9 @@ class Run {
       }
     }
     if (options_.write_model && !std::filesystem::exists(options_.out + "/model")) {
-      if (auto done = bench_.Export(options_.out + "/model"); !done) return tl::unexpected(done.error());
+      const auto done = bench_.Export(options_.out + "/model");
+      if (!done && done.error().code != "E_OPTION") return tl::unexpected(done.error());
+      if (!done) result["no_model"] = done.error().message;
     }
     if (auto done = WriteText(options_.out + "/result.json", result.dump(1) + "\n"); !done) {
       return tl::unexpected(done.error());

@@ -1,10 +1,12 @@
 #include "moe/routed_model.h"
 
 #include <algorithm>
+#include <utility>
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include "moe/ffn_hooks.h"
 #include "moe/losses.h"
 #include "moe/philox.h"
 #include "moe/routes.h"
@@ -35,16 +37,24 @@ model::Parameters RoutedModel::ComputeCopy() const {
   return copy;
 }
 
-std::vector<at::Tensor> RoutedModel::MaskMatrices() const {
-  std::vector<at::Tensor> matrices;
-  for (int64_t l = 0; l < masks.layers(); ++l) matrices.push_back(MaskMatrix(masks, l, dtype, device()));
-  return matrices;
+RoutedModel::Masking RoutedModel::Prepare() const {
+  Masking out;
+  for (int64_t l = 0; l < masks.layers(); ++l) out.masks.push_back(MaskMatrix(masks, l, dtype, device()));
+  for (const at::Tensor& row : fill) out.fill.push_back(row.to(device(), dtype));
+  return out;
 }
 
-std::vector<at::Tensor> RoutedModel::FillRows() const {
-  std::vector<at::Tensor> rows;
-  for (const at::Tensor& row : fill) rows.push_back(row.to(device(), dtype));
-  return rows;
+std::unique_ptr<model::FfnHook> RoutedModel::Hook(const Masking& masking, const at::Tensor& ids) const {
+  if (Masked()) return std::make_unique<MaskingHook>(masking.masks, masking.fill, ids);
+  if (contextual == 0) return nullptr;
+  std::vector<at::Tensor> down;
+  for (const model::Layer& layer : masters.layers) down.push_back(layer.down.detach());
+  return std::make_unique<ContextualHook>(std::move(down), contextual);
+}
+
+at::Tensor RoutedModel::RouterLogits(const at::Tensor& inputs) const {
+  if (router->shape().embedding == RouterEmbedding::kOwn) return router->Logits(inputs, masters.embed);
+  return router->Logits(inputs, masters.embed.detach().slice(1, 0, router->shape().width).to(dtype));
 }
 
 namespace {
@@ -67,7 +77,7 @@ at::Tensor RoutedModel::ExpertIds(const TokenBatch& batch) const {
   const at::NoGradGuard no_grad;
   if (routing == Routing::kNone) return {};
   if (routing == Routing::kRouter) {
-    const at::Tensor logits = router->Logits(batch.inputs, masters.embed);
+    const at::Tensor logits = RouterLogits(batch.inputs);
     return tau > 0 ? WithHysteresis(logits, tau) : logits.argmax(-1).flatten();
   }
   std::vector<int64_t> ids;

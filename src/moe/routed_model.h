@@ -2,6 +2,7 @@
 // A dense model, its experts and its router: one set of weights, many masks.
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -45,6 +46,7 @@ struct RoutedModel {
   Routing routing = Routing::kNone;
   std::optional<Router> router;
   double tau = 0;
+  int64_t contextual = 0;  // baseline: channels that each token chooses by itself; 0: off
 
   bool Masked() const { return masks.experts() > 0; }
   at::Device device() const { return masters.embed.device(); }
@@ -52,9 +54,15 @@ struct RoutedModel {
   NamedTensors Named() const;
   // The weights in `dtype`; gradients of the copy reach the masters. The masters themselves when they have that dtype.
   model::Parameters ComputeCopy() const;
-  // Per layer [N, D] in `dtype` on the device.
-  std::vector<at::Tensor> MaskMatrices() const;
-  std::vector<at::Tensor> FillRows() const;
+  // What a forward pass needs of masks and fill, in `dtype` on the device; made once.
+  struct Masking {
+    std::vector<at::Tensor> masks, fill;
+  };
+  Masking Prepare() const;
+  // What masks the FFNs for the tokens of `batch`, expert ids [B * S] (undefined: one mask); nullptr: nothing does.
+  std::unique_ptr<model::FfnHook> Hook(const Masking& masking, const at::Tensor& ids) const;
+  // [B, S] -> [B, S, N]. A tied router reads the table as the compute copy has it.
+  at::Tensor RouterLogits(const at::Tensor& inputs) const;
   // Expert of every token, [B * S] int64 on the device; undefined without routing.
   at::Tensor ExpertIds(const TokenBatch& batch) const;
 };

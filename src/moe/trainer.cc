@@ -10,7 +10,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "base/check.h"
-#include "moe/channel_statistics.h"
+#include "moe/experts.h"
 #include "moe/ffn_hooks.h"
 #include "moe/schedule.h"
 
@@ -67,8 +67,7 @@ Trainer::Trainer(const Options& options, const TokenData& data, RoutedModel& mod
       data_(data),
       model_(model),
       teacher_(teacher),
-      masks_(model.MaskMatrices()),
-      fill_(model.FillRows()),
+      masking_(model.Prepare()),
       router_loss_(RouterLossNamed(options.router_loss)) {
   const AdamWOptions adam{.weight_decay = options.weight_decay, .clip_norm = options.clip_norm};
   backbone_.emplace(Trainable(model.Named()), adam);
@@ -85,7 +84,7 @@ double Trainer::RouterMicroStep(const TokenBatch& batch, RouterTargets& targets,
       targets.Smooth(options_.sequence, window);
     }
   }
-  const at::Tensor z = model_.router->Logits(batch.inputs, model_.masters.embed);
+  const at::Tensor z = model_.RouterLogits(batch.inputs);
   const at::Tensor loss = targets.Loss(z.view({batch.Tokens(), -1})) * share;
   loss.backward();
   return loss.item<double>();
@@ -116,11 +115,9 @@ base::Result<StepReport> Trainer::RouterStep(int64_t round, int64_t step, int64_
 }
 
 TokenLoss Trainer::ExpertMicroStep(const TokenBatch& batch, int64_t tokens_of_step) {
-  const at::Tensor ids = model_.ExpertIds(batch);
+  const auto hook = model_.Hook(masking_, model_.ExpertIds(batch));
   const model::Parameters weights = model_.ComputeCopy();
-  MaskingHook mask(masks_, fill_, ids);
-  const at::Tensor hidden =
-      model::HiddenStates(model_.config, weights, batch.inputs, model_.Masked() ? &mask : nullptr);
+  const at::Tensor hidden = model::HiddenStates(model_.config, weights, batch.inputs, hook.get());
   TeacherLogits teacher;
   if (teacher_ != nullptr) {
     const at::NoGradGuard no_grad;

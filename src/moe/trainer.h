@@ -51,7 +51,7 @@ class Trainer {
   const TokenData& data_;
   RoutedModel& model_;
   const Teacher* teacher_;
-  std::vector<at::Tensor> masks_, fill_;
+  RoutedModel::Masking masking_;
   RouterLoss router_loss_;
   std::optional<AdamW> backbone_, router_;
 };

@@ -12,8 +12,7 @@
 
 #include "base/check.h"
 #include "model/checkpoint.h"
-#include "moe/channel_statistics.h"
-#include "moe/coverage.h"
+#include "moe/experts.h"
 #include "moe/export.h"
 #include "moe/ffn_hooks.h"
 #include "moe/tensor_file.h"
@@ -246,8 +245,8 @@ void Workbench::State::AddWindow(const TokenBatch& batch, const TokenFile& file,
 std::vector<DomainLoss> Workbench::State::Evaluate(const std::string& split, EvalMode mode, int64_t tokens) const {
   const at::NoGradGuard no_grad;
   const model::Parameters weights = model.ComputeCopy();
-  const std::vector<at::Tensor> masks = model.MaskMatrices(), fill = model.FillRows();
-  const bool masked = mode == EvalMode::kRefactored && model.Masked();
+  const RoutedModel::Masking masking = model.Prepare();
+  const bool refactored = mode == EvalMode::kRefactored;
   std::vector<DomainLoss> losses;
   for (int64_t d = 0; d < static_cast<int64_t>(data.domains().size()); ++d) {
     const TokenFile& file = data.File(d, split);
@@ -261,9 +260,9 @@ std::vector<DomainLoss> Workbench::State::Evaluate(const std::string& split, Eva
       const uint64_t key = Random64(static_cast<uint64_t>(options.seed), Use::kRandomIds, ~0U, static_cast<uint32_t>(d),
                                     static_cast<uint32_t>(w));
       const TokenBatch batch = MakeBatch(data, split, {&place, 1}, options.sequence, key, model.device());
-      const at::Tensor ids = masked ? model.ExpertIds(batch) : at::Tensor();
-      MaskingHook mask(masks, fill, ids);
-      const at::Tensor hidden = model::HiddenStates(model.config, weights, batch.inputs, masked ? &mask : nullptr);
+      const at::Tensor ids = refactored && model.Masked() ? model.ExpertIds(batch) : at::Tensor();
+      const auto hook = refactored ? model.Hook(masking, ids) : nullptr;
+      const at::Tensor hidden = model::HiddenStates(model.config, weights, batch.inputs, hook.get());
       const TokenLoss loss =
           ChunkedTokenLoss(hidden.flatten(0, 1), weights.head, batch.targets.flatten(), {}, options.chunk);
       AddWindow(batch, file, loss.nats.to(at::kCPU), ids.defined() ? ids.to(at::kCPU) : ids, out);
@@ -292,6 +291,7 @@ base::Result<Workbench> Workbench::Open(const Options& options) {
   model.dtype = options.dtype == "bfloat16" ? at::kBFloat16 : at::kFloat;
   model.routing = RoutingNamed(options.routing_kind);
   model.tau = options.routing_tau;
+  if (options.experts_kind == "contextual") model.contextual = KeptChannels(options, model.config);
   if (auto ok = state->Check(); !ok) return tl::unexpected(ok.error());
   const at::Device device(options.device);
   auto parameters = model::LoadParameters(options.model, model.config, at::kFloat, device);
@@ -379,7 +379,7 @@ base::Result<std::vector<float>> Workbench::RouterLogits(const std::vector<int64
   const RoutedModel& model = state_->model;
   if (!model.router) return base::Fail("E_OPTION", "routing.kind: this model has no router");
   const at::Tensor input = at::tensor(ids, at::kLong).unsqueeze(0).to(model.device());
-  const at::Tensor logits = model.router->Logits(input, model.masters.embed).to(at::kCPU).flatten().contiguous();
+  const at::Tensor logits = model.RouterLogits(input).to(at::kCPU).flatten().contiguous();
   return std::vector<float>(logits.const_data_ptr<float>(), logits.const_data_ptr<float>() + logits.numel());
 }
 

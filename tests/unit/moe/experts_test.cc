@@ -1,11 +1,12 @@
+#include "moe/experts.h"
 #include <ATen/ATen.h>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <set>
 
-#include "moe/channel_statistics.h"
-#include "moe/coverage.h"
+#include "moe/ffn_hooks.h"
 
 namespace outrider::moe {
 namespace {
@@ -151,6 +152,25 @@ TEST(Coverage, WindowsHaveTheMeanOfTheirTokens) {
   EXPECT_TRUE(at::allclose(windows.Rows(1, 0, 1), tokens.Rows(1, 0, 3).mean(0, true), 1e-2, 1e-4));
   EXPECT_TRUE(at::allclose(windows.Rows(1, 1, 2), tokens.Rows(1, 3, 8).mean(0, true), 1e-2, 1e-4));
   EXPECT_TRUE(at::allclose(windows.Rows(0, 0, 2).sum(1), at::ones({2}), 1e-3, 1e-3));
+}
+
+TEST(Contextual, EveryTokenKeepsItsOwnChannels) {
+  ContextualHook hook({at::tensor({3.F, 0.F, 1.F, 4.F, 1.F, 0.F}).view({2, 3})}, 2);  // column norms 5, 1, 1
+  at::Tensor h = at::tensor({1.F, -6.F, 2.F, -1.F, 4.F, -4.5F}).view({2, 3}).requires_grad_();
+  const at::Tensor kept = hook.OnHidden(0, h);
+  EXPECT_TRUE(at::equal(kept, at::tensor({1.F, -6.F, 0.F, -1.F, 0.F, -4.5F}).view({2, 3}))) << "scores 5 6 2, 5 4 4.5";
+  kept.sum().backward();
+  EXPECT_TRUE(at::equal(h.grad(), kept.ne(0).to(at::kFloat)));
+}
+
+TEST(Masking, TokensKeepTheChannelsOfTheirExpert) {
+  const at::Tensor masks = at::tensor({1.F, 0.F, 1.F, 0.F, 1.F, 1.F}).view({2, 3});
+  at::Tensor h = at::tensor({1.F, 2.F, 3.F, 4.F, 5.F, 6.F}).view({2, 3}).requires_grad_();
+  MaskingHook hook({masks}, {at::tensor({0.F, 10.F, 0.F})}, at::tensor({1, 0}, at::kLong));
+  const at::Tensor masked = hook.OnHidden(0, h);
+  EXPECT_TRUE(at::equal(masked, at::tensor({0.F, 12.F, 3.F, 4.F, 10.F, 6.F}).view({2, 3})));
+  (masked * 2).sum().backward();
+  EXPECT_TRUE(at::equal(h.grad(), at::tensor({0.F, 2.F, 2.F, 2.F, 0.F, 2.F}).view({2, 3})));
 }
 
 }  // namespace

@@ -236,9 +236,9 @@ TEST_F(RefactorTest, EveryRowOfTheComparisonRuns) {
       {"domain", {{"experts.kind", "published"}, {"routing.kind", "domain"}}},
       {"windows", {{"coverage.granularity", "window:8"}, {"routing.tau", 1.0}, {"router.attn", false}}},
       {"documents_as_units", {{"coverage.granularity", "document"}}},
-      {"static",
-       {{"experts.kind", "static"}, {"routing.kind", "none"}, {"experts.statistic", "best"}, {"write_model", false}}},
+      {"static", {{"experts.kind", "static"}, {"routing.kind", "none"}, {"experts.statistic", "best"}}},
       {"dense", {{"experts.kind", "dense"}, {"routing.kind", "none"}}},
+      {"contextual", {{"experts.kind", "contextual"}, {"routing.kind", "none"}}},
       {"distilled", {{"teacher", "parent"}, {"distill", 1.0}}},
       {"narrow", {{"dtype", "bfloat16"}}},
   };
@@ -254,6 +254,8 @@ TEST_F(RefactorTest, EveryRowOfTheComparisonRuns) {
   for (const auto& [name, nats] : chosen["candidates"].items())
     EXPECT_GE(nats, chosen["candidates"][chosen["statistic"]]);
   EXPECT_GT(Log("row_distilled")[2]["divergence"], 0);
+  EXPECT_FALSE(std::filesystem::exists(root_ + "/row_contextual/model"));
+  EXPECT_TRUE(std::filesystem::exists(root_ + "/row_narrow/model/outrider.json"));
 }
 
 TEST_F(RefactorTest, BadInputIsNamed) {

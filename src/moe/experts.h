@@ -1,4 +1,7 @@
 #pragma once
+// Choosing experts from activations of the dense model, in two ways.
+// Published (Read-ME, arXiv 2410.19123, section 3.2 of the method): how much each FFN channel does on the text of a
+// domain; expert i keeps the k channels with the highest statistic of domain i, per layer.
 // Coverage experts (ours): masks chosen so that the best expert of a token keeps as much of its activation mass as
 // possible, by Lloyd iterations over tokens or windows of tokens. Domain labels play no part.
 
@@ -11,6 +14,48 @@
 #include "moe/masks.h"
 
 namespace outrider::moe {
+
+enum class Statistic : uint8_t {
+  kL1,           // published: mean |h_c|
+  kL1Out,        // mean |h_c| * ||Wd[:, c]||_2
+  kFluctuation,  // variance of h_c * ||Wd[:, c]||_2^2 (the idea of FLAP, AAAI 2024)
+};
+
+// Sums over the tokens of one domain, in fp64. Chunks are summed one by one in the order given, so how many of them a
+// forward pass takes at once does not change a bit.
+class ChannelSums {
+ public:
+  ChannelSums(int64_t layers, int64_t channels, at::Device device);
+
+  // h [n * chunk, D]: the input of down_proj of `layer`, nothing masked, for n chunks of `chunk` tokens.
+  void Add(int64_t layer, const at::Tensor& h, int64_t chunk);
+
+  int64_t Tokens(int64_t layer) const { return tokens_.at(static_cast<size_t>(layer)); }
+  // Scores [D] of one layer. down [d, D]: its down_proj.
+  std::vector<double> Scores(Statistic statistic, int64_t layer, const at::Tensor& down) const;
+  // Mean of h [D], fp64 on the CPU.
+  at::Tensor Mean(int64_t layer) const;
+
+ private:
+  std::vector<at::Tensor> absolute_, sum_, square_;  // per layer [D] fp64
+  std::vector<int64_t> tokens_;
+};
+
+// Expert i keeps the k channels with the highest score in domain i. down: per layer [d, D].
+Masks SelectPublished(std::span<const ChannelSums> domains, Statistic statistic, std::span<const at::Tensor> down,
+                      int64_t k);
+
+// One expert over all domains (scores averaged), L * k channels in all: k in each layer, or, by fluctuation, compared
+// across layers.
+Masks SelectStatic(std::span<const ChannelSums> domains, Statistic statistic, std::span<const at::Tensor> down,
+                   int64_t k);
+
+// Per layer [D] fp32: the mean of h over all domains where `masks` (of one expert) drops the channel, else 0. Added to
+// the masked h, it is the bias that compensates for the channels that are gone.
+std::vector<at::Tensor> Compensation(std::span<const ChannelSums> domains, const Masks& masks);
+
+// 2-norms of the columns of down_proj [d, D]: fp32 [D] on its device.
+at::Tensor ColumnNorms(const at::Tensor& down);
 
 // Mass fractions a[l, u, c] of `units`: a unit is a token, a window or a document, and has the mean of its tokens.
 class MassSample {
