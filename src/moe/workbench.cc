@@ -211,8 +211,24 @@ struct Workbench::State {
             .attention = options.router_attention};
   }
 
+  // The losses of the authors' program rank channels beside the permanent ones.
+  base::Result<void> CheckLoss() const {
+    if (!options.router_loss.starts_with("code")) return {};
+    for (int64_t l = 0; l < model.masks.layers(); ++l) {
+      const LayerCounts counts = model.masks.Count(l);
+      int64_t active = 0;
+      for (const int64_t n : counts.active) active += n;
+      const int64_t own = active / model.masks.experts() - counts.permanent;
+      if (own >= 2) continue;
+      return base::Fail("E_OPTION", "router.loss: layer " + std::to_string(l) + ": found " + std::to_string(own) +
+                                        " channels per expert beside the permanent ones, expected at least 2");
+    }
+    return {};
+  }
+
   base::Result<void> MakeTrainer() {
     if (model.routing == Routing::kRouter) {
+      if (auto ok = CheckLoss(); !ok) return ok;
       auto router = Router::Make(Shape(), static_cast<uint64_t>(options.seed), model.masters.embed);
       if (!router) return tl::unexpected(router.error());
       model.router = *std::move(router);

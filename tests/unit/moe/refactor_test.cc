@@ -268,6 +268,11 @@ TEST_F(RefactorTest, BadInputIsNamed) {
               HasSubstr("one expert per domain: 3"));
 }
 
+TEST_F(RefactorTest, LossesThatNeedOwnChannelsSaySo) {
+  const json all = {{"experts.kind", "published"}, {"router.loss", "code"}, {"experts.keep", 1.0}};
+  EXPECT_THAT(Refactored("all", all)["error"].get<std::string>(), HasSubstr("layer 0: found 0 channels per expert"));
+}
+
 TEST(Stages, RoundsAndALastRouterStage) {
   Options options;
   options.rounds = 2;
