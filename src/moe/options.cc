@@ -88,12 +88,14 @@ std::string AtLeast(const char* name, double value, double least) {
   return std::string(name) + ": found " + json(value).dump() + ", expected at least " + json(least).dump();
 }
 
-bool IsGranularity(const std::string& text) {
-  if (text == "token" || text == "document") return true;
-  if (!text.starts_with("window:")) return false;
+// -1 for a text that is no granularity.
+int64_t ParseGranularity(const std::string& text) {
+  if (text == "token") return 1;
+  if (text == "document") return 0;
+  if (!text.starts_with("window:")) return -1;
   int64_t window = 0;
   const auto [end, error] = std::from_chars(text.data() + 7, text.data() + text.size(), window);
-  return error == std::errc() && end == text.data() + text.size() && window >= 1;
+  return error == std::errc() && end == text.data() + text.size() && window >= 1 ? window : -1;
 }
 
 // The first thing wrong with the values, empty if none.
@@ -128,7 +130,7 @@ std::string Complaint(const Options& o) {
     found.push_back("experts.count: found " + std::to_string(o.experts_count) + ", expected at most 16");
   if (!(o.experts_keep > 0 && o.experts_keep <= 1))
     found.emplace_back("experts.keep: expected a share above 0, up to 1");
-  if (!IsGranularity(o.coverage_granularity)) {
+  if (ParseGranularity(o.coverage_granularity) < 0) {
     found.push_back("coverage.granularity: found \"" + o.coverage_granularity +
                     "\", expected token, window:W or document");
   }
@@ -191,6 +193,8 @@ base::Result<Options> ParseOptions(std::string_view text) {
   if (!complaint.empty()) return base::Fail("E_OPTION", complaint);
   return options;
 }
+
+int64_t WindowTokens(const Options& options) { return ParseGranularity(options.coverage_granularity); }
 
 std::string ToJson(const Options& options) {
   json root = json::object();

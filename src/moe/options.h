@@ -53,6 +53,9 @@ struct Options {
 // "readme" (as published). Code E_OPTION: an unknown name, another type or a value out of range; names it.
 base::Result<Options> ParseOptions(std::string_view json);
 
+// Tokens of a unit of coverage.granularity; 0: documents.
+int64_t WindowTokens(const Options& options);
+
 // All fields, sorted by name.
 std::string ToJson(const Options& options);
 

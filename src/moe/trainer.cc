@@ -1,7 +1,6 @@
 #include "moe/trainer.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <utility>
 
@@ -23,14 +22,10 @@ base::Error At(base::Error error, const char* stage, int64_t round, int64_t step
   return error;
 }
 
-// The units that router targets are averaged over, in tokens; a document is taken as the whole text.
+// Tokens that share a router target; a document is taken as the whole text.
 int64_t WindowOf(const Options& options) {
-  if (options.coverage_granularity == "token") return 1;
-  if (options.coverage_granularity == "document") return options.sequence;
-  int64_t window = 1;
-  const std::string& text = options.coverage_granularity;
-  std::from_chars(text.data() + 7, text.data() + text.size(), window);
-  return window;
+  const int64_t window = WindowTokens(options);
+  return window == 0 ? options.sequence : window;
 }
 
 NamedTensors Prefixed(const std::string& prefix, const NamedTensors& tensors) {

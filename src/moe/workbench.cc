@@ -1,7 +1,6 @@
 #include "moe/workbench.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <optional>
 #include <utility>
@@ -30,10 +29,8 @@ int64_t KeptChannels(const Options& options, const model::Config& config) {
 
 // Cuts `count` tokens from `place` on into the units of the granularity.
 std::vector<int64_t> UnitsOf(const Options& options, const TokenFile& file, const Place& place, int64_t count) {
-  if (options.coverage_granularity == "document") return file.PiecesOf(place.offset, count);
-  int64_t window = 1;
-  const std::string& text = options.coverage_granularity;
-  if (text.starts_with("window:")) std::from_chars(text.data() + 7, text.data() + text.size(), window);
+  const int64_t window = WindowTokens(options);
+  if (window == 0) return file.PiecesOf(place.offset, count);
   std::vector<int64_t> units;
   for (int64_t begin = 0; begin < count; begin += window) units.push_back(std::min(window, count - begin));
   return units;
