@@ -17,11 +17,11 @@ VOCAB, DOMAINS, SEQUENCE = 512, ("a", "b", "c"), 64
 
 
 def make_text(domain: int, split: int, tokens: int) -> numpy.ndarray:
-    """A walk over 200 tokens of the domain's own, one step in eight at random."""
+    """A walk over 40 tokens of the domain's own, one step in eight at random."""
     random = numpy.random.default_rng((domain, split))
     ids, at = [], 0
-    for jump, anywhere in zip(random.integers(8, size=tokens), random.integers(200, size=tokens), strict=True):
-        at = int(anywhere) if jump == 0 else (at * (2 * domain + 3) + domain + 1) % 200
+    for jump, anywhere in zip(random.integers(8, size=tokens), random.integers(40, size=tokens), strict=True):
+        at = int(anywhere) if jump == 0 else (at * (2 * domain + 3) + domain + 1) % 40
         ids.append(150 * domain + at)
     return numpy.array(ids, dtype="<u2")
 
