@@ -26,6 +26,9 @@ enum class Statistic : uint8_t {
 class ChannelSums {
  public:
   ChannelSums(int64_t layers, int64_t channels, at::Device device);
+  ChannelSums(ChannelSums&&) = default;
+  ChannelSums& operator=(ChannelSums&&) = default;
+  ChannelSums(const ChannelSums&) = delete;  // a copy would share its sums
 
   // h [n * chunk, D]: the input of down_proj of `layer`, nothing masked, for n chunks of `chunk` tokens.
   void Add(int64_t layer, const at::Tensor& h, int64_t chunk);

@@ -114,8 +114,10 @@ struct Workbench::State {
   }
 
   std::vector<ChannelSums> Sums() const {
-    std::vector<ChannelSums> sums(data.domains().size(),
-                                  ChannelSums(model.config.layers, model.config.ffn, model.device()));
+    std::vector<ChannelSums> sums;
+    for (size_t d = 0; d < data.domains().size(); ++d) {
+      sums.emplace_back(model.config.layers, model.config.ffn, model.device());
+    }
     Calibrate([&](const Place& place, int64_t layer, const at::Tensor& h) {
       sums[static_cast<size_t>(place.domain)].Add(layer, h, options.calibration_tokens);
     });

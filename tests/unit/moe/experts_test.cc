@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <set>
+#include <utility>
 
 #include "moe/ffn_hooks.h"
 
@@ -25,7 +26,8 @@ TEST(ChannelStatistics, ScoresOfAHandMadeLayer) {
   EXPECT_THAT(sums.Scores(Statistic::kL1, 0, down), ElementsAre(2, 2, 0.5));
   EXPECT_THAT(sums.Scores(Statistic::kL1Out, 0, down), ElementsAre(10, 2, 0.5));
   EXPECT_THAT(sums.Scores(Statistic::kFluctuation, 0, down), ElementsAre(2 * 25, 0, 0.5));
-  const std::vector<ChannelSums> domains = {sums};
+  std::vector<ChannelSums> domains;
+  domains.push_back(std::move(sums));
   const std::vector<at::Tensor> downs = {down};
   EXPECT_THAT(SelectPublished(domains, Statistic::kL1, downs, 1).Layer(0), ElementsAre(1, 0, 0)) << "ties: lower index";
 }

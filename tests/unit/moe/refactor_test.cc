@@ -250,6 +250,12 @@ TEST_F(RefactorTest, EveryRowOfTheComparisonRuns) {
     EXPECT_LT(Nats(result), 4.6) << name;
     EXPECT_EQ(result["tokens"]["expert"], 2 * 12 * 32);
   }
+  // Experts of different domains differ, though they overlap.
+  for (const json& layer : json::parse(Slurp(root_ + "/row_paper/experts.json"))["layers"]) {
+    EXPECT_GT(layer["delta"], 0);
+    EXPECT_GT(layer["permanent"], 0);
+    EXPECT_EQ(layer["active"], json({44, 44, 44}));
+  }
   const json chosen = json::parse(Slurp(root_ + "/row_static/experts.json"));
   for (const auto& [name, nats] : chosen["candidates"].items())
     EXPECT_GE(nats, chosen["candidates"][chosen["statistic"]]);
