@@ -71,6 +71,13 @@ int64_t Masks::Delta(int64_t layer, int64_t from, int64_t to) const {
                                [&](Signature s) { return ((s >> to) & 1) != 0 && ((s >> from) & 1) == 0; });
 }
 
+double Masks::MeanDelta(int64_t layer) const {
+  if (experts_ < 2) return 0;
+  int64_t sum = 0;
+  for (int64_t i = 0; i < experts_ * experts_; ++i) sum += Delta(layer, i / experts_, i % experts_);
+  return static_cast<double>(sum) / static_cast<double>(experts_ * (experts_ - 1));
+}
+
 uint64_t Masks::Hash() const {
   const int64_t shape[] = {experts_, layers_, channels_};
   const uint64_t seed = XXH3_64bits(shape, sizeof(shape));

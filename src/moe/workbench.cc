@@ -190,10 +190,7 @@ struct Workbench::State {
     }
     for (int64_t l = 0; l < model.masks.layers(); ++l) {
       facts.layers.push_back(model.masks.Count(l));
-      const int64_t n = model.masks.experts();
-      int64_t sum = 0;
-      for (int64_t i = 0; i < n * n; ++i) sum += model.masks.Delta(l, i / n, i % n);
-      facts.delta.push_back(n > 1 ? static_cast<double>(sum) / static_cast<double>(n * (n - 1)) : 0);
+      facts.delta.push_back(model.masks.MeanDelta(l));
     }
     facts.hash = model.masks.Hash();
     if (auto done = MakeTrainer(); !done) return tl::unexpected(done.error());

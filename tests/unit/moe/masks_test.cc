@@ -44,6 +44,7 @@ TEST(Masks, CountsOfAHandMadeLayer) {
   EXPECT_EQ(masks.Delta(0, 0, 1), 1);  // channel 4
   EXPECT_EQ(masks.Delta(0, 1, 2), 1);  // channel 1
   EXPECT_EQ(masks.Delta(0, 2, 2), 0);
+  EXPECT_DOUBLE_EQ(masks.MeanDelta(0), 1);  // every pair shares two of three
 }
 
 TEST(Masks, SettingAnExpertReplacesItsChannelsAndLeavesTheOthers) {
