@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
+#include <random>
+
 #include <nlohmann/json.hpp>
 
 namespace outrider::model {
@@ -111,6 +114,33 @@ TEST(Config, IsTextAgain) {
     ASSERT_TRUE(again) << again.error().message;
     EXPECT_EQ(*again, *config) << patch;
   }
+}
+
+// Bytes changed, taken out and doubled: an answer or a complaint, never an exception.
+TEST(Config, SurvivesDamage) {
+  json root = Small();
+  root["rope_scaling"] = {{"rope_type", "llama3"}, {"factor", 8}, {"low_freq_factor", 1}, {"high_freq_factor", 4}};
+  root["layer_types"] = json(5, "full_attention");
+  root["eos_token_id"] = {1, 2};
+  const std::string good = root.dump();
+  std::mt19937 random(1);
+  int refused = 0;
+  for (int i = 0; i < 20'000; ++i) {
+    std::string text = good;
+    for (int edits = 1 + static_cast<int>(random() % 3); edits > 0; --edits) {
+      const size_t at = random() % text.size();
+      const std::string_view piece =
+          std::array<std::string_view, 6>{"", "null", "-1", "[]", "{}", "1e400"}[random() % 6];
+      if (random() % 2 == 0) {
+        text.replace(at, random() % 12, piece);
+      } else {
+        text[at] = static_cast<char>(random() % 256);
+      }
+      if (text.empty()) text = "x";
+    }
+    EXPECT_NO_THROW(refused += !ParseConfig(text, "f")) << text;
+  }
+  EXPECT_GT(refused, 1000);
 }
 
 TEST(Config, NoJsonIsNoConfig) {
