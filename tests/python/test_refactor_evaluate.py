@@ -58,27 +58,39 @@ class _Counting:
         return self.weight[ids] + position * self.weight[0]
 
 
+def _document_nats(logits, ids, window):
+    expected = 0.0
+    for begin in range(0, ids.numel() - 1, window):
+        part = ids[begin : begin + window + 1]
+        logs = logits(part[None, :-1])[0].log_softmax(-1)
+        expected -= logs.gather(1, part[1:, None]).double().sum().item()
+    return expected
+
+
 def test_each_token_but_a_documents_first_is_scored_once(stdlib):
     data = load_data(stdlib[0] / "data")
-    logits, window = _Counting(), 50
-    found = perplexities(logits, data, split="valid", window=window, batch=3, max_tokens=1_000)
+    logits, window = _Counting(), 512
+    found = perplexities(logits, data, split="valid", window=window, batch=3)
     for name, loss in found.items():
-        assert int(loss.tokens.sum()) <= 1_000 and loss.bits_per_byte > 0
-        left = 1_000
-        for document, ids in enumerate(data.splits[name]["valid"].documents()):
-            if left < 1:
-                break
-            ids = torch.from_numpy(ids[: left + 1].astype(np.int64))
-            left -= ids.numel() - 1
-            expected = 0.0
-            for begin in range(0, ids.numel() - 1, window):
-                part = ids[begin : begin + window + 1]
-                logs = logits(part[None, :-1])[0].log_softmax(-1)
-                expected -= logs.gather(1, part[1:, None]).double().sum().item()
-            assert loss.nats[document] == pytest.approx(expected, rel=1e-5)
-    with_large_batches = perplexities(_Counting(), data, split="valid", window=window, batch=64, max_tokens=1_000)
+        documents = data.splits[name]["valid"].documents()
+        assert logits.tokens >= int(loss.tokens.sum()) == sum(ids.size - 1 for ids in documents)
+        for nats, ids in zip(loss.nats, documents, strict=True):
+            expected = _document_nats(_Counting(), torch.from_numpy(ids.astype(np.int64)), window)
+            assert nats == pytest.approx(expected, rel=1e-5)
+    with_large_batches = perplexities(_Counting(), data, split="valid", window=window, batch=64)
     for name, loss in found.items():
         assert with_large_batches[name].nats_per_token == pytest.approx(loss.nats_per_token, rel=1e-6)
+
+
+def test_a_limit_takes_first_windows_spread_over_the_documents(stdlib):
+    data = load_data(stdlib[0] / "data")
+    documents = data.splits["code"]["train"].documents()
+    found = perplexities(_Counting(), data, split="train", names=["code"], window=50, max_tokens=150)["code"]
+    assert found.tokens.tolist() == [50] * 3 and (found.text_bytes > 30).all()
+    count = len(documents)
+    picked = [documents[i][:51] for i in (count // 6, count // 2, 5 * count // 6)]
+    for nats, ids in zip(found.nats, picked, strict=True):
+        assert nats == pytest.approx(_document_nats(_Counting(), torch.from_numpy(ids.astype(np.int64)), 50), rel=1e-5)
 
 
 def test_bytes_are_those_of_the_scored_share(stdlib):
