@@ -119,7 +119,9 @@ def _tiny_model(folder):
         eos_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer = (folder / "tokenizer.json").read_bytes()
     PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), bos_token="!").save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes(tokenizer)
 
 
 def test_the_commands_prepare_measure_and_refuse(stdlib, tmp_path):
@@ -145,5 +147,9 @@ def test_the_commands_prepare_measure_and_refuse(stdlib, tmp_path):
     assert done.exit_code == 2 and done.stderr.startswith("outrider: error E_EXISTS: ")
     done = runner.invoke(app, [*prepared, "--out", str(tmp_path / "d"), "--calib-tokens", "10000000"])
     assert done.exit_code == 2 and "code: found" in done.stderr and not (tmp_path / "d").exists()
+    with (folder / "model" / "tokenizer.json").open("a") as file:
+        file.write("\n")
+    done = runner.invoke(app, ["eval", "perplexity", *model, *data])
+    assert done.exit_code == 2 and "E_VOCAB" in done.stderr and "tokenizer.json: sha256: found" in done.stderr
     done = runner.invoke(app, ["card", str(tmp_path)])
     assert done.exit_code == 2 and "E_CARD" in done.stderr

@@ -1,9 +1,10 @@
 """`outrider eval` and `outrider card`: figures of a model folder, and the card made from figures."""
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +12,9 @@ from outrider.refactor.artifact import HEADER
 from outrider.refactor.atomic import write_file
 from outrider.refactor.cli import input_errors
 from outrider.refactor.errors import InputError
+
+if TYPE_CHECKING:
+    from outrider.refactor.data_set import DataSet
 
 eval_app = typer.Typer(help="Measure a model: perplexity on prepared text, scores on task sets.", no_args_is_help=True)
 
@@ -44,8 +48,7 @@ def perplexity_command(
         if not names or any(split not in opened.splits[name] for name in names):
             raise InputError("E_USAGE", data, "split", f"no {split} text", "a split that data.json has")
         loaded = load_model(model, device, dtype)
-        if loaded.config.vocab_size != opened.vocab:
-            raise InputError("E_VOCAB", data, "vocab", f"{opened.vocab}", f"{loaded.config.vocab_size}, the model's")
+        _require_same_vocabulary(model, loaded.config.vocab_size, opened)
         losses = perplexities(
             model_logits(loaded), opened, split=split, names=names, window=window, max_tokens=max_tokens
         )
@@ -103,6 +106,17 @@ def card_command(
     with input_errors():
         for path in regenerate(folder):
             print(path)
+
+
+def _require_same_vocabulary(model: Path, vocab: int, data: "DataSet") -> None:
+    """Ids of another tokenizer would give figures that look like figures."""
+    if vocab != data.vocab:
+        raise InputError("E_VOCAB", data.folder, "vocab", f"{data.vocab}", f"{vocab}, the model's")
+    tokenizer = model / "tokenizer.json"
+    if tokenizer.is_file():
+        found = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+        if found != data.tokenizer_sha256:
+            raise InputError("E_VOCAB", tokenizer, "sha256", found, f"{data.tokenizer_sha256}, as in {data.folder}")
 
 
 def load_model(folder: Path, device: str, dtype: str):
