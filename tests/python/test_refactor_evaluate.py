@@ -140,8 +140,18 @@ def test_the_commands_prepare_measure_and_refuse(stdlib, tmp_path):
     (tmp_path / "tasks").mkdir()
     item = {"kind": "choice", "id": "a", "context": "x = ", "choices": ["1", "None"], "gold": 0}
     (tmp_path / "tasks" / "own.jsonl").write_text(json.dumps(item) + "\n")
-    done = runner.invoke(app, ["eval", "tasks", *model, "--tasks", str(tmp_path / "tasks")])
+    scores = str(tmp_path / "scores.json")
+    done = runner.invoke(app, ["eval", "tasks", *model, "--tasks", str(tmp_path / "tasks"), "--out", scores])
     assert done.exit_code == 0 and "own acc_bytes: " in done.stdout
+    acc = json.loads((tmp_path / "scores.json").read_text())["own"]["values"]["acc"][0]
+    harness = tmp_path / "harness.json"
+    for theirs, exit_code in ((acc + 0.0005, 0), (acc + 0.002, 1)):
+        harness.write_text(json.dumps({"results": {"outrider_own": {"acc,none": theirs}}}))
+        done = runner.invoke(app, ["eval", "compare", "--scores", scores, "--harness", str(harness)])
+        assert done.exit_code == exit_code and "own acc: " in done.stdout
+    harness.write_text("{}")
+    done = runner.invoke(app, ["eval", "compare", "--scores", scores, "--harness", str(harness)])
+    assert done.exit_code == 2 and "found nothing, expected outrider_<task>" in done.stderr
     prepared = ["data", "prepare", "--tokenizer", str(folder / "model"), "--data", str(folder / "text")]
     done = runner.invoke(app, [*prepared, "--out", str(folder / "data")])
     assert done.exit_code == 2 and done.stderr.startswith("outrider: error E_EXISTS: ")

@@ -97,6 +97,30 @@ def tasks_command(
         write_file(out, json.dumps(results) + "\n")
 
 
+@eval_app.command("compare")
+def compare_command(
+    scores: Annotated[Path, typer.Option(help="Written by `outrider eval tasks --out`.")],
+    harness: Annotated[Path, typer.Option(help="Results file of lm-evaluation-harness on the same tasks and items.")],
+    apart: Annotated[float, typer.Option(help="Points (perplexity: percent) that two figures may be apart.")] = 0.1,
+) -> None:
+    """Compares the built-in scores with those of lm-evaluation-harness; exit code 1 when they are further apart."""
+    from outrider.refactor.tasks.harness import compare
+    from outrider.refactor.tasks.scoring import TaskScores
+
+    with input_errors():
+        ours, theirs = _json(scores), _json(harness).get("results", {})
+        names = [name for name in ours if f"outrider_{name}" in theirs]
+        if not names:
+            raise InputError("E_TASK", harness, "results", ", ".join(theirs) or "nothing", "outrider_<task>")
+    worst = 0.0
+    for name in names:
+        for row in compare(TaskScores(**ours[name]).summary(), theirs[f"outrider_{name}"]):
+            worst = max(worst, float(row["apart"]))
+            print(f"{name} {row['metric']}: {row['ours']:.6f} and {row['harness']:.6f}, {row['apart']:.4f} apart")
+    if worst > apart:
+        raise typer.Exit(1)
+
+
 def card_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with quality_card.json.")],
 ) -> None:
@@ -106,6 +130,16 @@ def card_command(
     with input_errors():
         for path in regenerate(folder):
             print(path)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError("E_TASK", path, "scores", str(error), "a JSON file") from error
+    if not isinstance(value, dict):
+        raise InputError("E_TASK", path, "scores", type(value).__name__, "an object")
+    return value
 
 
 def _require_same_vocabulary(model: Path, vocab: int, data: "DataSet") -> None:
