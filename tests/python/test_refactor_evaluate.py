@@ -58,27 +58,39 @@ class _Counting:
         return self.weight[ids] + position * self.weight[0]
 
 
+def _document_nats(logits, ids, window):
+    expected = 0.0
+    for begin in range(0, ids.numel() - 1, window):
+        part = ids[begin : begin + window + 1]
+        logs = logits(part[None, :-1])[0].log_softmax(-1)
+        expected -= logs.gather(1, part[1:, None]).double().sum().item()
+    return expected
+
+
 def test_each_token_but_a_documents_first_is_scored_once(stdlib):
     data = load_data(stdlib[0] / "data")
-    logits, window = _Counting(), 50
-    found = perplexities(logits, data, split="valid", window=window, batch=3, max_tokens=1_000)
+    logits, window = _Counting(), 512
+    found = perplexities(logits, data, split="valid", window=window, batch=3)
     for name, loss in found.items():
-        assert int(loss.tokens.sum()) <= 1_000 and loss.bits_per_byte > 0
-        left = 1_000
-        for document, ids in enumerate(data.splits[name]["valid"].documents()):
-            if left < 1:
-                break
-            ids = torch.from_numpy(ids[: left + 1].astype(np.int64))
-            left -= ids.numel() - 1
-            expected = 0.0
-            for begin in range(0, ids.numel() - 1, window):
-                part = ids[begin : begin + window + 1]
-                logs = logits(part[None, :-1])[0].log_softmax(-1)
-                expected -= logs.gather(1, part[1:, None]).double().sum().item()
-            assert loss.nats[document] == pytest.approx(expected, rel=1e-5)
-    with_large_batches = perplexities(_Counting(), data, split="valid", window=window, batch=64, max_tokens=1_000)
+        documents = data.splits[name]["valid"].documents()
+        assert logits.tokens >= int(loss.tokens.sum()) == sum(ids.size - 1 for ids in documents)
+        for nats, ids in zip(loss.nats, documents, strict=True):
+            expected = _document_nats(_Counting(), torch.from_numpy(ids.astype(np.int64)), window)
+            assert nats == pytest.approx(expected, rel=1e-5)
+    with_large_batches = perplexities(_Counting(), data, split="valid", window=window, batch=64)
     for name, loss in found.items():
         assert with_large_batches[name].nats_per_token == pytest.approx(loss.nats_per_token, rel=1e-6)
+
+
+def test_a_limit_takes_first_windows_spread_over_the_documents(stdlib):
+    data = load_data(stdlib[0] / "data")
+    documents = data.splits["code"]["train"].documents()
+    found = perplexities(_Counting(), data, split="train", names=["code"], window=50, max_tokens=150)["code"]
+    assert found.tokens.tolist() == [50] * 3 and (found.text_bytes > 30).all()
+    count = len(documents)
+    picked = [documents[i][:51] for i in (count // 6, count // 2, 5 * count // 6)]
+    for nats, ids in zip(found.nats, picked, strict=True):
+        assert nats == pytest.approx(_document_nats(_Counting(), torch.from_numpy(ids.astype(np.int64)), 50), rel=1e-5)
 
 
 def test_bytes_are_those_of_the_scored_share(stdlib):
@@ -107,7 +119,9 @@ def _tiny_model(folder):
         eos_token_id=0,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer = (folder / "tokenizer.json").read_bytes()
     PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), bos_token="!").save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes(tokenizer)
 
 
 def test_the_commands_prepare_measure_and_refuse(stdlib, tmp_path):
@@ -126,12 +140,26 @@ def test_the_commands_prepare_measure_and_refuse(stdlib, tmp_path):
     (tmp_path / "tasks").mkdir()
     item = {"kind": "choice", "id": "a", "context": "x = ", "choices": ["1", "None"], "gold": 0}
     (tmp_path / "tasks" / "own.jsonl").write_text(json.dumps(item) + "\n")
-    done = runner.invoke(app, ["eval", "tasks", *model, "--tasks", str(tmp_path / "tasks")])
+    scores = str(tmp_path / "scores.json")
+    done = runner.invoke(app, ["eval", "tasks", *model, "--tasks", str(tmp_path / "tasks"), "--out", scores])
     assert done.exit_code == 0 and "own acc_bytes: " in done.stdout
+    acc = json.loads((tmp_path / "scores.json").read_text())["own"]["values"]["acc"][0]
+    harness = tmp_path / "harness.json"
+    for theirs, exit_code in ((acc + 0.0005, 0), (acc + 0.002, 1)):
+        harness.write_text(json.dumps({"results": {"outrider_own": {"acc,none": theirs}}}))
+        done = runner.invoke(app, ["eval", "compare", "--scores", scores, "--harness", str(harness)])
+        assert done.exit_code == exit_code and "own acc: " in done.stdout
+    harness.write_text("{}")
+    done = runner.invoke(app, ["eval", "compare", "--scores", scores, "--harness", str(harness)])
+    assert done.exit_code == 2 and "found nothing, expected outrider_<task>" in done.stderr
     prepared = ["data", "prepare", "--tokenizer", str(folder / "model"), "--data", str(folder / "text")]
     done = runner.invoke(app, [*prepared, "--out", str(folder / "data")])
     assert done.exit_code == 2 and done.stderr.startswith("outrider: error E_EXISTS: ")
     done = runner.invoke(app, [*prepared, "--out", str(tmp_path / "d"), "--calib-tokens", "10000000"])
     assert done.exit_code == 2 and "code: found" in done.stderr and not (tmp_path / "d").exists()
+    with (folder / "model" / "tokenizer.json").open("a") as file:
+        file.write("\n")
+    done = runner.invoke(app, ["eval", "perplexity", *model, *data])
+    assert done.exit_code == 2 and "E_VOCAB" in done.stderr and "tokenizer.json: sha256: found" in done.stderr
     done = runner.invoke(app, ["card", str(tmp_path)])
     assert done.exit_code == 2 and "E_CARD" in done.stderr

@@ -1,9 +1,10 @@
 """`outrider eval` and `outrider card`: figures of a model folder, and the card made from figures."""
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +12,9 @@ from outrider.refactor.artifact import HEADER
 from outrider.refactor.atomic import write_file
 from outrider.refactor.cli import input_errors
 from outrider.refactor.errors import InputError
+
+if TYPE_CHECKING:
+    from outrider.refactor.data_set import DataSet
 
 eval_app = typer.Typer(help="Measure a model: perplexity on prepared text, scores on task sets.", no_args_is_help=True)
 
@@ -44,8 +48,7 @@ def perplexity_command(
         if not names or any(split not in opened.splits[name] for name in names):
             raise InputError("E_USAGE", data, "split", f"no {split} text", "a split that data.json has")
         loaded = load_model(model, device, dtype)
-        if loaded.config.vocab_size != opened.vocab:
-            raise InputError("E_VOCAB", data, "vocab", f"{opened.vocab}", f"{loaded.config.vocab_size}, the model's")
+        _require_same_vocabulary(model, loaded.config.vocab_size, opened)
         losses = perplexities(
             model_logits(loaded), opened, split=split, names=names, window=window, max_tokens=max_tokens
         )
@@ -94,6 +97,30 @@ def tasks_command(
         write_file(out, json.dumps(results) + "\n")
 
 
+@eval_app.command("compare")
+def compare_command(
+    scores: Annotated[Path, typer.Option(help="Written by `outrider eval tasks --out`.")],
+    harness: Annotated[Path, typer.Option(help="Results file of lm-evaluation-harness on the same tasks and items.")],
+    apart: Annotated[float, typer.Option(help="Points (perplexity: percent) that two figures may be apart.")] = 0.1,
+) -> None:
+    """Compares the built-in scores with those of lm-evaluation-harness; exit code 1 when they are further apart."""
+    from outrider.refactor.tasks.harness import compare
+    from outrider.refactor.tasks.scoring import TaskScores
+
+    with input_errors():
+        ours, theirs = _json(scores), _json(harness).get("results", {})
+        names = [name for name in ours if f"outrider_{name}" in theirs]
+        if not names:
+            raise InputError("E_TASK", harness, "results", ", ".join(theirs) or "nothing", "outrider_<task>")
+    worst = 0.0
+    for name in names:
+        for row in compare(TaskScores(**ours[name]).summary(), theirs[f"outrider_{name}"]):
+            worst = max(worst, float(row["apart"]))
+            print(f"{name} {row['metric']}: {row['ours']:.6f} and {row['harness']:.6f}, {row['apart']:.4f} apart")
+    if worst > apart:
+        raise typer.Exit(1)
+
+
 def card_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder with quality_card.json.")],
 ) -> None:
@@ -103,6 +130,27 @@ def card_command(
     with input_errors():
         for path in regenerate(folder):
             print(path)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError("E_TASK", path, "scores", str(error), "a JSON file") from error
+    if not isinstance(value, dict):
+        raise InputError("E_TASK", path, "scores", type(value).__name__, "an object")
+    return value
+
+
+def _require_same_vocabulary(model: Path, vocab: int, data: "DataSet") -> None:
+    """Ids of another tokenizer would give figures that look like figures."""
+    if vocab != data.vocab:
+        raise InputError("E_VOCAB", data.folder, "vocab", f"{data.vocab}", f"{vocab}, the model's")
+    tokenizer = model / "tokenizer.json"
+    if tokenizer.is_file():
+        found = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+        if found != data.tokenizer_sha256:
+            raise InputError("E_VOCAB", tokenizer, "sha256", found, f"{data.tokenizer_sha256}, as in {data.folder}")
 
 
 def load_model(folder: Path, device: str, dtype: str):

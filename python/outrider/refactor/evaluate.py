@@ -30,13 +30,13 @@ def perplexities(
     """Domain -> loss of each document of `split`; unseen domains have the split `test` only.
 
     `logits`: int64 [B, S], padded on the right -> [B, S, V]. A document is read in windows of at most `window` tokens;
-    each token but the first of a document is scored once, given the tokens before it in its window. Documents are taken
-    in order until `max_tokens` of a domain are reached. Bytes are those of a document times the share of its tokens
-    that was scored.
+    each token but the first of a document is scored once, given the tokens before it in its window. With `max_tokens`
+    only the first window of each of `max_tokens` / `window` documents is read, which are spread evenly over the split.
+    Bytes are those of a document times the share of its tokens that was scored.
     """
     losses: dict[str, DomainLoss] = {}
     for name in names or data.domains:
-        chosen = _documents(data.splits[name][split], max_tokens)
+        chosen = _documents(data.splits[name][split], window, max_tokens)
         nats = np.zeros(len(chosen))
         pieces = [
             (i, ids[at : at + window + 1]) for i, (ids, _) in enumerate(chosen) for at in range(0, ids.size - 1, window)
@@ -51,18 +51,14 @@ def perplexities(
     return losses
 
 
-def _documents(split: Split, max_tokens: int | None) -> list[tuple[np.ndarray, int]]:
-    """(ids, bytes of the scored text); the last one is cut at the limit."""
-    chosen: list[tuple[np.ndarray, int]] = []
-    left = max_tokens if max_tokens is not None else len(split.tokens)
-    for ids, size in zip(split.documents(), split.text_bytes, strict=True):
-        if left < 1:
-            break
-        taken = ids[: left + 1]
-        if taken.size > 1:
-            chosen.append((taken, round(size * (taken.size - 1) / ids.size)))
-            left -= taken.size - 1
-    return chosen
+def _documents(split: Split, window: int, max_tokens: int | None) -> list[tuple[np.ndarray, int]]:
+    """(ids, bytes of the scored text) of the documents to be scored."""
+    documents = list(zip(split.documents(), split.text_bytes, strict=True))
+    if max_tokens is not None and max_tokens < len(split.tokens):
+        count = min(len(documents), max(1, max_tokens // window))
+        picked = [documents[(2 * i + 1) * len(documents) // (2 * count)] for i in range(count)]
+        documents = [(ids[: window + 1], round(size * min(1, (window + 1) / ids.size))) for ids, size in picked]
+    return [(ids, round(size * (ids.size - 1) / ids.size)) for ids, size in documents if ids.size > 1]
 
 
 def _batch_nats(logits: "Logits", rows: list[np.ndarray]) -> list[float]:
