@@ -111,6 +111,18 @@ at::Tensor RouterTargets::Loss(const at::Tensor& z) const {
   return -(target * log_p).sum(-1).mean();
 }
 
+at::Tensor BalanceLoss(const at::Tensor& z) {
+  const int64_t experts = z.size(-1);
+  const at::Tensor p = at::softmax(z, -1).view({-1, experts});
+  const at::Tensor used = at::bincount(z.detach().argmax(-1).flatten(), {}, experts).to(at::kFloat);
+  return (used / static_cast<double>(p.size(0)) * p.mean(0)).sum() * static_cast<double>(experts);
+}
+
+at::Tensor StayLoss(const at::Tensor& z) {
+  const at::Tensor p = at::softmax(z, -1);
+  return 1 - (p.slice(1, 1) * p.slice(1, 0, -1)).sum(-1).mean();
+}
+
 namespace {
 
 using torch::autograd::AutogradContext;

@@ -55,6 +55,13 @@ class RouterTargets {
   at::Tensor sum_;
 };
 
+// Optional regularisers of the router; z [B, S, N] logits of B texts, differentiable scalars.
+// Balance: N * sum_i f_i * mean_t p_ti with f_i the share of tokens whose best expert is i, a constant in the gradient.
+// 1 when all experts are used alike.
+at::Tensor BalanceLoss(const at::Tensor& z);
+// Stay: mean over neighbours of 1 - sum_i p_ti p_(t-1)i. Needs S >= 2.
+at::Tensor StayLoss(const at::Tensor& z);
+
 struct TokenLoss {
   at::Tensor total;       // scalar, differentiable: sum over tokens of CE + weight * KL(teacher || student), nats
   at::Tensor nats;        // [T] cross-entropy per token

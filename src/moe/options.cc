@@ -39,6 +39,8 @@ void ForEachField(AnyOptions& o, const Visit& visit) {
   visit("router.embed", o.router_embedding, true);
   visit("router.loss", o.router_loss, true);
   visit("router.attn", o.router_attention, true);
+  visit("router.balance", o.router_balance, true);
+  visit("router.stay", o.router_stay, true);
   visit("rounds", o.rounds, true);
   visit("router.steps", o.router_steps, true);
   visit("router.last_steps", o.router_last_steps, true);
@@ -123,6 +125,8 @@ std::string Complaint(const Options& o) {
       AtLeast("micro_batch", static_cast<double>(o.micro_batch), 1),
       AtLeast("chunk", static_cast<double>(o.chunk), 1),
       AtLeast("checkpoint_steps", static_cast<double>(o.checkpoint_steps), 1),
+      AtLeast("router.balance", o.router_balance, 0),
+      AtLeast("router.stay", o.router_stay, 0),
       AtLeast("distill", o.distill, 0),
       AtLeast("routing.tau", o.routing_tau, 0),
   };

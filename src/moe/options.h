@@ -30,6 +30,7 @@ struct Options {
   int64_t router_width = 256, router_heads = 4;
   std::string router_scale = "sqrt", router_embedding = "tied", router_loss = "coverage";
   bool router_attention = true;
+  double router_balance = 0, router_stay = 0;  // weights of the regularisers
 
   // Tuning: `rounds` times a router stage and an expert stage, then a last router stage.
   int64_t rounds = 4;

@@ -80,7 +80,10 @@ double Trainer::RouterMicroStep(const TokenBatch& batch, RouterTargets& targets,
     }
   }
   const at::Tensor z = model_.RouterLogits(batch.inputs);
-  const at::Tensor loss = targets.Loss(z.view({batch.Tokens(), -1})) * share;
+  at::Tensor loss = targets.Loss(z.view({batch.Tokens(), -1}));
+  if (options_.router_balance > 0) loss = loss + BalanceLoss(z) * options_.router_balance;
+  if (options_.router_stay > 0) loss = loss + StayLoss(z) * options_.router_stay;
+  loss = loss * share;
   loss.backward();
   return loss.item<double>();
 }

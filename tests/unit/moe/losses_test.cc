@@ -115,6 +115,17 @@ TEST(RouterLosses, GradientFlowsToTheLogitsOnly) {
   EXPECT_FALSE(h.grad().defined());
 }
 
+TEST(RouterRegularisers, HandComputed) {
+  // One text of three tokens, two experts; probabilities 0.8 0.2, 0.6 0.4, 0.25 0.75.
+  const at::Tensor p = at::tensor({0.8F, 0.2F, 0.6F, 0.4F, 0.25F, 0.75F}).view({1, 3, 2});
+  const double used[] = {2.0 / 3, 1.0 / 3}, mean[] = {1.65 / 3, 1.35 / 3};
+  EXPECT_NEAR(BalanceLoss(p.log()).item<double>(), 2 * (used[0] * mean[0] + used[1] * mean[1]), 1e-6);
+  EXPECT_NEAR(StayLoss(p.log()).item<double>(), 1 - (0.8 * 0.6 + 0.2 * 0.4 + 0.6 * 0.25 + 0.4 * 0.75) / 2, 1e-6);
+  // Texts are not neighbours of each other.
+  const at::Tensor two = at::cat({p, p.flip(1)}, 0);
+  EXPECT_NEAR(StayLoss(two.log()).item<double>(), StayLoss(p.log()).item<double>(), 1e-6);
+}
+
 struct Case {
   at::Tensor hidden, head, targets, teacher, teacher_head;
 };
