@@ -12,6 +12,7 @@
 
 #include "coexec/session.h"
 #include "model.h"
+#include "moe.h"
 #include "seam/eligibility.h"
 #include "seam/env.h"
 #include "seam/gil.h"
@@ -209,4 +210,5 @@ PYBIND11_MODULE(_core, m) {
   });
   DefineBackward(m);
   DefineModel(m);
+  DefineMoe(m);
 }

@@ -11,7 +11,7 @@ else()
 endif()
 
 set(outrider_torch_free_rooms base trace plan files)
-set(outrider_torch_rooms seam coexec model)
+set(outrider_torch_rooms seam coexec model moe)
 
 # outrider_test(<name> <folder> [TORCH] [LIBRARIES <target>...]); label: torch or torch-free.
 function(outrider_test name folder)

@@ -11,6 +11,7 @@ from outrider import _runtime, api, graph_export, model_cli, script_runner, time
 from outrider.demo.__main__ import application as demo_app
 from outrider.explain import explain, load_rows, print_rows, save_rows
 from outrider.refactor.cli import data_app
+from outrider.refactor.eval_cli import card_command, eval_app
 
 app = typer.Typer(
     name="outrider",
@@ -22,6 +23,8 @@ app = typer.Typer(
 coexec_app = typer.Typer(help="Co-execute a PyTorch program; explain what was covered.", no_args_is_help=True)
 app.add_typer(coexec_app, name="coexec")
 app.add_typer(data_app, name="data")
+app.add_typer(eval_app, name="eval")
+app.command("card")(card_command)
 app.add_typer(demo_app, name="demo")
 app.command("import")(model_cli.import_command)
 app.command("generate")(model_cli.generate_command)

@@ -24,8 +24,8 @@ struct DtypeFacts {
   std::string_view name;
   size_t bytes;
 };
-constexpr std::array<DtypeFacts, 10> kDtypes = {{{"BOOL", 1}, {"U8", 1}, {"I8", 1}, {"I16", 2}, {"I32", 4},
-                                                 {"I64", 8}, {"F16", 2}, {"BF16", 2}, {"F32", 4}, {"F64", 8}}};
+constexpr std::array<DtypeFacts, 11> kDtypes = {{{"BOOL", 1}, {"U8", 1}, {"I8", 1}, {"I16", 2}, {"I32", 4},
+                                                 {"I64", 8}, {"F16", 2}, {"BF16", 2}, {"F32", 4}, {"F64", 8}, {"U16", 2}}};
 
 std::optional<Dtype> DtypeNamed(std::string_view name) {
   for (size_t i = 0; i < kDtypes.size(); ++i) {
@@ -80,7 +80,7 @@ base::Result<TensorEntry> ParseEntry(const std::string& name, const json& value)
   }
   if (value.size() != 3) return bad("found " + std::to_string(value.size()) + " fields, expected dtype, shape and data_offsets");
   const auto dtype = value["dtype"].is_string() ? DtypeNamed(value["dtype"].get<std::string>()) : std::nullopt;
-  if (!dtype) return bad("found dtype " + value["dtype"].dump() + ", expected one of BOOL U8 I8 I16 I32 I64 F16 BF16 F32 F64");
+  if (!dtype) return bad("found dtype " + value["dtype"].dump() + ", expected one of BOOL U8 I8 I16 U16 I32 I64 F16 BF16 F32 F64");
   entry.dtype = *dtype;
   const json& shape = value["shape"];
   if (!shape.is_array() || shape.size() > kRankMax || !std::all_of(shape.begin(), shape.end(), IsNatural)) {

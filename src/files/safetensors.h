@@ -14,7 +14,7 @@
 
 namespace outrider::files {
 
-enum class Dtype : uint8_t { kBool, kU8, kI8, kI16, kI32, kI64, kF16, kBF16, kF32, kF64 };
+enum class Dtype : uint8_t { kBool, kU8, kI8, kI16, kI32, kI64, kF16, kBF16, kF32, kF64, kU16 };
 
 size_t BytesOf(Dtype dtype);            // of one element
 std::string_view NameOf(Dtype dtype);   // as in the header: "BF16"

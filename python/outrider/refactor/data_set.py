@@ -13,11 +13,14 @@ _DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 
 @dataclass(frozen=True)
 class Split:
-    """`tokens` is a read-only memory map; document i is `tokens[starts[i]:starts[i + 1]]`, the last one to the end."""
+    """`tokens` is a read-only memory map; document i is `tokens[starts[i]:starts[i + 1]]`, the last one to the end.
+
+    `text_bytes[i]` is the size of document i as UTF-8.
+    """
 
     tokens: np.ndarray
     starts: list[int]
-    text_bytes: int
+    text_bytes: list[int]
 
     def documents(self) -> list[np.ndarray]:
         ends = [*self.starts[1:], len(self.tokens)]
@@ -64,6 +67,9 @@ def load_data(folder: Path) -> DataSet:
 def _open_split(folder: Path, name: str, split: str, row: dict, dtype: np.dtype) -> Split:
     path = folder / "tokens" / f"{name}.{split}.bin"
     size = path.stat().st_size if path.is_file() else -1
+    if not isinstance(row, dict) or not {"tokens", "documents", "document_bytes"} <= row.keys():
+        expected_keys = "tokens, documents and document_bytes"
+        raise InputError("E_DATA", folder / "data.json", f"{name}.{split}", repr(row)[:60], expected_keys)
     expected = row["tokens"] * dtype.itemsize
     if size != expected:
         found = "no file" if size < 0 else f"{size} bytes"
@@ -71,4 +77,8 @@ def _open_split(folder: Path, name: str, split: str, row: dict, dtype: np.dtype)
     starts = row["documents"]
     if not starts or starts[0] != 0 or starts[-1] >= row["tokens"] or sorted(set(starts)) != starts:
         raise InputError("E_DATA", folder / "data.json", f"{name}.{split}.documents", "these offsets", "rising from 0")
-    return Split(np.memmap(path, dtype, "r"), starts, row.get("bytes", 0))
+    sizes = row["document_bytes"]
+    if len(sizes) != len(starts):
+        found = f"{len(sizes)} sizes of {len(starts)} documents"
+        raise InputError("E_DATA", folder / "data.json", f"{name}.{split}.document_bytes", found, "one each")
+    return Split(np.memmap(path, dtype, "r"), starts, sizes)

@@ -42,17 +42,17 @@ class _Split:
 
     stream: BinaryIO
     tokens: int = 0
-    text_bytes: int = 0
     documents: list[int] = field(default_factory=list)
+    document_bytes: list[int] = field(default_factory=list)
 
     def append(self, ids: np.ndarray, text_bytes: int) -> None:
         self.stream.write(ids.tobytes())
         self.documents.append(self.tokens)
         self.tokens += ids.size
-        self.text_bytes += text_bytes
+        self.document_bytes.append(text_bytes)
 
     def row(self) -> dict[str, object]:
-        return {"tokens": self.tokens, "bytes": self.text_bytes, "documents": self.documents}
+        return {"tokens": self.tokens, "documents": self.documents, "document_bytes": self.document_bytes}
 
 
 def prepare(

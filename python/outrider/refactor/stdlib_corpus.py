@@ -6,11 +6,13 @@
 
 import ast
 import importlib.metadata
+import os
 import re
 import sys
 import sysconfig
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from outrider.refactor.atomic import atomic_folder
@@ -32,49 +34,54 @@ def build(out: Path, *, force: bool = False, max_bytes: int = _DOMAIN_BYTES_MAX)
     """
     sizes = dict.fromkeys(DOMAINS, 0)
     with atomic_folder(out, force=force, needed_bytes=len(DOMAINS) * max_bytes) as folder:
-        for domain in DOMAINS:
+        for domain, texts in zip(DOMAINS, (_code(), _documentation(), _licences()), strict=True):
             (folder / domain).mkdir()
-        for domain, name, text in _texts():
-            data = text.encode("utf-8", errors="replace")
-            if data.strip() and sizes[domain] < max_bytes:
-                (folder / domain / f"{name}.txt").write_bytes(data)
-                sizes[domain] += len(data)
-        for domain, size in sizes.items():
-            if not size:
+            for name, text in texts:
+                data = text.encode("utf-8", errors="replace")
+                if data.strip():
+                    (folder / domain / f"{name}.txt").write_bytes(data)
+                    sizes[domain] += len(data)
+                if sizes[domain] >= max_bytes:
+                    break
+            if not sizes[domain]:
                 raise InputError("E_DOMAIN", sysconfig.get_path("stdlib"), domain, "no text", "some")
     return sizes
 
 
-def _texts() -> Iterator[tuple[str, str, str]]:
-    """(domain, file name, text), the same order on every run."""
-    notices: dict[str, None] = {}
+def _code() -> Iterator[tuple[str, str]]:
     for name, source in _modules():
-        try:
-            tree = ast.parse(source)
-        except (SyntaxError, ValueError):
-            continue
-        head, body = _header(source)
-        if _NOTICE.search(head):
-            notices[head] = None
-        yield "docstrings", name, "\n\n".join(_docstrings(tree))
-        yield "code", name, _without_docstrings(body)
-    yield "licences", "notices", "\n\n".join(notices)
-    seen: set[str] = set(notices)
+        with suppress(SyntaxError):
+            yield name, _without_docstrings(_header(source)[1])
+
+
+def _documentation() -> Iterator[tuple[str, str]]:
+    for name, source in _modules():
+        with suppress(SyntaxError):
+            yield name, "\n\n".join(_docstrings(ast.parse(source)))
+
+
+def _licences() -> Iterator[tuple[str, str]]:
+    """Each text once: many modules and packages carry the same one."""
+    seen: set[str] = set()
+    notices = (_header(source)[0] for _, source in _modules())
+    yield "notices", "\n\n".join(dict.fromkeys(notice for notice in notices if _NOTICE.search(notice)))
     for name, text in _licence_files():
         if text not in seen:
             seen.add(text)
-            yield "licences", name, text
+            yield name, text
 
 
 def _modules() -> Iterator[tuple[str, str]]:
-    root = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if _SKIPPED.isdisjoint(relative.parts):
+    """(dotted name, source), the same order on every run; sources in other encodings are left out."""
+    root = sysconfig.get_path("stdlib")
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(set(folders) - _SKIPPED)
+        for path in (Path(folder, file) for file in sorted(files) if file.endswith(".py")):
             try:
-                yield relative.with_suffix("").as_posix().replace("/", "."), path.read_text(encoding="utf-8")
+                source = path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError):
                 continue
+            yield path.relative_to(root).with_suffix("").as_posix().replace("/", "."), source
 
 
 def _header(source: str) -> tuple[str, str]:

@@ -1,0 +1,1 @@
+"""Statistics of quality and routing: pure functions over arrays."""

@@ -1,0 +1,82 @@
+#pragma once
+// What the refactoring does between the two halves of an FFN: look at h, or mask it.
+
+#include <cstdint>
+#include <functional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "model/llama.h"
+#include "moe/experts.h"
+
+namespace outrider::moe {
+
+// Shows h of every layer to `look` and passes it on.
+class LookingHook : public model::FfnHook {
+ public:
+  explicit LookingHook(std::function<void(int64_t, const at::Tensor&)> look) : look_(std::move(look)) {}
+  at::Tensor OnHidden(int64_t layer, const at::Tensor& h) override {
+    look_(layer, h);
+    return h;
+  }
+
+ private:
+  std::function<void(int64_t, const at::Tensor&)> look_;
+};
+
+// h[t] * masks[ids[t]]. Keeps ids and masks for the backward pass, not h.
+class MaskRowsFunction : public torch::autograd::Function<MaskRowsFunction> {
+ public:
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& h, const at::Tensor& masks,
+                            const at::Tensor& ids) {
+    context->save_for_backward({masks, ids});
+    return h * masks.index_select(0, ids);
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& gradients) {
+    const auto saved = context->get_saved_variables();
+    return {gradients[0] * saved[0].index_select(0, saved[1]), at::Tensor(), at::Tensor()};
+  }
+};
+
+// Token t keeps the channels of expert ids[t]; with one expert `ids` may be undefined. masks: per layer [N, D] in the
+// dtype of h. fill: empty, or per layer [D], added to the masked h.
+class MaskingHook : public model::FfnHook {
+ public:
+  MaskingHook(std::vector<at::Tensor> masks, std::vector<at::Tensor> fill, at::Tensor ids)
+      : masks_(std::move(masks)), fill_(std::move(fill)), ids_(std::move(ids)) {}
+  at::Tensor OnHidden(int64_t layer, const at::Tensor& h) override {
+    const auto l = static_cast<size_t>(layer);
+    const at::Tensor masked = ids_.defined() ? MaskRowsFunction::apply(h, masks_.at(l), ids_) : h * masks_.at(l)[0];
+    return fill_.empty() ? masked : masked + fill_[l];
+  }
+
+ private:
+  std::vector<at::Tensor> masks_, fill_;
+  at::Tensor ids_;  // [T] int64
+};
+
+// Every token keeps its own `keep` channels with the largest |h_c| * ||Wd[:, c]||_2: what no router could beat that
+// decides ahead, for comparison. down: per layer [d, D].
+class ContextualHook : public model::FfnHook {
+ public:
+  ContextualHook(std::vector<at::Tensor> down, int64_t keep) : down_(std::move(down)), keep_(keep) {}
+  at::Tensor OnHidden(int64_t layer, const at::Tensor& h) override {
+    const at::Tensor norms = ColumnNorms(down_.at(static_cast<size_t>(layer)));
+    const at::Tensor own = std::get<1>((h.detach().abs() * norms).topk(keep_, -1));
+    return h * at::zeros_like(h).detach().scatter_(1, own, 1.0);
+  }
+
+ private:
+  std::vector<at::Tensor> down_;
+  int64_t keep_;
+};
+
+}  // namespace outrider::moe

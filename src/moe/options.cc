@@ -1,0 +1,219 @@
+#include "moe/options.h"
+
+#include <algorithm>
+#include <charconv>
+#include <set>
+#include <type_traits>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+namespace outrider::moe {
+namespace {
+
+using nlohmann::json;
+
+// Calls visit(name, member, changes_result) for every field.
+template <class AnyOptions, class Visit>
+void ForEachField(AnyOptions& o, const Visit& visit) {
+  visit("model", o.model, true);
+  visit("data", o.data, true);
+  visit("out", o.out, false);
+  visit("teacher", o.teacher, true);
+  visit("device", o.device, true);
+  visit("dtype", o.dtype, true);
+  visit("seed", o.seed, true);
+  visit("experts.kind", o.experts_kind, true);
+  visit("experts.statistic", o.experts_statistic, true);
+  visit("experts.count", o.experts_count, true);
+  visit("experts.keep", o.experts_keep, true);
+  visit("calibration.samples", o.calibration_samples, true);
+  visit("calibration.tokens", o.calibration_tokens, true);
+  visit("coverage.rounds", o.coverage_rounds, true);
+  visit("coverage.granularity", o.coverage_granularity, true);
+  visit("routing.kind", o.routing_kind, true);
+  visit("routing.tau", o.routing_tau, true);
+  visit("router.width", o.router_width, true);
+  visit("router.heads", o.router_heads, true);
+  visit("router.scale", o.router_scale, true);
+  visit("router.embed", o.router_embedding, true);
+  visit("router.loss", o.router_loss, true);
+  visit("router.attn", o.router_attention, true);
+  visit("router.balance", o.router_balance, true);
+  visit("router.stay", o.router_stay, true);
+  visit("rounds", o.rounds, true);
+  visit("router.steps", o.router_steps, true);
+  visit("router.last_steps", o.router_last_steps, true);
+  visit("expert.steps", o.expert_steps, true);
+  visit("batch", o.batch, true);
+  visit("sequence", o.sequence, true);
+  visit("micro_batch", o.micro_batch, true);
+  visit("chunk", o.chunk, true);
+  visit("router.rate", o.router_rate, true);
+  visit("expert.rate", o.expert_rate, true);
+  visit("round_decay", o.round_decay, true);
+  visit("weight_decay", o.weight_decay, true);
+  visit("clip_norm", o.clip_norm, true);
+  visit("distill", o.distill, true);
+  visit("checkpoint_steps", o.checkpoint_steps, false);
+  visit("seconds_max", o.seconds_max, false);
+  visit("steps_max", o.steps_max, false);
+  visit("eval_tokens", o.eval_tokens, false);
+  visit("write_model", o.write_model, false);
+}
+
+template <class T>
+bool Fits(const json& value) {
+  if constexpr (std::is_same_v<T, bool>) return value.is_boolean();
+  if constexpr (std::is_same_v<T, std::string>) return value.is_string();
+  if constexpr (std::is_same_v<T, int64_t>) return value.is_number_integer();
+  return value.is_number();
+}
+
+template <class T>
+const char* NameOfType() {
+  if constexpr (std::is_same_v<T, bool>) return "true or false";
+  if constexpr (std::is_same_v<T, std::string>) return "a string";
+  if constexpr (std::is_same_v<T, int64_t>) return "an integer";
+  return "a number";
+}
+
+std::string OneOf(const char* name, const std::string& value, const std::vector<std::string>& allowed) {
+  if (std::ranges::find(allowed, value) != allowed.end()) return "";
+  std::string text = std::string(name) + ": found \"" + value + "\", expected one of";
+  for (const std::string& a : allowed) text += " " + a;
+  return text;
+}
+
+std::string AtLeast(const char* name, double value, double least) {
+  if (value >= least) return "";
+  return std::string(name) + ": found " + json(value).dump() + ", expected at least " + json(least).dump();
+}
+
+// -1 for a text that is no granularity.
+int64_t ParseGranularity(const std::string& text) {
+  if (text == "token") return 1;
+  if (text == "document") return 0;
+  if (!text.starts_with("window:")) return -1;
+  int64_t window = 0;
+  const auto [end, error] = std::from_chars(text.data() + 7, text.data() + text.size(), window);
+  return error == std::errc() && end == text.data() + text.size() && window >= 1 ? window : -1;
+}
+
+// The first thing wrong with the values, empty if none.
+std::string Complaint(const Options& o) {
+  std::vector<std::string> found = {
+      OneOf("dtype", o.dtype, {"float32", "bfloat16"}),
+      OneOf("experts.kind", o.experts_kind, {"coverage", "published", "static", "contextual", "dense"}),
+      OneOf("experts.statistic", o.experts_statistic, {"l1", "l1_out", "fluctuation", "best"}),
+      OneOf("routing.kind", o.routing_kind, {"router", "random", "domain", "none"}),
+      OneOf("router.scale", o.router_scale, {"none", "sqrt"}),
+      OneOf("router.embed", o.router_embedding, {"own", "tied"}),
+      OneOf("router.loss", o.router_loss, {"coverage", "paper", "code", "code_abs"}),
+      AtLeast("calibration.samples", static_cast<double>(o.calibration_samples), 1),
+      AtLeast("calibration.tokens", static_cast<double>(o.calibration_tokens), 2),
+      AtLeast("experts.count", static_cast<double>(o.experts_count), 1),
+      AtLeast("coverage.rounds", static_cast<double>(o.coverage_rounds), 1),
+      AtLeast("router.width", static_cast<double>(o.router_width), 1),
+      AtLeast("router.heads", static_cast<double>(o.router_heads), 1),
+      AtLeast("rounds", static_cast<double>(o.rounds), 0),
+      AtLeast("router.steps", static_cast<double>(o.router_steps), 0),
+      AtLeast("router.last_steps", static_cast<double>(o.router_last_steps), 0),
+      AtLeast("expert.steps", static_cast<double>(o.expert_steps), 0),
+      AtLeast("batch", static_cast<double>(o.batch), 1),
+      AtLeast("sequence", static_cast<double>(o.sequence), 1),
+      AtLeast("micro_batch", static_cast<double>(o.micro_batch), 1),
+      AtLeast("chunk", static_cast<double>(o.chunk), 1),
+      AtLeast("checkpoint_steps", static_cast<double>(o.checkpoint_steps), 1),
+      AtLeast("router.balance", o.router_balance, 0),
+      AtLeast("router.stay", o.router_stay, 0),
+      AtLeast("distill", o.distill, 0),
+      AtLeast("routing.tau", o.routing_tau, 0),
+  };
+  if (o.experts_count > 16)
+    found.push_back("experts.count: found " + std::to_string(o.experts_count) + ", expected at most 16");
+  if (!(o.experts_keep > 0 && o.experts_keep <= 1))
+    found.emplace_back("experts.keep: expected a share above 0, up to 1");
+  if (ParseGranularity(o.coverage_granularity) < 0) {
+    found.push_back("coverage.granularity: found \"" + o.coverage_granularity +
+                    "\", expected token, window:W or document");
+  }
+  const bool one = o.experts_kind != "coverage" && o.experts_kind != "published";
+  if (one && o.routing_kind != "none")
+    found.push_back("routing.kind: experts.kind " + o.experts_kind + " has no router, expected none");
+  if (!one && o.routing_kind == "none")
+    found.push_back("routing.kind: experts.kind " + o.experts_kind + " needs one of router, random, domain");
+  if (!one && o.experts_statistic == "best")
+    found.emplace_back("experts.statistic: best is for experts.kind static only");
+  if (o.distill > 0 && o.teacher.empty())
+    found.emplace_back("teacher: expected a model folder or parent, as distill is above 0");
+  const auto bad = std::ranges::find_if(found, [](const std::string& text) { return !text.empty(); });
+  return bad == found.end() ? "" : *bad;
+}
+
+base::Result<Options> Preset(const json& root) {
+  Options options;
+  const json name = root.contains("preset") ? root["preset"] : json("outrider");
+  if (name == "outrider") return options;
+  if (name != "readme") return base::Fail("E_OPTION", "preset: found " + name.dump() + ", expected outrider or readme");
+  options.experts_kind = "published";
+  options.calibration_samples = 16;
+  options.calibration_tokens = 4096;
+  options.router_width = 512;
+  options.router_scale = "none";
+  options.router_embedding = "own";
+  options.router_loss = "code";
+  options.rounds = 8;
+  options.router_steps = 100;
+  options.expert_steps = 200;
+  options.expert_rate = 5e-5;
+  return options;
+}
+
+}  // namespace
+
+base::Result<Options> ParseOptions(std::string_view text) {
+  const json root = json::parse(text, nullptr, false);
+  if (!root.is_object()) return base::Fail("E_OPTION", "options: expected a JSON object");
+  auto preset = Preset(root);
+  if (!preset) return preset;
+  Options options = *preset;
+  std::set<std::string> known = {"preset"};
+  std::string complaint;
+  ForEachField(options, [&](const char* name, auto& member, bool) {
+    using T = std::decay_t<decltype(member)>;
+    known.insert(name);
+    if (!root.contains(name) || !complaint.empty()) return;
+    if (Fits<T>(root[name])) {
+      member = root[name].template get<T>();
+    } else {
+      complaint = std::string(name) + ": found " + root[name].dump() + ", expected " + NameOfType<T>();
+    }
+  });
+  for (const auto& [name, value] : root.items()) {
+    if (complaint.empty() && !known.contains(name)) complaint = name + ": no option has this name";
+  }
+  if (complaint.empty()) complaint = Complaint(options);
+  if (!complaint.empty()) return base::Fail("E_OPTION", complaint);
+  return options;
+}
+
+int64_t WindowTokens(const Options& options) { return ParseGranularity(options.coverage_granularity); }
+
+std::string ToJson(const Options& options) {
+  json root = json::object();
+  ForEachField(options, [&](const char* name, const auto& member, bool) { root[name] = member; });
+  return root.dump();
+}
+
+std::string Difference(const Options& found, const Options& expected) {
+  const json left = json::parse(ToJson(found)), right = json::parse(ToJson(expected));
+  std::string difference;
+  ForEachField(found, [&](const char* name, const auto&, bool changes_result) {
+    if (!changes_result || !difference.empty() || left[name] == right[name]) return;
+    difference = std::string(name) + ": found " + left[name].dump() + ", expected " + right[name].dump();
+  });
+  return difference;
+}
+
+}  // namespace outrider::moe

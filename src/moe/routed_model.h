@@ -1,0 +1,70 @@
+#pragma once
+// A dense model, its experts and its router: one set of weights, many masks.
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "model/llama.h"
+#include "moe/masks.h"
+#include "moe/named_tensor.h"
+#include "moe/router.h"
+#include "moe/token_data.h"
+
+namespace outrider::moe {
+
+enum class Routing : uint8_t {
+  kNone,    // one mask or none
+  kRouter,  // Read-ME: token ids alone decide
+  kRandom,  // baseline: uniform, by seed and place
+  kDomain,  // baseline: the domain that the text is from
+};
+
+// Texts of equal length, and where they are from.
+struct TokenBatch {
+  at::Tensor inputs, targets;  // [B, S] int64: tokens, and each one's successor
+  std::vector<Place> places;
+  uint64_t key = 0;  // of random ids
+  int64_t Tokens() const { return inputs.numel(); }
+};
+
+// `sequence` + 1 tokens from each place.
+TokenBatch MakeBatch(const TokenData& data, const std::string& split, std::span<const Place> places, int64_t sequence,
+                     uint64_t key, at::Device device);
+
+struct RoutedModel {
+  model::Config config;
+  model::Parameters masters;          // fp32
+  at::ScalarType dtype = at::kFloat;  // of the compute copy
+  Masks masks;                        // no expert at all: dense
+  std::vector<at::Tensor> fill;       // empty, or per layer [D] fp32 (Compensation)
+  Routing routing = Routing::kNone;
+  std::optional<Router> router;
+  double tau = 0;
+  int64_t contextual = 0;  // baseline: channels that each token chooses by itself; 0: off
+
+  bool Masked() const { return masks.experts() > 0; }
+  at::Device device() const { return masters.embed.device(); }
+  // Every master, once, under its name in model files.
+  NamedTensors Named() const;
+  // The weights in `dtype`; gradients of the copy reach the masters. The masters themselves when they have that dtype.
+  model::Parameters ComputeCopy() const;
+  // What a forward pass needs of masks and fill, in `dtype` on the device; made once.
+  struct Masking {
+    std::vector<at::Tensor> masks, fill;
+  };
+  Masking Prepare() const;
+  // What masks the FFNs for the tokens of `batch`, expert ids [B * S] (undefined: one mask); nullptr: nothing does.
+  std::unique_ptr<model::FfnHook> Hook(const Masking& masking, const at::Tensor& ids) const;
+  // [B, S] -> [B, S, N]. A tied router reads the table as the compute copy has it.
+  at::Tensor RouterLogits(const at::Tensor& inputs) const;
+  // Expert of every token, [B * S] int64 on the device; undefined without routing.
+  at::Tensor ExpertIds(const TokenBatch& batch) const;
+};
+
+}  // namespace outrider::moe

@@ -1,0 +1,61 @@
+#pragma once
+// The two stages of a round (Read-ME, arXiv 2410.19123, section 3.5 of the method). A step is a function of the weights
+// and of (seed, round, step): nothing else is remembered, so a restored trainer goes on with the same bits.
+
+#include <cstdint>
+#include <optional>
+
+#include "base/result.h"
+#include "moe/losses.h"
+#include "moe/optimizer.h"
+#include "moe/options.h"
+#include "moe/routed_model.h"
+#include "moe/token_data.h"
+
+namespace outrider::moe {
+
+struct StepReport {
+  double loss = 0;        // what was minimised, mean per token
+  double nats = 0;        // cross-entropy per token; 0 in router stages
+  double divergence = 0;  // KL(teacher || student) per token; 0 without a teacher
+  double gradient_norm = 0;
+  double rate = 0;
+  int64_t tokens = 0;
+};
+
+// The model that is distilled from; its weights in the compute dtype.
+struct Teacher {
+  model::Config config;
+  model::Parameters parameters;
+};
+
+class Trainer {
+ public:
+  // All stay the caller's and must outlive the trainer. teacher: nullptr, none.
+  Trainer(const Options& options, const TokenData& data, RoutedModel& model, const Teacher* teacher);
+
+  // One optimizer step of the router on targets from the unmasked model as it is now.
+  base::Result<StepReport> RouterStep(int64_t round, int64_t step, int64_t steps);
+  // One optimizer step of everything but the router, under the masks that the router chooses.
+  base::Result<StepReport> ExpertStep(int64_t round, int64_t step, int64_t steps);
+
+  // Masters, router and moments of both; names start with "backbone." and "router.". Not copies.
+  NamedTensors State() const;
+  base::Result<void> Restore(const NamedTensors& state);
+
+ private:
+  double RouterMicroStep(const TokenBatch& batch, RouterTargets& targets, double share);
+  TokenLoss ExpertMicroStep(const TokenBatch& batch, int64_t tokens_of_step);
+
+  const Options& options_;
+  const TokenData& data_;
+  RoutedModel& model_;
+  const Teacher* teacher_;
+  RoutedModel::Masking masking_;
+  RouterLoss router_loss_;
+  std::optional<AdamW> backbone_, router_;
+};
+
+RouterLoss RouterLossNamed(const std::string& name);
+
+}  // namespace outrider::moe

@@ -1,0 +1,90 @@
+#pragma once
+// One refactoring in memory: model, data, experts, router and trainer. Its interface knows no tensor, so that the order
+// of the stages (pipeline.h) and the Python bindings do not see torch.
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "moe/masks.h"
+#include "moe/options.h"
+#include "moe/routes.h"
+
+namespace outrider::moe {
+
+enum class StageKind : uint8_t { kRouter, kExpert };
+
+struct StepFacts {
+  double loss = 0, nats = 0, divergence = 0, gradient_norm = 0, rate = 0;  // see StepReport
+  int64_t tokens = 0;
+};
+
+// What is known of the experts before tuning.
+struct ExpertFacts {
+  std::vector<LayerCounts> layers;
+  std::vector<double> delta;     // per layer: mean over pairs of experts of |m_j minus m_i|, channels
+  std::vector<double> coverage;  // coverage experts: share of mass kept by the best expert, per round
+  int64_t reseeded = 0;
+  std::string statistic;                     // published and static: the one used
+  std::map<std::string, double> candidates;  // static, best: nats per token on valid, per statistic
+  uint64_t hash = 0;
+};
+
+struct DocumentLoss {
+  int64_t document = 0;  // index in its split
+  int64_t tokens = 0;
+  double nats = 0;  // sum over its tokens
+};
+
+struct DomainLoss {
+  std::string domain;
+  int64_t tokens = 0;
+  double nats = 0;  // sum over tokens; documents have the same sums in parts
+  std::vector<DocumentLoss> documents;
+  RouteStats routes;  // of the ids used; empty without routing
+};
+
+enum class EvalMode : uint8_t {
+  kRefactored,  // with the experts and the routing of the options
+  kDense,       // all channels on
+};
+
+class Workbench {
+ public:
+  // Loads model, data and teacher. Codes: those of the model reader, E_DATA, E_OPTION, E_VOCAB.
+  static base::Result<Workbench> Open(const Options& options);
+  Workbench(Workbench&&) noexcept;
+  Workbench& operator=(Workbench&&) noexcept;
+  ~Workbench();
+
+  // Calibrates and chooses experts, makes the router. Once, before any step, unless Restore was called.
+  base::Result<ExpertFacts> MakeExperts();
+  base::Result<StepFacts> Step(StageKind kind, int64_t round, int64_t step, int64_t steps);
+  // Per domain, over at most `tokens` tokens of each, in texts of options.sequence tokens. split: "valid" or "test".
+  base::Result<std::vector<DomainLoss>> Evaluate(const std::string& split, EvalMode mode, int64_t tokens);
+
+  // Everything a resumed run needs, in one file; `position` comes back from Restore. Codes: E_WRITE; E_CHECKPOINT when
+  // the file is of other options (names the field), E_READ, E_SAFETENSORS.
+  base::Result<void> Save(const std::string& path, int64_t position) const;
+  base::Result<int64_t> Restore(const std::string& path);
+
+  // The model as other programs load it, into the new folder `folder`: weights with channels in stored order (all on),
+  // config.json, outrider_masks.safetensors, outrider_router.safetensors, outrider.json. Codes: E_WRITE, E_OPTION.
+  base::Result<void> Export(const std::string& folder) const;
+
+  int64_t Parameters() const;        // of the backbone
+  int64_t RouterParameters() const;  // 0 without a router
+  const Masks& masks() const;
+  // Router logits [S, N] of one text, S >= 1; for comparisons with other implementations. Code E_OPTION: no router.
+  base::Result<std::vector<float>> RouterLogits(const std::vector<int64_t>& ids) const;
+
+ private:
+  struct State;
+  explicit Workbench(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace outrider::moe
