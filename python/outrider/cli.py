@@ -12,6 +12,7 @@ from outrider.demo.__main__ import application as demo_app
 from outrider.explain import explain, load_rows, print_rows, save_rows
 from outrider.refactor.cli import data_app
 from outrider.refactor.eval_cli import card_command, eval_app
+from outrider.refactor.refactor_cli import refactor_command
 
 app = typer.Typer(
     name="outrider",
@@ -25,6 +26,7 @@ app.add_typer(coexec_app, name="coexec")
 app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")
 app.command("card")(card_command)
+app.command("refactor")(refactor_command)
 app.add_typer(demo_app, name="demo")
 app.command("import")(model_cli.import_command)
 app.command("generate")(model_cli.generate_command)

@@ -1,0 +1,58 @@
+"""How much a refactoring may cost: named sets of options of the core."""
+
+from typing import Any
+
+BUDGETS: dict[str, dict[str, Any]] = {
+    # Minutes on two cores, for models of a few million parameters at most.
+    "cpu-smoke": {
+        "rounds": 2,
+        "router.steps": 10,
+        "router.last_steps": 10,
+        "expert.steps": 20,
+        "batch": 4,
+        "micro_batch": 4,
+        "sequence": 128,
+        "chunk": 512,
+        "router.rate": 2e-3,
+        "expert.rate": 1e-3,
+        "router.width": 64,
+        "calibration.samples": 4,
+        "calibration.tokens": 512,
+        "eval_tokens": 8192,
+    },
+    # One large GPU: 131,072 tokens a step.
+    "gpu-1": {
+        "rounds": 4,
+        "router.steps": 38,
+        "router.last_steps": 38,
+        "expert.steps": 152,
+        "batch": 64,
+        "micro_batch": 8,
+        "sequence": 2048,
+        "router.rate": 5e-4,
+        "expert.rate": 3e-4,
+        "eval_tokens": 262_144,
+        "device": "cuda",
+        "dtype": "bfloat16",
+    },
+}
+
+# What makes each row of a comparison: the same program and texts with these options changed.
+ROWS: dict[str, dict[str, Any]] = {
+    "dense-cont": {"experts.kind": "dense", "routing.kind": "none"},
+    "static": {"experts.kind": "static", "experts.statistic": "best", "routing.kind": "none"},
+    "ours": {},
+}
+
+
+def calibration_tokens(options: dict[str, Any]) -> int:
+    """Train tokens that calibration and one text of tuning need of each domain."""
+    calibration = options["calibration.samples"] * options["calibration.tokens"]
+    return max(calibration, options["sequence"] + 1)
+
+
+def stage_tokens(options: dict[str, Any]) -> dict[str, int]:
+    """Tokens that one row with experts and a router is tuned on, by kind of stage."""
+    step = options["batch"] * options["sequence"]
+    router = options["rounds"] * options["router.steps"] + options["router.last_steps"]
+    return {"expert": options["rounds"] * options["expert.steps"] * step, "router": router * step}

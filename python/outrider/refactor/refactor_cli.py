@@ -1,0 +1,118 @@
+"""`outrider refactor`: a dense model becomes a Mixture-of-Experts with one router, and a quality card says how good."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from outrider.refactor import run
+from outrider.refactor.budgets import BUDGETS, ROWS
+from outrider.refactor.cli import input_errors
+from outrider.refactor.errors import InputError
+
+
+def refactor_command(
+    model: Annotated[Path, typer.Argument(help="A Hugging Face model folder, or a GGUF file.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of .txt and .jsonl files (a subfolder is a domain), or one of `outrider data`."),
+    ] = None,
+    table: Annotated[str | None, typer.Option("--domains", help="Domain table; `default` is the one included.")] = None,
+    preset: Annotated[str, typer.Option(help="outrider, or readme: as published.")] = "outrider",
+    budget: Annotated[str, typer.Option(help=" or ".join(BUDGETS))] = "cpu-smoke",
+    active: Annotated[float, typer.Option(help="Share of each FFN that a token uses.", min=0.01, max=1.0)] = 0.5,
+    rows: Annotated[str, typer.Option(help=f"Models to tune for comparison: of {', '.join(ROWS)}.")] = ",".join(ROWS),
+    option: Annotated[list[str] | None, typer.Option(help="Further options of the core, as NAME=VALUE.")] = None,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal bits on one machine.", min=0)] = 0,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens per domain at most.", min=1)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it takes, and write nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
+) -> None:
+    """Tunes experts and router on the text, and the rows that they are compared with on the same tokens.
+
+    An interrupted run goes on where it stopped when it is called again with the same options.
+    """
+    with input_errors(), _core_errors():
+        if data is None and table is None:
+            found = "neither --data nor --domains"
+            raise InputError("E_USAGE", "outrider refactor", "text", found, "--data FOLDER of .txt or .jsonl files")
+        request = run.Request(
+            model=_model_folder(model, out),
+            data=data or Path(),
+            out=out,
+            table=table,
+            preset=preset,
+            budget=budget,
+            active=active,
+            rows=tuple(name.strip() for name in rows.split(",") if name.strip()),
+            seed=seed,
+            max_tokens=max_tokens,
+            changes=tuple(_change(text) for text in option or []),
+            force=force,
+        )
+        if dry_run:
+            for name, value in run.estimate(request).items():
+                print(f"{name}: {value:,}")
+            return
+        with step_bar() as progress:
+            run.refactor(request, progress)
+    print((out / "quality_card.md").read_text(encoding="utf-8"))
+
+
+def _change(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InputError("E_USAGE", "outrider refactor", "--option", repr(text), "NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _model_folder(model: Path, out: Path) -> Path:
+    """A GGUF file is imported once, beside the output."""
+    if model.suffix != ".gguf":
+        return model
+    from outrider.model_import import import_gguf
+
+    folder = out.with_name(out.name + ".parent")
+    if not folder.exists():
+        import_gguf(model, folder, dtype="float32", force=False, progress=lambda name, done, total: None)
+    return folder
+
+
+@contextmanager
+def _core_errors() -> Iterator[None]:
+    """The core's error lines are complete but for the program's name."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("error E_"):
+            raise
+        print(f"outrider: {error}", file=sys.stderr)
+        raise typer.Exit(InputError.exit_code) from None
+
+
+@contextmanager
+def step_bar() -> Iterator[Callable[[str, dict[str, Any]], None]]:
+    """A bar on standard error with loss, tokens/s and time left; a line per stage when that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("")
+
+        def report(row: str, step: dict[str, Any]) -> None:
+            text = f"{row}, {step['stage']}: loss {step['loss']:.3f}, {step['tokens_per_s']:,.0f} tokens/s"
+            bar.update(task, description=text, completed=step["position"], total=step["positions"])
+            if not console.is_terminal and step["step"] + 1 == step["steps"]:
+                print(f"{text} ({step['position']} of {step['positions']} steps)", file=sys.stderr)
+
+        yield report

@@ -1,0 +1,173 @@
+"""A whole refactoring: text -> tokens -> comparison rows -> model folder with its quality card."""
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outrider.refactor import domains, prepare
+from outrider.refactor.atomic import atomic_folder, remove, require_space, write_file
+from outrider.refactor.budgets import BUDGETS, ROWS, calibration_tokens, stage_tokens
+from outrider.refactor.card.write import write_card
+from outrider.refactor.errors import InputError
+from outrider.refactor.tokenizer import load_tokenizer
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+
+# row, what the core reports behind a step
+Progress = Callable[[str, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to refactor. `data` is a folder of text, or one made by `outrider data prepare`."""
+
+    model: Path
+    data: Path
+    out: Path
+    table: str | None = None
+    preset: str = "outrider"
+    budget: str = "cpu-smoke"
+    active: float = 0.5
+    rows: tuple[str, ...] = ("dense-cont", "static", "ours")
+    seed: int = 0
+    max_tokens: int | None = None
+    changes: tuple[tuple[str, Any], ...] = ()  # further options of the core
+    force: bool = False
+
+    @property
+    def work(self) -> Path:
+        """Where an interrupted run goes on."""
+        return self.out.with_name(self.out.name + ".work")
+
+    def options(self) -> dict[str, Any]:
+        """Options of the core for the row `ours`, every field filled in."""
+        from outrider import _core
+
+        named = BUDGETS[self.budget] | dict(self.changes)
+        if self.preset == "readme":  # its router is of another form, and has one expert per domain
+            named = {name: value for name, value in named.items() if name != "router.width"}
+        named |= {"preset": self.preset, "experts.keep": self.active, "seed": self.seed}
+        return json.loads(_core.refactor_options(json.dumps(named | {"model": str(self.model)})))
+
+
+def estimate(request: Request) -> dict[str, Any]:
+    """Tokens per row, and bytes on disk and in memory, before anything is written."""
+    options = request.options()
+    weights = sum(path.stat().st_size for path in request.model.glob("*.safetensors"))
+    parameters = json.loads((request.model / "config.json").read_text())
+    tokens = stage_tokens(options)
+    # fp32 masters, gradients and two moments; two checkpoints hold masters and moments.
+    count = weights // {"float32": 4}.get(str(parameters.get("torch_dtype", parameters.get("dtype"))), 2)
+    return {
+        "rows": len(request.rows),
+        "steps_per_row": options["rounds"] * (options["router.steps"] + options["expert.steps"]),
+        "expert_tokens_per_row": tokens["expert"],
+        "router_tokens": tokens["router"],
+        "memory_bytes": 16 * count + weights,
+        "disk_bytes": len(request.rows) * (2 * 12 * count + 4 * count),
+    }
+
+
+def refactor(request: Request, progress: Progress = lambda row, step: None) -> dict[str, Any]:
+    """Runs or resumes; returns the quality card. `OUT` appears complete, at the end, or not at all.
+
+    Raises:
+        InputError: as its parts say. ValueError: an error line of the core.
+    """
+    _check(request)
+    require_space(request.out.parent, estimate(request)["disk_bytes"])
+    request.work.mkdir(parents=True, exist_ok=True)
+    data = _prepared(request)
+    results, seconds = {}, {}
+    for row in request.rows:
+        started = time.monotonic()
+        results[row] = _run_row(request, data, row, progress)
+        seconds[row] = _seconds(request, row, time.monotonic() - started)
+    parent = _parent(request, data)
+    with atomic_folder(request.out, force=request.force) as folder:
+        shutil.copytree(request.work / "rows" / "ours" / "model", folder, dirs_exist_ok=True)
+        for name in TOKENIZER_FILES:
+            if (request.model / name).is_file():
+                shutil.copyfile(request.model / name, folder / name)
+        from outrider.refactor import card_of_run  # torch is imported late: the command line starts without it
+
+        run = card_of_run.Run(request.model, folder, data, request.preset, results, parent, seconds, _environment())
+        card = card_of_run.make_card(run)
+        write_card(card, folder)
+        write_file(folder / "rows.json", json.dumps(results, separators=(",", ":")) + "\n")
+    remove(request.work)
+    return card
+
+
+def _check(request: Request) -> None:
+    if request.budget not in BUDGETS:
+        raise InputError("E_USAGE", "outrider refactor", "--budget", request.budget, " or ".join(BUDGETS))
+    unknown = [row for row in request.rows if row not in ROWS]
+    if unknown or "ours" not in request.rows:
+        raise InputError("E_USAGE", "outrider refactor", "--rows", ", ".join(request.rows), f"ours, and of {[*ROWS]}")
+    if not (request.model / "config.json").is_file():
+        raise InputError("E_READ", request.model, "config.json", "no such file", "the folder of a dense model")
+    if request.out.exists() and not request.force:
+        raise InputError("E_EXISTS", request.out, "output", "an existing path", "none, or --force to replace it")
+
+
+def _prepared(request: Request) -> Path:
+    if (request.data / "data.json").is_file():
+        return request.data
+    out = request.work / "data"
+    if out.exists():
+        return out
+    files = domains.from_table(request.table, request.data) if request.table else domains.from_folder(request.data)
+    needed = calibration_tokens(request.options())
+    options = prepare.Options(max_tokens=request.max_tokens, min_train_tokens=needed)
+    prepare.prepare(files, load_tokenizer(request.model), out, options)
+    return out
+
+
+def _run_row(request: Request, data: Path, row: str, progress: Progress) -> dict[str, Any]:
+    from outrider import _core
+
+    out = request.work / "rows" / row
+    files = {"model": str(request.model), "data": str(data), "out": str(out), "write_model": row == "ours"}
+    options = request.options() | ROWS[row] | files
+    return json.loads(_core.refactor(json.dumps(options), lambda step: progress(row, step)))
+
+
+def _seconds(request: Request, row: str, now: float) -> float:
+    """Of all calls that worked on a row: the first one's are kept beside it."""
+    path = request.work / "rows" / row / "seconds.txt"
+    total = now + (float(path.read_text()) if path.exists() else 0.0)
+    write_file(path, f"{total:.3f}\n")
+    return total
+
+
+def _parent(request: Request, data: Path) -> dict[str, Any]:
+    """The untouched model on the texts that the rows are measured on."""
+    from outrider import _core
+
+    files = {"model": str(request.model), "data": str(data), "out": str(request.work / "parent")}
+    options = request.options() | ROWS["dense-cont"] | files
+    bench = _core.Workbench.open(json.dumps(options))
+    bench.make_experts()
+    return json.loads(bench.evaluate("test", all_channels=True, tokens=options["eval_tokens"]))
+
+
+def _environment() -> dict[str, str]:
+    import torch
+
+    from outrider import _core
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    versions = {name: str(value) for name, value in _core.version().items()}
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "device": device} | versions
