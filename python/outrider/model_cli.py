@@ -48,6 +48,9 @@ def generate_command(
         _check_device(device)
         tokenizer = _load_tokenizer(model)
         loaded = _native(lambda core: core.Model.load(str(model), dtype, device))
+        if len(tokenizer) > loaded.vocab:
+            expected = f"at most the {loaded.vocab} rows of the embedding"
+            raise InputError("E_VOCAB", model, "tokenizer", f"{len(tokenizer)} entries", expected)
         text = sys.stdin.read() if prompt == "-" else prompt
         ids = _prompt_ids(tokenizer, text, chat=chat)
         writer = TextStream(tokenizer)

@@ -180,6 +180,13 @@ def test_the_command_prints_one_line_and_exits_with_2(source: tuple, tmp_path: P
     done = CliRunner().invoke(app, prompt)
     assert done.exit_code == 0, done.output
     assert done.output == CliRunner().invoke(app, prompt).output
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    tokenizer.add_tokens(["<one too many>"])
+    tokenizer.save_pretrained(tmp_path / "out")
+    done = CliRunner().invoke(app, prompt)
+    assert done.exit_code == 2
+    assert "E_VOCAB" in done.output
+    assert "found 289 entries, expected at most the 288 rows" in done.output
     (tmp_path / "out" / "model.safetensors").unlink()
     done = CliRunner().invoke(app, prompt)
     assert done.exit_code == 2
