@@ -139,6 +139,7 @@ class Lloyd {
       : sample_(sample), options_(options), masks_(options.experts, sample.layers(), sample.channels()) {}
 
   CoverageExperts Run() {
+    for (int64_t l = 0; l < sample_.layers(); ++l) sinks_.push_back(SinksOf(l));
     Start();
     CoverageExperts out;
     out.coverage.push_back(Assign());
@@ -153,6 +154,22 @@ class Lloyd {
   }
 
  private:
+  std::vector<int64_t> SinksOf(int64_t layer) const {
+    const std::vector<double> peaks = sample_.Peaks(layer);
+    std::vector<int64_t> sinks = TopChannels(peaks, options_.keep / 4);
+    const double share = options_.sink_factor / static_cast<double>(sample_.channels());
+    std::erase_if(sinks, [&](int64_t c) { return peaks[static_cast<size_t>(c)] <= share; });
+    return sinks;
+  }
+
+  // The expert's channels by score; sinks come before all others.
+  void Choose(int64_t layer, int64_t expert, std::vector<double> scores) {
+    for (const int64_t c : sinks_[static_cast<size_t>(layer)]) {
+      scores[static_cast<size_t>(c)] = std::numeric_limits<double>::infinity();
+    }
+    masks_.SetExpert(layer, expert, TopChannels(scores, options_.keep));
+  }
+
   void Start() {
     std::set<int64_t> taken;
     for (uint32_t draw = 0; static_cast<int64_t>(taken.size()) < options_.experts; ++draw) {
@@ -161,7 +178,7 @@ class Lloyd {
       const auto expert = static_cast<int64_t>(taken.size());
       if (!taken.insert(unit).second) continue;
       for (int64_t l = 0; l < sample_.layers(); ++l) {
-        masks_.SetExpert(l, expert, TopChannels(sample_.Row(l, unit), options_.keep));
+        Choose(l, expert, sample_.Row(l, unit));
       }
     }
   }
@@ -229,14 +246,14 @@ class Lloyd {
         const at::Tensor part = weight.slice(1, begin, end).matmul(sample_.Rows(l, begin, end));
         sum = sum.defined() ? sum + part : part;
       }
-      for (int64_t i = 0; i < options_.experts; ++i)
-        masks_.SetExpert(l, i, TopChannels(ToVector(sum[i]), options_.keep));
+      for (int64_t i = 0; i < options_.experts; ++i) Choose(l, i, ToVector(sum[i]));
     }
   }
 
   const MassSample& sample_;
   CoverageOptions options_;
   Masks masks_;
+  std::vector<std::vector<int64_t>> sinks_;  // per layer
   std::vector<int64_t> ids_;
   std::vector<double> kept_;
 };
@@ -246,6 +263,7 @@ class Lloyd {
 MassSample::MassSample(int64_t layers, int64_t channels, int64_t units, at::Device device)
     : channels_(channels), capacity_(units), filled_(static_cast<size_t>(layers), 0) {
   for (int64_t l = 0; l < layers; ++l) {
+    peaks_.push_back(at::zeros({channels}, at::TensorOptions().dtype(at::kFloat).device(device)));
     mass_.push_back(at::zeros({units, channels}, at::TensorOptions().dtype(at::kHalf).device(device)));
   }
 }
@@ -257,6 +275,7 @@ void MassSample::Add(int64_t layer, const at::Tensor& h, const at::Tensor& colum
   const auto count = static_cast<int64_t>(lengths.size());
   OUTRIDER_CHECK(filled_.at(l) + count <= capacity_, "room for ", capacity_, " units");
   at::Tensor mass = ActivationMass(h, column_norms);
+  peaks_[l] = at::maximum(peaks_[l], mass.amax(0));
   if (count < h.size(0)) mass = UnitMeans(lengths, h.size(0), mass.options()).matmul(mass);
   mass_[l].slice(0, filled_[l], filled_[l] + count).copy_(mass * static_cast<double>(channels_));
   filled_[l] += count;
@@ -266,6 +285,8 @@ void MassSample::Add(int64_t layer, const at::Tensor& h, const at::Tensor& colum
 at::Tensor MassSample::Rows(int64_t layer, int64_t begin, int64_t end) const {
   return mass_.at(static_cast<size_t>(layer)).slice(0, begin, end).to(at::kFloat) / static_cast<double>(channels_);
 }
+
+std::vector<double> MassSample::Peaks(int64_t layer) const { return ToVector(peaks_.at(static_cast<size_t>(layer))); }
 
 std::vector<double> MassSample::Row(int64_t layer, int64_t unit) const { return ToVector(Rows(layer, unit, unit + 1)); }
 

@@ -76,14 +76,17 @@ class MassSample {
   const std::vector<int64_t>& tokens() const { return tokens_; }  // per unit
   // fp32 [end - begin, D], rows sum to 1 up to fp16 rounding.
   at::Tensor Rows(int64_t layer, int64_t begin, int64_t end) const;
+  // [D]: the largest share of a single token's mass that each channel had.
+  std::vector<double> Peaks(int64_t layer) const;
   // One unit's mass in one layer, as scores.
   std::vector<double> Row(int64_t layer, int64_t unit) const;
   at::Device device() const { return mass_[0].device(); }
 
  private:
   int64_t channels_, capacity_;
-  std::vector<at::Tensor> mass_;  // per layer [units, D] fp16, times D
-  std::vector<int64_t> filled_;   // per layer
+  std::vector<at::Tensor> mass_;   // per layer [units, D] fp16, times D
+  std::vector<at::Tensor> peaks_;  // per layer [D]
+  std::vector<int64_t> filled_;    // per layer
   std::vector<int64_t> tokens_;
 };
 
@@ -92,6 +95,10 @@ struct CoverageOptions {
   int64_t keep = 0;  // channels per expert and layer
   int64_t rounds = 15;
   uint64_t seed = 0;
+  // Channels that once carried more than sink_factor / D of a token's mass are in every expert, at most keep / 4 of a
+  // layer; D or more: none. They make attention sinks: a text whose first token lacks them is lost, however good its
+  // other masks.
+  double sink_factor = 64;
 };
 
 struct CoverageExperts {

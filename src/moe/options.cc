@@ -30,6 +30,7 @@ void ForEachField(AnyOptions& o, const Visit& visit) {
   visit("calibration.samples", o.calibration_samples, true);
   visit("calibration.tokens", o.calibration_tokens, true);
   visit("coverage.rounds", o.coverage_rounds, true);
+  visit("coverage.sink", o.coverage_sink, true);
   visit("coverage.granularity", o.coverage_granularity, true);
   visit("routing.kind", o.routing_kind, true);
   visit("routing.tau", o.routing_tau, true);
@@ -127,6 +128,7 @@ std::string Complaint(const Options& o) {
       AtLeast("checkpoint_steps", static_cast<double>(o.checkpoint_steps), 1),
       AtLeast("router.balance", o.router_balance, 0),
       AtLeast("router.stay", o.router_stay, 0),
+      AtLeast("coverage.sink", o.coverage_sink, 0),
       AtLeast("distill", o.distill, 0),
       AtLeast("routing.tau", o.routing_tau, 0),
   };

@@ -22,6 +22,7 @@ struct Options {
   double experts_keep = 0.5;                                   // share of a layer's channels that a token uses
   int64_t calibration_samples = 4, calibration_tokens = 1024;  // per domain; tokens of one sample
   int64_t coverage_rounds = 15;
+  double coverage_sink = 64;                   // CoverageOptions::sink_factor
   std::string coverage_granularity = "token";  // token | window:W | document
 
   // Routing. kind: router | random | domain | none. loss: coverage | paper | code | code_abs.

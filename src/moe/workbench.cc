@@ -147,7 +147,8 @@ struct Workbench::State {
     CoverageExperts found = FindCoverageExperts(sample, {.experts = options.experts_count,
                                                          .keep = KeptChannels(options, model.config),
                                                          .rounds = options.coverage_rounds,
-                                                         .seed = static_cast<uint64_t>(options.seed)});
+                                                         .seed = static_cast<uint64_t>(options.seed),
+                                                         .sink_factor = options.coverage_sink});
     model.masks = std::move(found.masks);
     facts.coverage = std::move(found.coverage);
     facts.reseeded = found.reseeded;

@@ -147,6 +147,25 @@ TEST(Coverage, ExpertsWithoutTokensStartAnew) {
   EXPECT_TRUE(reseeded);
 }
 
+TEST(Coverage, ChannelsThatEverCarriedAWholeTokenAreInEveryExpert) {
+  at::manual_seed(8);
+  MassSample sample(1, 32, 60, at::kCPU);
+  at::Tensor h = at::rand({60, 32}) * 0.1;
+  for (int64_t t = 0; t < 60; ++t) h[t].slice(0, 16 * (t % 2), 16 * (t % 2) + 14).add_(1);
+  h[17][31] = 1000;  // one token in sixty
+  sample.Add(0, h, at::ones({32}), std::vector<int64_t>(60, 1));
+  const CoverageOptions options{.experts = 2, .keep = 12, .rounds = 6, .seed = 1};
+  for (const double factor : {8.0, 32.0}) {
+    CoverageOptions with = options;
+    with.sink_factor = factor;
+    const CoverageExperts found = FindCoverageExperts(sample, with);
+    int64_t holders = 0;
+    for (int64_t i = 0; i < 2; ++i) holders += found.masks.Has(0, i, 31) ? 1 : 0;
+    EXPECT_EQ(holders == 2, factor < 32);
+    EXPECT_THAT(found.masks.Count(0).active, ElementsAre(12, 12));
+  }
+}
+
 TEST(Coverage, WindowsHaveTheMeanOfTheirTokens) {
   const MassSample tokens = Grouped(2, 8), windows = Grouped(2, 8, {3, 5});
   EXPECT_EQ(windows.units(), 2);
