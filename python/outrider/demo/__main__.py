@@ -1,4 +1,4 @@
-"""`python -m outrider.demo coexec`: imperative programs, eager and co-executed side by side."""
+"""`python -m outrider.demo coexec|refactor`: what Outrider does, shown on real input and checked while it runs."""
 
 import sys
 from pathlib import Path
@@ -13,11 +13,6 @@ application = typer.Typer(
 )
 
 
-@application.callback()
-def main() -> None:
-    """Keeps `coexec` a subcommand while it is the only one."""
-
-
 @application.command()
 def coexec(
     steps: Annotated[int, typer.Option(min=30, help="Steps per program and side.")] = 200,
@@ -30,6 +25,19 @@ def coexec(
     from outrider.demo.coexec import run
 
     raise typer.Exit(run(steps, output))
+
+
+@application.command()
+def refactor(
+    output: Annotated[Path, typer.Option(help="Folder for the model and its quality card.")] = Path("out"),
+) -> None:
+    """Turns a small dense model with random weights into a Mixture-of-Experts, and prints its quality card."""
+    if not _runtime.enabled():
+        print("OUTRIDER=0 is set: there is nothing to show.", file=sys.stderr)
+        raise typer.Exit(2)
+    from outrider.demo.refactor import run
+
+    raise typer.Exit(run(output))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "router.width": 64,
         "calibration.samples": 4,
         "calibration.tokens": 512,
-        "eval_tokens": 8192,
+        "eval_tokens": 4096,
     },
     # One large GPU: 131,072 tokens a step.
     "gpu-1": {

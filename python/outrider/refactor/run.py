@@ -1,5 +1,6 @@
 """A whole refactoring: text -> tokens -> comparison rows -> model folder with its quality card."""
 
+import hashlib
 import json
 import platform
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from outrider.refactor import domains, prepare
+from outrider.refactor.artifact import HEADER
 from outrider.refactor.atomic import atomic_folder, remove, require_space, write_file
 from outrider.refactor.budgets import BUDGETS, ROWS, calibration_tokens, stage_tokens
 from outrider.refactor.card.write import write_card
@@ -100,6 +102,7 @@ def refactor(request: Request, progress: Progress = lambda row, step: None) -> d
         for name in TOKENIZER_FILES:
             if (request.model / name).is_file():
                 shutil.copyfile(request.model / name, folder / name)
+        _seal(folder)
         from outrider.refactor import card_of_run  # torch is imported late: the command line starts without it
 
         run = card_of_run.Run(request.model, folder, data, request.preset, results, parent, seconds, _environment())
@@ -108,6 +111,14 @@ def refactor(request: Request, progress: Progress = lambda row, step: None) -> d
         write_file(folder / "rows.json", json.dumps(results, separators=(",", ":")) + "\n")
     remove(request.work)
     return card
+
+
+def _seal(folder: Path) -> None:
+    """Puts the checksum of every file into outrider.json."""
+    header = json.loads((folder / HEADER).read_text())
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != HEADER]
+    header["files"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    write_file(folder / HEADER, json.dumps(header, indent=1) + "\n")
 
 
 def _check(request: Request) -> None:
