@@ -99,11 +99,14 @@ fuzz: system-packages build/fuzz/build.ninja  ## run each libFuzzer program for 
 	done
 
 # --- seeing and measuring ---
-.PHONY: demo demo-coexec bench-coexec
-demo: demo-coexec  ## the demonstrations, one after another
+.PHONY: demo demo-coexec demo-refactor bench-coexec
+demo: demo-coexec demo-refactor  ## the demonstrations, one after another
 
 demo-coexec: build  ## imperative programs, eager and co-executed side by side
 	$(IN_TREE) $(VENV_PYTHON) -m outrider.demo coexec
+
+demo-refactor: build  ## a small dense model becomes a Mixture-of-Experts; its quality card in out/refactor
+	$(IN_TREE) $(VENV_PYTHON) -m outrider.demo refactor
 
 bench-coexec: build  ## CPU figures of co-execution into docs/results and README.md
 	$(IN_TREE) $(VENV_PYTHON) benchmarks/coexec/cpu.py
