@@ -51,6 +51,10 @@ $(LINT_STAMP): $(VENV_STAMP)
 build: deps build/dev/build.ninja  ## build liboutrider.so, the extension module, tests, micro benchmarks and examples
 	cmake --build build/dev -j $(JOBS)
 
+.PHONY: build-package
+build-package: deps build/dev/build.ninja  ## only what `import outrider` needs
+	cmake --build build/dev -j $(JOBS) --target outrider_bindings
+
 build/dev/build.ninja: CMakePresets.json $(VENV_STAMP)
 	cmake --preset dev
 
@@ -102,10 +106,10 @@ fuzz: system-packages build/fuzz/build.ninja  ## run each libFuzzer program for 
 .PHONY: demo demo-coexec demo-refactor bench-coexec
 demo: demo-coexec demo-refactor  ## the demonstrations, one after another
 
-demo-coexec: build  ## imperative programs, eager and co-executed side by side
+demo-coexec: build-package  ## imperative programs, eager and co-executed side by side
 	$(IN_TREE) $(VENV_PYTHON) -m outrider.demo coexec
 
-demo-refactor: build  ## a small dense model becomes a Mixture-of-Experts; its quality card in out/refactor
+demo-refactor: build-package  ## a small dense model becomes a Mixture-of-Experts; its quality card in out/refactor
 	$(IN_TREE) $(VENV_PYTHON) -m outrider.demo refactor
 
 bench-coexec: build  ## CPU figures of co-execution into docs/results and README.md

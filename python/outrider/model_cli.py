@@ -47,7 +47,9 @@ def generate_command(
     with input_errors():
         _check_device(device)
         tokenizer = _load_tokenizer(model)
-        loaded = _native(lambda core: core.Model.load(str(model), dtype, device))
+        from outrider import _core
+
+        loaded = _core.Model.load(str(model), dtype, device)
         if len(tokenizer) > loaded.vocab:
             expected = f"at most the {loaded.vocab} rows of the embedding"
             raise InputError("E_VOCAB", model, "tokenizer", f"{len(tokenizer)} entries", expected)
@@ -55,7 +57,7 @@ def generate_command(
         ids = _prompt_ids(tokenizer, text, chat=chat)
         writer = TextStream(tokenizer)
         sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        _native(lambda _: loaded.generate(ids, writer.add, new_tokens, loaded.end_ids, **sampling))
+        loaded.generate(ids, writer.add, new_tokens, loaded.end_ids, **sampling)
     writer.finish()
 
 
@@ -104,17 +106,6 @@ def _prompt_ids(tokenizer, text: str, *, chat: bool) -> list[int]:
         return tokenizer(text).input_ids
     message = [{"role": "user", "content": text}]
     return tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
-
-
-def _native(call):
-    """The core's complaints are complete but for the program's name."""
-    from outrider import _core
-
-    try:
-        return call(_core)
-    except ValueError as error:
-        print(f"outrider: {error}", file=sys.stderr)
-        raise typer.Exit(InputError.exit_code) from None
 
 
 class _TensorBar:

@@ -115,6 +115,13 @@ def test_bad_input_is_one_line(inputs, tmp_path, arguments, says):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_gguf_file_is_sent_to_the_import(tmp_path):
+    arguments = ["refactor", "model.gguf", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "outrider import model.gguf" in result.stderr
+
+
 def test_budgets_are_options_of_the_core(inputs, tmp_path):
     for budget in run.BUDGETS:
         for preset in ("outrider", "readme"):

@@ -19,12 +19,22 @@ Out = Annotated[Path, typer.Option(help="The folder to write; it must not exist.
 
 @contextmanager
 def input_errors() -> Iterator[None]:
-    """Bad input ends the program with its one line on standard error and exit code 2."""
+    """Bad input ends the program with its one line on standard error and exit code 2.
+
+    Error lines of the native core come as ValueError and lack only the program's name.
+    """
     try:
         yield
     except InputError as error:
-        print(error, file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
+        line = str(error)
+    except ValueError as error:
+        if not str(error).startswith("error E_"):
+            raise
+        line = f"outrider: {error}"
+    else:
+        return
+    print(line, file=sys.stderr)
+    raise typer.Exit(InputError.exit_code)
 
 
 @data_app.command("prepare")

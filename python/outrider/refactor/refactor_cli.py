@@ -16,7 +16,9 @@ from outrider.refactor.errors import InputError
 
 
 def refactor_command(
-    model: Annotated[Path, typer.Argument(help="A Hugging Face model folder, or a GGUF file.")],
+    model: Annotated[
+        Path, typer.Argument(help="A Hugging Face model folder; `outrider import` makes one of a GGUF file.")
+    ],
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
     data: Annotated[
         Path | None,
@@ -37,12 +39,15 @@ def refactor_command(
 
     An interrupted run goes on where it stopped when it is called again with the same options.
     """
-    with input_errors(), _core_errors():
+    with input_errors():
+        if model.suffix == ".gguf":
+            expected = f"a folder: run `outrider import {model} DIR` once, then pass DIR"
+            raise InputError("E_USAGE", "outrider refactor", "MODEL", "a GGUF file", expected)
         if data is None and table is None:
             found = "neither --data nor --domains"
             raise InputError("E_USAGE", "outrider refactor", "text", found, "--data FOLDER of .txt or .jsonl files")
         request = run.Request(
-            model=_model_folder(model, out),
+            model=model,
             data=data or Path(),
             out=out,
             table=table,
@@ -72,30 +77,6 @@ def _change(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
-
-
-def _model_folder(model: Path, out: Path) -> Path:
-    """A GGUF file is imported once, beside the output."""
-    if model.suffix != ".gguf":
-        return model
-    from outrider.model_import import import_gguf
-
-    folder = out.with_name(out.name + ".parent")
-    if not folder.exists():
-        import_gguf(model, folder, dtype="float32", force=False, progress=lambda name, done, total: None)
-    return folder
-
-
-@contextmanager
-def _core_errors() -> Iterator[None]:
-    """The core's error lines are complete but for the program's name."""
-    try:
-        yield
-    except ValueError as error:
-        if not str(error).startswith("error E_"):
-            raise
-        print(f"outrider: {error}", file=sys.stderr)
-        raise typer.Exit(InputError.exit_code) from None
 
 
 @contextmanager
