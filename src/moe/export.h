@@ -121,7 +121,7 @@ inline base::Result<void> ExportModel(const std::string& folder, const RoutedMod
   std::vector<LayerLayout> layouts;
   for (int64_t l = 0; l < model.masks.layers(); ++l) layouts.push_back(LayOut(model.masks, l, 1));
   const bool narrow = options.dtype == "bfloat16";
-  auto done = model::SaveParameters(partial, model.config, InStoredOrder(model.masters, layouts),
+  auto done = model::SaveParameters(partial, model.config, InStoredOrder(model.Copy(at::kFloat), layouts),
                                     {.dtype = narrow ? at::kBFloat16 : at::kFloat});
   if (done && model.Masked())
     done = SaveTensors(partial + "/outrider_masks.safetensors", MaskTensors(model.masks, layouts), {});

@@ -147,7 +147,7 @@ Chunk LossOfChunk(const at::Tensor& logits, const at::Tensor& targets, const at:
   if (!want_gradient) return out;
   at::Tensor p = log_p.exp();
   out.logit_gradient = log_q.defined() ? p * (1 + weight) - log_q.exp() * weight : p;
-  out.logit_gradient.scatter_add_(1, index, at::full_like(index, -1, out.logit_gradient.options()));
+  out.logit_gradient.scatter_(1, index, out.logit_gradient.gather(1, index) - 1);  // one per row: no order of sums
   return out;
 }
 

@@ -56,6 +56,8 @@ void ForEachField(AnyOptions& o, const Visit& visit) {
   visit("weight_decay", o.weight_decay, true);
   visit("clip_norm", o.clip_norm, true);
   visit("distill", o.distill, true);
+  visit("tune", o.tune, true);
+  visit("deterministic", o.deterministic, true);
   visit("checkpoint_steps", o.checkpoint_steps, false);
   visit("seconds_max", o.seconds_max, false);
   visit("steps_max", o.steps_max, false);
@@ -91,15 +93,23 @@ std::string AtLeast(const char* name, double value, double least) {
   return std::string(name) + ": found " + json(value).dump() + ", expected at least " + json(least).dump();
 }
 
+// N of "<name>:N", at least 1; -1 for any other text.
+int64_t CountBehind(std::string_view name, std::string_view text) {
+  if (!text.starts_with(name) || !text.substr(name.size()).starts_with(":")) return -1;
+  const std::string_view digits = text.substr(name.size() + 1);
+  int64_t count = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), count);
+  return error == std::errc() && end == digits.data() + digits.size() && count >= 1 ? count : -1;
+}
+
 // -1 for a text that is no granularity.
 int64_t ParseGranularity(const std::string& text) {
   if (text == "token") return 1;
-  if (text == "document") return 0;
-  if (!text.starts_with("window:")) return -1;
-  int64_t window = 0;
-  const auto [end, error] = std::from_chars(text.data() + 7, text.data() + text.size(), window);
-  return error == std::errc() && end == text.data() + text.size() && window >= 1 ? window : -1;
+  return text == "document" ? 0 : CountBehind("window", text);
 }
+
+// -1 for a text that names no way of tuning.
+int64_t ParseTune(const std::string& text) { return text == "full" ? 0 : CountBehind("adapter", text); }
 
 // The first thing wrong with the values, empty if none.
 std::string Complaint(const Options& o) {
@@ -140,6 +150,7 @@ std::string Complaint(const Options& o) {
     found.push_back("coverage.granularity: found \"" + o.coverage_granularity +
                     "\", expected token, window:W or document");
   }
+  if (ParseTune(o.tune) < 0) found.push_back("tune: found \"" + o.tune + "\", expected full or adapter:R");
   const bool one = o.experts_kind != "coverage" && o.experts_kind != "published";
   if (one && o.routing_kind != "none")
     found.push_back("routing.kind: experts.kind " + o.experts_kind + " has no router, expected none");
@@ -201,6 +212,8 @@ base::Result<Options> ParseOptions(std::string_view text) {
 }
 
 int64_t WindowTokens(const Options& options) { return ParseGranularity(options.coverage_granularity); }
+
+int64_t AdapterRank(const Options& options) { return ParseTune(options.tune); }
 
 std::string ToJson(const Options& options) {
   json root = json::object();

@@ -42,6 +42,8 @@ struct Options {
   double router_rate = 5e-4, expert_rate = 1e-4, round_decay = 0.8;
   double weight_decay = 0.01, clip_norm = 1.0;
   double distill = 0;  // weight of KL(teacher || student)
+  std::string tune = "full";   // full | adapter:R, pairs of rank R beside a frozen parent
+  bool deterministic = false;  // the same bits on a GPU as well; on a CPU they always are
 
   // What does not change the result.
   int64_t checkpoint_steps = 50;  // optimizer steps between checkpoints
@@ -57,6 +59,9 @@ base::Result<Options> ParseOptions(std::string_view json);
 
 // Tokens of a unit of coverage.granularity; 0: documents.
 int64_t WindowTokens(const Options& options);
+
+// Rank of `tune`; 0: everything is tuned.
+int64_t AdapterRank(const Options& options);
 
 // All fields, sorted by name.
 std::string ToJson(const Options& options);

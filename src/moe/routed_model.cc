@@ -30,9 +30,10 @@ NamedTensors RoutedModel::Named() const {
   return named;
 }
 
-model::Parameters RoutedModel::ComputeCopy() const {
+model::Parameters RoutedModel::Copy(at::ScalarType type) const {
+  if (adapter) return adapter->Apply(config, masters, type);
   model::Parameters copy = masters;
-  for (const model::NamedTensor& t : model::NamedTensors(config, copy)) *t.tensor = t.tensor->to(dtype);
+  for (const model::NamedTensor& t : model::NamedTensors(config, copy)) *t.tensor = t.tensor->to(type);
   if (config.tied) copy.head = copy.embed;
   return copy;
 }

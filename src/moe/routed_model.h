@@ -11,6 +11,7 @@
 #include <ATen/core/Tensor.h>
 
 #include "model/llama.h"
+#include "moe/adapter.h"
 #include "moe/masks.h"
 #include "moe/named_tensor.h"
 #include "moe/router.h"
@@ -39,7 +40,8 @@ TokenBatch MakeBatch(const TokenData& data, const std::string& split, std::span<
 
 struct RoutedModel {
   model::Config config;
-  model::Parameters masters;          // fp32
+  model::Parameters masters;          // fp32; with an adapter frozen, in `dtype`
+  std::optional<Adapter> adapter;
   at::ScalarType dtype = at::kFloat;  // of the compute copy
   Masks masks;                        // no expert at all: dense
   std::vector<at::Tensor> fill;       // empty, or per layer [D] fp32 (Compensation)
@@ -52,8 +54,12 @@ struct RoutedModel {
   at::Device device() const { return masters.embed.device(); }
   // Every master, once, under its name in model files.
   NamedTensors Named() const;
-  // The weights in `dtype`; gradients of the copy reach the masters. The masters themselves when they have that dtype.
-  model::Parameters ComputeCopy() const;
+  // What a stage of the experts changes: the pairs of the adapter, else every master.
+  NamedTensors Tuned() const { return adapter ? adapter->Named() : Named(); }
+  // The weights in `type`, adapter included; gradients of the copy reach what is tuned. The masters themselves when
+  // they have that dtype.
+  model::Parameters Copy(at::ScalarType type) const;
+  model::Parameters ComputeCopy() const { return Copy(dtype); }
   // What a forward pass needs of masks and fill, in `dtype` on the device; made once.
   struct Masking {
     std::vector<at::Tensor> masks, fill;

@@ -65,7 +65,7 @@ Trainer::Trainer(const Options& options, const TokenData& data, RoutedModel& mod
       masking_(model.Prepare()),
       router_loss_(RouterLossNamed(options.router_loss)) {
   const AdamWOptions adam{.weight_decay = options.weight_decay, .clip_norm = options.clip_norm};
-  backbone_.emplace(Trainable(model.Named()), adam);
+  backbone_.emplace(Trainable(model.Tuned()), adam);
   if (model.router) router_.emplace(Trainable(model.router->Parameters()), adam);
 }
 
@@ -126,6 +126,7 @@ TokenLoss Trainer::ExpertMicroStep(const TokenBatch& batch, int64_t tokens_of_st
   TokenLoss loss =
       ChunkedTokenLoss(hidden.flatten(0, 1), weights.head, batch.targets.flatten(), teacher, options_.chunk);
   (loss.total / static_cast<double>(tokens_of_step)).backward();
+  loss.total = loss.total.detach();  // lets the graph go
   return loss;
 }
 
@@ -136,16 +137,19 @@ base::Result<StepReport> Trainer::ExpertStep(int64_t round, int64_t step, int64_
       data_.Draw(seed, Use::kExpert, stage, number, options_.batch, options_.sequence + 1);
   StepReport report{.tokens = options_.batch * options_.sequence};
   const auto tokens = static_cast<double>(report.tokens);
+  std::vector<TokenLoss> parts;  // read behind the last launch, so that a GPU never waits for the host
   backbone_->ZeroGradients();
   for (size_t begin = 0; begin < places.size(); begin += static_cast<size_t>(options_.micro_batch)) {
     const size_t count = std::min(places.size() - begin, static_cast<size_t>(options_.micro_batch));
     const uint64_t key = Random64(seed, Use::kRandomIds, stage, number, static_cast<uint32_t>(begin));
     const TokenBatch batch =
         MakeBatch(data_, "train", std::span(places).subspan(begin, count), options_.sequence, key, model_.device());
-    const TokenLoss loss = ExpertMicroStep(batch, report.tokens);
-    report.loss += loss.total.item<double>() / tokens;
-    report.nats += loss.nats.sum().item<double>() / tokens;
-    report.divergence += loss.divergence.item<double>() / tokens;
+    parts.push_back(ExpertMicroStep(batch, report.tokens));
+  }
+  for (const TokenLoss& part : parts) {
+    report.loss += part.total.item<double>() / tokens;
+    report.nats += part.nats.sum().item<double>() / tokens;
+    report.divergence += part.divergence.item<double>() / tokens;
   }
   report.rate =
       LearningRate({.peak = options_.expert_rate, .round_decay = options_.round_decay, .steps = steps}, round, step);

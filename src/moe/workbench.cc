@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <optional>
 #include <utility>
 
+#include <ATen/Context.h>
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
@@ -46,6 +48,22 @@ Routing RoutingNamed(const std::string& name) {
   if (name == "random") return Routing::kRandom;
   return name == "domain" ? Routing::kDomain : Routing::kNone;
 }
+
+// Within it operators that have a deterministic form take that one, and those that have none throw.
+class DeterministicScope {
+ public:
+  explicit DeterministicScope(bool on) : on_(on), before_(at::globalContext().deterministicAlgorithms()) {
+    if (on_) at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/false);
+  }
+  ~DeterministicScope() {
+    if (on_) at::globalContext().setDeterministicAlgorithms(before_, /*warn_only=*/false);
+  }
+  DeterministicScope(const DeterministicScope&) = delete;
+  DeterministicScope& operator=(const DeterministicScope&) = delete;
+
+ private:
+  bool on_, before_;
+};
 
 base::Result<Teacher> LoadTeacher(const std::string& folder, const model::Config& student, at::ScalarType dtype,
                                   at::Device device) {
@@ -307,9 +325,13 @@ base::Result<Workbench> Workbench::Open(const Options& options) {
   if (options.experts_kind == "contextual") model.contextual = KeptChannels(options, model.config);
   if (auto ok = state->Check(); !ok) return tl::unexpected(ok.error());
   const at::Device device(options.device);
-  auto parameters = model::LoadParameters(options.model, model.config, at::kFloat, device);
+  // Read by cuBLAS when it starts: without a workspace of fixed size its sums differ from run to run.
+  if (options.deterministic && device.is_cuda()) setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
+  const int64_t rank = AdapterRank(options);
+  auto parameters = model::LoadParameters(options.model, model.config, rank > 0 ? model.dtype : at::kFloat, device);
   if (!parameters) return tl::unexpected(parameters.error());
   model.masters = *std::move(parameters);
+  if (rank > 0) model.adapter = Adapter::Make(model.config, model.masters, rank, static_cast<uint64_t>(options.seed));
   if (options.distill > 0) {
     const std::string& folder = options.teacher == "parent" ? options.model : options.teacher;
     auto teacher = LoadTeacher(folder, model.config, model.dtype, device);
@@ -324,6 +346,7 @@ base::Result<ExpertFacts> Workbench::MakeExperts() { return state_->MakeExperts(
 base::Result<StepFacts> Workbench::Step(StageKind kind, int64_t round, int64_t step, int64_t steps) {
   OUTRIDER_CHECK(state_->trainer.has_value(), "a step before the experts were made");
   Trainer& trainer = *state_->trainer;
+  const DeterministicScope scope(state_->options.deterministic && state_->model.device().is_cuda());
   const auto report =
       kind == StageKind::kRouter ? trainer.RouterStep(round, step, steps) : trainer.ExpertStep(round, step, steps);
   if (!report) return tl::unexpected(report.error());

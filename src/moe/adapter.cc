@@ -1,0 +1,67 @@
+#include "moe/adapter.h"
+
+#include <cmath>
+#include <map>
+
+#include <ATen/Functions.h>
+
+#include "moe/philox.h"
+
+namespace outrider::moe {
+namespace {
+
+bool IsPaired(const model::NamedTensor& t) { return t.shape.size() == 2 && t.name.starts_with("model.layers."); }
+
+at::Tensor Uniform(at::IntArrayRef shape, double bound, uint64_t seed, uint32_t weight) {
+  const at::Tensor out = at::empty(shape, at::kFloat);
+  float* data = out.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < out.numel(); ++i) {
+    const uint64_t bits = Random64(seed, Use::kAdapterInit, weight, 0, static_cast<uint32_t>(i));
+    data[i] = static_cast<float>((static_cast<double>(bits >> 11) * 0x1p-52 - 1) * bound);
+  }
+  return out;
+}
+
+}  // namespace
+
+Adapter Adapter::Make(const model::Config& config, const model::Parameters& parameters, int64_t rank, uint64_t seed) {
+  Adapter adapter;
+  model::Parameters view = parameters;
+  for (const model::NamedTensor& t : model::NamedTensors(config, view)) {
+    if (!IsPaired(t)) continue;
+    const int64_t out = t.shape[0], in = t.shape[1];
+    const at::Device device = t.tensor->device();
+    const double bound = 1 / std::sqrt(static_cast<double>(in));
+    const at::Tensor a = Uniform({rank, in}, bound, seed, static_cast<uint32_t>(adapter.pairs_.size()));
+    adapter.pairs_.push_back({t.name, a.to(device), at::zeros({out, rank}, at::TensorOptions(device).dtype(at::kFloat))});
+  }
+  return adapter;
+}
+
+NamedTensors Adapter::Named() const {
+  NamedTensors named;
+  for (const AdapterPair& pair : pairs_) {
+    named.push_back({"adapter." + pair.weight + ".a", pair.a});
+    named.push_back({"adapter." + pair.weight + ".b", pair.b});
+  }
+  return named;
+}
+
+model::Parameters Adapter::Apply(const model::Config& config, const model::Parameters& parameters,
+                                 at::ScalarType dtype) const {
+  std::map<std::string, const AdapterPair*> by_name;
+  for (const AdapterPair& pair : pairs_) by_name[pair.weight] = &pair;
+  model::Parameters out = parameters;
+  for (const model::NamedTensor& t : model::NamedTensors(config, out)) {
+    const auto found = by_name.find(t.name);
+    if (found == by_name.end()) {
+      *t.tensor = t.tensor->to(dtype);
+    } else {
+      *t.tensor = at::addmm(t.tensor->to(at::kFloat), found->second->b, found->second->a).to(dtype);
+    }
+  }
+  if (config.tied) out.head = out.embed;
+  return out;
+}
+
+}  // namespace outrider::moe

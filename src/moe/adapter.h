@@ -1,0 +1,37 @@
+#pragma once
+// Low-rank corrections of the linear weights of a frozen model (LoRA, Hu et al., arXiv 2106.09685).
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+#include "model/parameters.h"
+#include "moe/named_tensor.h"
+
+namespace outrider::moe {
+
+// The effective weight is W + b a.
+struct AdapterPair {
+  std::string weight;  // as in Hugging Face files
+  at::Tensor a, b;     // fp32 [R, in] and [out, R]
+};
+
+class Adapter {
+ public:
+  // One pair for every matrix of the layers, on the device of the weights. a is uniform in +-1/sqrt(in), drawn by
+  // (seed, weight); b is 0, so that nothing changes at first.
+  static Adapter Make(const model::Config& config, const model::Parameters& parameters, int64_t rank, uint64_t seed);
+
+  // adapter.<weight>.a and .b per pair. Not copies.
+  NamedTensors Named() const;
+  // `parameters` with every paired weight replaced by its effective one, in `dtype`; gradients reach the pairs.
+  model::Parameters Apply(const model::Config& config, const model::Parameters& parameters, at::ScalarType dtype) const;
+  const std::vector<AdapterPair>& pairs() const { return pairs_; }
+
+ private:
+  std::vector<AdapterPair> pairs_;
+};
+
+}  // namespace outrider::moe
