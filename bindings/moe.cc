@@ -62,8 +62,8 @@ moe::StageKind StageNamed(const std::string& name) {
 }
 
 std::string Evaluate(moe::Workbench& bench, const std::string& split, bool all_channels, int64_t tokens) {
-  if (split != "valid" && split != "test") {
-    throw py::value_error("error E_OPTION: split: found " + split + ", expected valid or test");
+  if (split != "valid" && split != "test" && split != "unseen") {
+    throw py::value_error("error E_OPTION: split: found " + split + ", expected valid, test or unseen");
   }
   return moe::ToJson(
       Unwrap(bench.Evaluate(split, all_channels ? moe::EvalMode::kDense : moe::EvalMode::kRefactored, tokens)));

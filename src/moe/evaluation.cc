@@ -37,10 +37,11 @@ std::vector<DomainLoss> EvaluateModel(const Options& options, const TokenData& d
   const RoutedModel::Masking masking = model.Prepare();
   const bool refactored = mode == EvalMode::kRefactored;
   std::vector<DomainLoss> losses;
-  for (int64_t d = 0; d < static_cast<int64_t>(data.domains().size()); ++d) {
+  if (split == "unseen" && refactored && model.routing == Routing::kDomain) return losses;
+  for (const int64_t d : data.DomainsOf(split)) {
     const TokenFile& file = data.File(d, split);
     DomainLoss& out = losses.emplace_back();
-    out.domain = data.domains()[static_cast<size_t>(d)];
+    out.domain = data.Name(d);
     out.routes = RouteStats(std::max<int64_t>(model.masks.experts(), 1));
     const int64_t windows = (static_cast<int64_t>(file.tokens.size()) - 1) / options.sequence;
     const int64_t used = std::clamp<int64_t>(tokens / options.sequence, 1, windows);

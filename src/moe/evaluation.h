@@ -13,7 +13,7 @@
 namespace outrider::moe {
 
 // Per domain, over at most `tokens` tokens of `split`, in texts of options.sequence tokens spread evenly over it; at
-// least one text. Random ids are a function of seed, domain and text.
+// least one text. "unseen" is empty where ids are domains. Random ids are a function of seed, domain and text.
 std::vector<DomainLoss> EvaluateModel(const Options& options, const TokenData& data, const RoutedModel& model,
                                       const std::string& split, EvalMode mode, int64_t tokens);
 

@@ -154,7 +154,7 @@ class Run {
       auto& tokens = result["tokens"][NameOf(stage.kind)];
       tokens = (tokens.is_null() ? 0 : tokens.get<int64_t>()) + stage.steps * options_.batch * options_.sequence;
     }
-    for (const char* split : {"valid", "test"}) {
+    for (const char* split : {"valid", "test", "unseen"}) {
       for (const EvalMode mode : {EvalMode::kRefactored, EvalMode::kDense}) {
         const auto losses = bench_.Evaluate(split, mode, options_.eval_tokens);
         if (!losses) return tl::unexpected(losses.error());

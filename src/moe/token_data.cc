@@ -93,14 +93,17 @@ base::Result<TokenData> TokenData::Open(const std::string& folder) {
     data.vocab_ = root.at("vocab").get<int64_t>();
     data.domains_ = root.at("domains").get<std::vector<std::string>>();
     if (data.domains_.empty()) return base::Fail("E_DATA", path + ": found no domain, expected at least one");
-    for (const std::string& domain : data.domains_) {
+    data.unseen_ = root.value("unseen", std::vector<std::string>());
+    for (size_t d = 0; d < data.domains_.size() + data.unseen_.size(); ++d) {
+      const std::string& domain = data.Name(static_cast<int64_t>(d));
+      const bool unseen = d >= data.domains_.size();
       std::map<std::string, TokenFile>& splits = data.splits_.emplace_back();
       for (const auto& [split, entry] : root.at("splits").at(domain).items()) {
         std::string file = folder;
         file += "/tokens/" + domain + "." + split + ".bin";
         auto read = ReadSplit(file, entry, dtype == "uint16" ? 2 : 4, data.vocab_);
         if (!read) return tl::unexpected(read.error());
-        splits[split] = *std::move(read);
+        splits[unseen ? "unseen" : split] = *std::move(read);
       }
     }
   } catch (const json::exception& error) {
@@ -122,11 +125,25 @@ const TokenFile& TokenData::File(int64_t domain, const std::string& split) const
   return found == files.end() ? kNone : found->second;
 }
 
+const std::string& TokenData::Name(int64_t domain) const {
+  const auto d = static_cast<size_t>(domain);
+  return d < domains_.size() ? domains_[d] : unseen_.at(d - domains_.size());
+}
+
+std::vector<int64_t> TokenData::DomainsOf(const std::string& split) const {
+  std::vector<int64_t> found;
+  for (size_t d = 0; d < splits_.size(); ++d) {
+    if (splits_[d].contains(split)) found.push_back(static_cast<int64_t>(d));
+  }
+  return found;
+}
+
 base::Result<void> TokenData::Require(const std::string& split, int64_t tokens) const {
-  for (size_t d = 0; d < domains_.size(); ++d) {
+  const size_t tuned = domains_.size();
+  for (size_t d = split == "unseen" ? tuned : 0; d < (split == "unseen" ? splits_.size() : tuned); ++d) {
     const size_t found = File(static_cast<int64_t>(d), split).tokens.size();
     if (static_cast<int64_t>(found) >= tokens) continue;
-    return base::Fail("E_DATA", "domain " + domains_[d] + ", split " + split + ": found " + std::to_string(found) +
+    return base::Fail("E_DATA", "domain " + Name(static_cast<int64_t>(d)) + ", split " + split + ": found " + std::to_string(found) +
                                     " tokens, expected at least " + std::to_string(tokens));
   }
   return {};

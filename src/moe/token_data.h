@@ -38,6 +38,10 @@ class TokenData {
   int64_t vocab() const { return vocab_; }
   const std::vector<std::string>& domains() const { return domains_; }
   const TokenFile& File(int64_t domain, const std::string& split) const;
+  // Domains that have the split. "unseen" is the text of the domains that nothing is tuned on, which have no other; they
+  // are numbered behind domains().
+  std::vector<int64_t> DomainsOf(const std::string& split) const;
+  const std::string& Name(int64_t domain) const;
 
   // Error E_DATA when a split of a domain is missing or shorter than `tokens`: name, tokens found, tokens needed.
   base::Result<void> Require(const std::string& split, int64_t tokens) const;
@@ -53,8 +57,8 @@ class TokenData {
  private:
   TokenData() = default;
   int64_t vocab_ = 0;
-  std::vector<std::string> domains_;
-  std::vector<std::map<std::string, TokenFile>> splits_;
+  std::vector<std::string> domains_, unseen_;
+  std::vector<std::map<std::string, TokenFile>> splits_;  // of domains_, then of unseen_
 };
 
 }  // namespace outrider::moe

@@ -86,6 +86,7 @@ struct Workbench::State {
     }
     if (auto ok = data.Require("train", positions + 1); !ok) return ok;
     if (auto ok = data.Require("valid", options.sequence + 1); !ok) return ok;
+    if (auto ok = data.Require("unseen", options.sequence + 1); !ok) return ok;
     return data.Require("test", options.sequence + 1);
   }
 

@@ -63,7 +63,8 @@ class Workbench {
   // Calibrates and chooses experts, makes the router. Once, before any step, unless Restore was called.
   base::Result<ExpertFacts> MakeExperts();
   base::Result<StepFacts> Step(StageKind kind, int64_t round, int64_t step, int64_t steps);
-  // Per domain, over at most `tokens` tokens of each, in texts of options.sequence tokens. split: "valid" or "test".
+  // Per domain, over at most `tokens` tokens of each, in texts of options.sequence tokens. split: "valid", "test", or
+  // "unseen": the text of the domains that nothing is tuned on. Empty where there are none, and where ids are domains.
   base::Result<std::vector<DomainLoss>> Evaluate(const std::string& split, EvalMode mode, int64_t tokens);
 
   // Everything a resumed run needs, in one file; `position` comes back from Restore. Codes: E_WRITE; E_CHECKPOINT when

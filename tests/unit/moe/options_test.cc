@@ -85,6 +85,23 @@ TEST_F(TokenDataTest, ReadsWhatWasPrepared) {
   EXPECT_EQ(data.Require("valid", 2).error().message, "domain a, split valid: found 0 tokens, expected at least 2");
 }
 
+TEST_F(TokenDataTest, UnseenDomainsAreNumberedBehindTheOthers) {
+  WriteJson(R"({"format": 1, "vocab": 300, "dtype": "uint16", "domains": ["a"], "unseen": ["b"],
+                "splits": {"a": {"train": {"tokens": 6, "documents": [0, 2, 5]}},
+                           "b": {"test": {"tokens": 2, "documents": [0]}}}})");
+  std::ofstream(folder_ + "/tokens/b.test.bin", std::ios::binary).write("\7\0\10\0", 4);
+  const TokenData data = TokenData::Open(folder_).value();
+  EXPECT_THAT(data.domains(), ElementsAre("a"));
+  EXPECT_THAT(data.DomainsOf("train"), ElementsAre(0));
+  EXPECT_THAT(data.DomainsOf("unseen"), ElementsAre(1));
+  EXPECT_THAT(data.DomainsOf("test"), testing::IsEmpty());
+  EXPECT_EQ(data.Name(1), "b");
+  EXPECT_THAT(data.Read({1, 0}, "unseen", 2), ElementsAre(7, 8));
+  EXPECT_TRUE(data.Require("unseen", 2));
+  EXPECT_EQ(data.Require("unseen", 3).error().message, "domain b, split unseen: found 2 tokens, expected at least 3");
+  for (const Place& place : data.Draw(1, Use::kExpert, 0, 0, 4, 2)) EXPECT_EQ(place.domain, 0);
+}
+
 TEST_F(TokenDataTest, RefusesWhatDoesNotFit) {
   WriteTokens({1, 2, 300, 4, 5, 6});
   EXPECT_THAT(Complaint(), HasSubstr("found id 300 at token 2, expected ids below 300"));

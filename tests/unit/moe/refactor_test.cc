@@ -61,6 +61,30 @@ TEST_F(RefactorTest, DocumentsAddUpAndRoutesAreCounted) {
   }
 }
 
+TEST_F(RefactorTest, UnseenDomainsAreMeasuredAndNotTunedOn) {
+  const std::string data = root_ + "/data_unseen";
+  std::filesystem::copy(root_ + "/data", data, std::filesystem::copy_options::recursive);
+  json header = json::parse(Slurp(data + "/data.json"));
+  header["domains"] = {"a", "b"};
+  header["unseen"] = {"c"};
+  header["splits"]["c"] = {{"test", header["splits"]["c"]["test"]}};
+  std::ofstream(data + "/data.json") << header.dump();
+  const json changes = {{"data", data}, {"rounds", 1}, {"router.steps", 2}, {"expert.steps", 6}};
+  const json result = Refactored("unseen", changes);
+  ASSERT_FALSE(result.contains("error")) << result["error"];
+  const json& eval = result["eval"];
+  EXPECT_EQ(eval["test"]["refactored"].size(), 2);
+  ASSERT_TRUE(eval["unseen"]["refactored"].contains("c"));
+  EXPECT_EQ(eval["unseen"]["refactored"].size(), 1);
+  EXPECT_GT(eval["unseen"]["refactored"]["c"]["load"].size(), 1);
+  // The same text as a tuned domain of a row that is not tuned: the same loss, whatever it is called.
+  json still = {{"rounds", 1}, {"expert.steps", 0}, {"experts.kind", "dense"}, {"routing.kind", "none"}};
+  const json as_test = Refactored("as_test", still);
+  still["data"] = data;
+  const json as_unseen = Refactored("as_unseen", still);
+  EXPECT_EQ(as_test["eval"]["test"]["refactored"]["c"], as_unseen["eval"]["unseen"]["refactored"]["c"]);
+}
+
 TEST_F(RefactorTest, AStoppedRunGoesOnWithTheSameBits) {
   const json options = {{"rounds", 2}, {"router.steps", 5}, {"expert.steps", 6}, {"router.last_steps", 3}};
   const json whole = Refactored("whole", options);
