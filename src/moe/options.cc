@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
+#include <optional>
 #include <set>
 #include <type_traits>
 #include <vector>
@@ -62,6 +64,7 @@ void ForEachField(AnyOptions& o, const Visit& visit) {
   visit("seconds_max", o.seconds_max, false);
   visit("steps_max", o.steps_max, false);
   visit("eval_tokens", o.eval_tokens, false);
+  visit("eval_taus", o.eval_taus, false);
   visit("write_model", o.write_model, false);
 }
 
@@ -110,6 +113,20 @@ int64_t ParseGranularity(const std::string& text) {
 
 // -1 for a text that names no way of tuning.
 int64_t ParseTune(const std::string& text) { return text == "full" ? 0 : CountBehind("adapter", text); }
+// Numbers of at least 0 with commas between them; nullopt for anything else.
+std::optional<std::vector<double>> ParseNumbers(const std::string& text) {
+  std::vector<double> numbers;
+  for (size_t begin = 0; begin < text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    double value = 0;
+    const auto [stop, error] = std::from_chars(text.data() + begin, text.data() + end, value);
+    if (error != std::errc() || stop != text.data() + end || !(value >= 0) || !std::isfinite(value)) return {};
+    numbers.push_back(value);
+    if (end + 1 == text.size()) return {};
+    begin = end + 1;
+  }
+  return numbers;
+}
 
 // The first thing wrong with the values, empty if none.
 std::string Complaint(const Options& o) {
@@ -151,6 +168,8 @@ std::string Complaint(const Options& o) {
                     "\", expected token, window:W or document");
   }
   if (ParseTune(o.tune) < 0) found.push_back("tune: found \"" + o.tune + "\", expected full or adapter:R");
+  if (!ParseNumbers(o.eval_taus))
+    found.push_back("eval_taus: found \"" + o.eval_taus + "\", expected numbers of at least 0, comma between them");
   const bool one = o.experts_kind != "coverage" && o.experts_kind != "published";
   if (one && o.routing_kind != "none")
     found.push_back("routing.kind: experts.kind " + o.experts_kind + " has no router, expected none");
@@ -210,6 +229,8 @@ base::Result<Options> ParseOptions(std::string_view text) {
   if (!complaint.empty()) return base::Fail("E_OPTION", complaint);
   return options;
 }
+
+std::vector<double> EvalTaus(const Options& options) { return ParseNumbers(options.eval_taus).value(); }
 
 int64_t WindowTokens(const Options& options) { return ParseGranularity(options.coverage_granularity); }
 

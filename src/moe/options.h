@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/result.h"
 
@@ -41,7 +42,7 @@ struct Options {
   int64_t chunk = 4096;                 // tokens whose logits exist at a time
   double router_rate = 5e-4, expert_rate = 1e-4, round_decay = 0.8;
   double weight_decay = 0.01, clip_norm = 1.0;
-  double distill = 0;  // weight of KL(teacher || student)
+  double distill = 0;          // weight of KL(teacher || student)
   std::string tune = "full";   // full | adapter:R, pairs of rank R beside a frozen parent
   bool deterministic = false;  // the same bits on a GPU as well; on a CPU they always are
 
@@ -50,6 +51,7 @@ struct Options {
   double seconds_max = 0;         // then stop behind a checkpoint; 0: never
   int64_t steps_max = 0;          // the same, in optimizer steps of this call
   int64_t eval_tokens = 65536;    // per domain and split
+  std::string eval_taus;          // hysteresis in nats, comma between: the test split is measured with each of them too
   bool write_model = true;        // the model behind the last stage, in out/model
 };
 
@@ -62,6 +64,8 @@ int64_t WindowTokens(const Options& options);
 
 // Rank of `tune`; 0: everything is tuned.
 int64_t AdapterRank(const Options& options);
+// The values of eval_taus.
+std::vector<double> EvalTaus(const Options& options);
 
 // All fields, sorted by name.
 std::string ToJson(const Options& options);

@@ -161,6 +161,7 @@ class Run {
         result["eval"][split][mode == EvalMode::kDense ? "all_channels" : "refactored"] = json::parse(ToJson(*losses));
       }
     }
+    if (auto done = Frontier(result); !done) return tl::unexpected(done.error());
     if (options_.write_model && !std::filesystem::exists(options_.out + "/model")) {
       const auto done = bench_.Export(options_.out + "/model");
       if (!done && done.error().code != "E_OPTION") return tl::unexpected(done.error());
@@ -170,6 +171,27 @@ class Run {
       return tl::unexpected(done.error());
     }
     return result.dump();
+  }
+
+  // Locality against quality: the same model with more and more hysteresis.
+  base::Result<void> Frontier(json& result) {
+    if (options_.routing_kind != "router") return {};
+    for (const double tau : EvalTaus(options_)) {
+      bench_.SetTau(tau);
+      const auto losses = bench_.Evaluate("test", EvalMode::kRefactored, options_.eval_tokens);
+      if (!losses) return tl::unexpected(losses.error());
+      json point = {{"tau", tau}};
+      int64_t pairs = 0, stays = 0;
+      for (const DomainLoss& d : *losses) {
+        point["domains"][d.domain] = {{"tokens", d.tokens}, {"nats", d.nats}};
+        pairs += d.routes.pairs;
+        stays += d.routes.stays;
+      }
+      point["stay_rate"] = pairs > 0 ? static_cast<double>(stays) / static_cast<double>(pairs) : 0.0;
+      result["frontier"].push_back(std::move(point));
+    }
+    bench_.SetTau(options_.routing_tau);
+    return {};
   }
 
   const Options& options_;

@@ -143,8 +143,8 @@ base::Result<void> TokenData::Require(const std::string& split, int64_t tokens) 
   for (size_t d = split == "unseen" ? tuned : 0; d < (split == "unseen" ? splits_.size() : tuned); ++d) {
     const size_t found = File(static_cast<int64_t>(d), split).tokens.size();
     if (static_cast<int64_t>(found) >= tokens) continue;
-    return base::Fail("E_DATA", "domain " + Name(static_cast<int64_t>(d)) + ", split " + split + ": found " + std::to_string(found) +
-                                    " tokens, expected at least " + std::to_string(tokens));
+    return base::Fail("E_DATA", "domain " + Name(static_cast<int64_t>(d)) + ", split " + split + ": found " +
+                                    std::to_string(found) + " tokens, expected at least " + std::to_string(tokens));
   }
   return {};
 }

@@ -38,8 +38,8 @@ class TokenData {
   int64_t vocab() const { return vocab_; }
   const std::vector<std::string>& domains() const { return domains_; }
   const TokenFile& File(int64_t domain, const std::string& split) const;
-  // Domains that have the split. "unseen" is the text of the domains that nothing is tuned on, which have no other; they
-  // are numbered behind domains().
+  // Domains that have the split. "unseen" is the text of the domains that nothing is tuned on, which have no other;
+  // they are numbered behind domains().
   std::vector<int64_t> DomainsOf(const std::string& split) const;
   const std::string& Name(int64_t domain) const;
 

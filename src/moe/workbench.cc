@@ -224,6 +224,8 @@ base::Result<void> Workbench::Export(const std::string& folder) const {
   return ExportModel(folder, state_->model, state_->options, state_->data.domains());
 }
 
+void Workbench::SetTau(double tau) { state_->model.tau = tau; }
+
 int64_t Workbench::Parameters() const {
   int64_t count = 0;
   for (const NamedTensor& t : state_->model.Named()) count += t.tensor.numel();

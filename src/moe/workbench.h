@@ -67,6 +67,9 @@ class Workbench {
   // "unseen": the text of the domains that nothing is tuned on. Empty where there are none, and where ids are domains.
   base::Result<std::vector<DomainLoss>> Evaluate(const std::string& split, EvalMode mode, int64_t tokens);
 
+  // Hysteresis of later evaluations and of Export, in nats; the options' own until then.
+  void SetTau(double tau);
+
   // Everything a resumed run needs, in one file; `position` comes back from Restore. Codes: E_WRITE; E_CHECKPOINT when
   // the file is of other options (names the field), E_READ, E_SAFETENSORS.
   base::Result<void> Save(const std::string& path, int64_t position) const;

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+TAUS = "0,0.5,1,2,4"  # nats of hysteresis, for the curve of quality against locality
+
 BUDGETS: dict[str, dict[str, Any]] = {
     # Minutes on two cores, for models of a few million parameters at most.
     "cpu-smoke": {
@@ -19,6 +21,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "calibration.samples": 4,
         "calibration.tokens": 512,
         "eval_tokens": 4096,
+        "eval_taus": TAUS,
     },
     # One large GPU: 131,072 tokens a step.
     "gpu-1": {
@@ -32,6 +35,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "router.rate": 5e-4,
         "expert.rate": 3e-4,
         "eval_tokens": 262_144,
+        "eval_taus": TAUS,
         "device": "cuda",
         "dtype": "bfloat16",
     },

@@ -71,6 +71,24 @@ def prepare_command(
         print(f"{name}: {counts} tokens")
 
 
+@data_app.command("trim")
+def trim_command(
+    data: Annotated[Path, typer.Argument(metavar="DIR", help="Output of `outrider data prepare`.")],
+    tokens: Annotated[int, typer.Option(help="Train tokens in all; each domain keeps its share.", min=1)],
+    out: Out,
+    held_out: Annotated[int, typer.Option(help="Tokens of each valid, test and unseen split.", min=1)] = 131_072,
+    force: Force = False,
+) -> None:
+    """Copies the first documents of each domain and split: less text, for a smaller machine."""
+    from outrider.refactor.trim import trim
+
+    with input_errors():
+        summary = trim(data, out, tokens, held_out, force=force)
+    for name, splits in summary["splits"].items():
+        counts = ", ".join(f"{split} {row['tokens']}" for split, row in splits.items())
+        print(f"{name}: {counts} tokens")
+
+
 @data_app.command("stdlib")
 def stdlib_command(
     out: Out,

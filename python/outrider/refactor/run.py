@@ -171,7 +171,8 @@ def _parent(request: Request, data: Path) -> dict[str, Any]:
     options = request.options() | ROWS["dense-cont"] | files
     bench = _core.Workbench.open(json.dumps(options))
     bench.make_experts()
-    return json.loads(bench.evaluate("test", all_channels=True, tokens=options["eval_tokens"]))
+    tokens = options["eval_tokens"]
+    return {split: json.loads(bench.evaluate(split, all_channels=True, tokens=tokens)) for split in ("test", "unseen")}
 
 
 def _environment() -> dict[str, str]:

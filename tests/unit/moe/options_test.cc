@@ -53,6 +53,15 @@ TEST(Options, DifferencesThatChangeTheResultAreNamed) {
   EXPECT_EQ(Difference(a, b), "expert.rate: found 0.0001, expected 1.0");
 }
 
+TEST(Options, TausAreNumbersWithCommas) {
+  const auto taus = [](const std::string& text) { return ParseOptions(R"({"eval_taus": ")" + text + R"("})"); };
+  EXPECT_THAT(EvalTaus(taus("").value()), testing::IsEmpty());
+  EXPECT_THAT(EvalTaus(taus("0,0.5,2").value()), ElementsAre(0, 0.5, 2));
+  for (const char* bad : {",", "1,", ",1", "1,,2", "-1", "nan", "inf", "one", "1 2"}) {
+    EXPECT_FALSE(taus(bad)) << bad;
+  }
+}
+
 class TokenDataTest : public testing::Test {
  protected:
   void SetUp() override {

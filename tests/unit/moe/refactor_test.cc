@@ -85,6 +85,22 @@ TEST_F(RefactorTest, UnseenDomainsAreMeasuredAndNotTunedOn) {
   EXPECT_EQ(as_test["eval"]["test"]["refactored"]["c"], as_unseen["eval"]["unseen"]["refactored"]["c"]);
 }
 
+TEST_F(RefactorTest, HysteresisTradesQualityForStaying) {
+  json changes = {{"rounds", 1}, {"router.steps", 30}, {"expert.steps", 10}, {"eval_taus", "0,1,100"}};
+  const json result = Refactored("frontier", changes);
+  ASSERT_FALSE(result.contains("error")) << result["error"];
+  const json& points = result["frontier"];
+  ASSERT_EQ(points.size(), 3);
+  for (const auto& [name, domain] : result["eval"]["test"]["refactored"].items()) {
+    EXPECT_EQ(points[0]["domains"][name]["nats"], domain["nats"]) << "tau 0 is the model itself";
+  }
+  EXPECT_LE(points[0]["stay_rate"], points[1]["stay_rate"]);
+  EXPECT_EQ(points[2]["stay_rate"], 1.0) << "no lead is as large";
+  EXPECT_EQ(json::parse(Slurp(root_ + "/frontier/model/outrider.json"))["tau"], 0.0);
+  changes["routing.kind"] = "random";
+  EXPECT_FALSE(Refactored("no_frontier", changes).contains("frontier"));
+}
+
 TEST_F(RefactorTest, AStoppedRunGoesOnWithTheSameBits) {
   const json options = {{"rounds", 2}, {"router.steps", 5}, {"expert.steps", 6}, {"router.last_steps", 3}};
   const json whole = Refactored("whole", options);

@@ -1,0 +1,185 @@
+"""Named rows of the comparison, and the options of the core that each one stands for.
+
+A row is one model: preset, active share of the FFN, and what is changed against the preset. Rows of one preset share
+schedule and texts, so that two of them differ in the named change alone. Rows with a teacher are compared with the
+`static` row that has the same teacher.
+"""
+
+import fnmatch
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+ACTIVE = (0.5, 0.75)
+NO_ROUTER = {"routing.kind": "none"}
+STATIC = {"experts.kind": "static", "experts.statistic": "best", **NO_ROUTER}
+
+# How the tokens of a row are spread over stages; `last_router` is the share of router steps behind the last expert
+# stage. Everything else are options of the core.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "outrider": {"rounds": 1, "last_router": 0.3, "expert.rate": 3e-4, "router.rate": 5e-4},
+    "readme": {"rounds": 4, "last_router": 0.0, "expert.rate": 3e-4, "router.rate": 5e-4},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """`distilled`: the teacher is `dense-cont` of the same preset. `extra`: router tokens are spent on tuning too."""
+
+    preset: str
+    name: str
+    active: float
+    options: dict[str, Any] = field(default_factory=dict)
+    distilled: bool = False
+    extra: bool = False
+
+    @property
+    def key(self) -> str:
+        """Names the row on the command line; rows of the preset `outrider` without a teacher end in -ce."""
+        plain = self.preset == "outrider" and not self.distilled and self.active < 1
+        return f"{self.preset}-{self.active:g}-{self.name}" + ("-ce" if plain else "")
+
+    @property
+    def routed(self) -> bool:
+        return self.options.get("routing.kind", "router") == "router"
+
+
+def _rows_of(preset: str, active: float) -> list[Row]:
+    def row(name: str, distilled: bool, options: dict[str, Any] | None = None, extra: bool = False) -> Row:
+        return Row(preset, name, active, options or {}, distilled, extra)
+
+    if preset == "outrider":
+        return [
+            row("static", True, STATIC),
+            row("ours", True),
+            row("static", False, STATIC),
+            row("ours", False),
+            row("static+", True, STATIC, extra=True),
+            row("random-router", True, {"routing.kind": "random"}),
+            row("contextual", True, {"experts.kind": "contextual", **NO_ROUTER}),
+            row("ours-16", True, {"experts.count": 16}),
+            row("ours-window-16", True, {"coverage.granularity": "window:16"}),
+            row("ours-window-256", True, {"coverage.granularity": "window:256"}),
+            row("ours-document", True, {"coverage.granularity": "document"}),
+        ]
+    return [
+        row("static", False, STATIC),
+        row("ours", False),
+        row("ours-paper", False, {"router.loss": "paper"}),
+        row("ours-abs", False, {"router.loss": "code_abs"}),
+        row("static+", False, STATIC, extra=True),
+        row("random-router", False, {"routing.kind": "random"}),
+        row("domain-oracle", False, {"routing.kind": "domain"}),
+        row("contextual", False, {"experts.kind": "contextual", **NO_ROUTER}),
+    ]
+
+
+def all_rows() -> list[Row]:
+    """In the order in which they run: a teacher before its pupils, what is compared with before what is compared."""
+    rows = []
+    for preset in SCHEDULES:
+        rows.append(Row(preset, "dense-cont", 1.0, {"experts.kind": "dense", **NO_ROUTER}))
+        for active in ACTIVE:
+            rows += _rows_of(preset, active)
+    return rows
+
+
+def teacher_of(row: Row) -> Row | None:
+    if not row.distilled:
+        return None
+    return next(one for one in all_rows() if one.preset == row.preset and one.name == "dense-cont")
+
+
+def chosen_rows(patterns: list[str]) -> list[Row]:
+    """Rows whose key fits a pattern, and before each the teacher that it needs.
+
+    Raises:
+        SystemExit: a pattern that no row fits.
+    """
+    rows = all_rows()
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(row.key, pattern) for row in rows):
+            raise SystemExit(f"no row fits {pattern}; rows are {', '.join(row.key for row in rows)}")
+    chosen = [row for row in rows if any(fnmatch.fnmatchcase(row.key, pattern) for pattern in patterns)]
+    needed = {teacher.key for teacher in map(teacher_of, chosen) if teacher}
+    return [row for row in rows if row in chosen or row.key in needed]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all rows of a call share. `changes`: (key pattern or *, option of the core, value)."""
+
+    model: str
+    data: str
+    tokens: int
+    router_tokens: int
+    batch: int = 28
+    sequence: int = 1_024
+    micro_batch: int = 28
+    eval_tokens: int = 131_072
+    seed: int = 0
+    device: str = "cuda"
+    dtype: str = "bfloat16"
+    changes: tuple[tuple[str, str, Any], ...] = ()
+
+    @property
+    def step_tokens(self) -> int:
+        return self.batch * self.sequence
+
+    def stages(self, row: Row) -> dict[str, int]:
+        """Rounds, and optimizer steps of each stage of a round; at least one expert step a round."""
+        schedule = SCHEDULES[row.preset]
+        rounds = schedule["rounds"]
+        router = round(self.router_tokens / self.step_tokens)
+        last = round(router * schedule["last_router"])
+        tuning = self.tokens + (self.router_tokens if row.extra else 0)
+        return {
+            "rounds": rounds,
+            "expert.steps": max(1, round(tuning / (rounds * self.step_tokens))),
+            "router.steps": round((router - last) / rounds) if row.routed else 0,
+            "router.last_steps": last if row.routed else 0,
+        }
+
+    def options(self, row: Row, teacher: str | None) -> dict[str, Any]:
+        """Options of the core without `out`; `teacher` is the folder of the tuned dense model."""
+        schedule = {name: value for name, value in SCHEDULES[row.preset].items() if "." in name}
+        options = {
+            "preset": row.preset,
+            "model": self.model,
+            "data": self.data,
+            "device": self.device,
+            "dtype": self.dtype,
+            "seed": self.seed,
+            "batch": self.batch,
+            "sequence": self.sequence,
+            "micro_batch": min(self.micro_batch, self.batch),
+            "experts.keep": row.active,
+            **schedule,
+            **self.stages(row),
+            **row.options,
+        }
+        if row.distilled:
+            options |= {"distill": 1.0, "teacher": teacher or "parent"}
+        for pattern, name, value in self.changes:
+            if fnmatch.fnmatchcase(row.key, pattern):
+                options[name] = value
+        return options
+
+    def counted_tokens(self, row: Row) -> dict[str, int]:
+        """Tokens of tuning, of the router, and those that the teacher was tuned on."""
+        options, teacher = self.options(row, None), teacher_of(row)
+        step = options["batch"] * options["sequence"]
+        router = options["rounds"] * options["router.steps"] + options["router.last_steps"]
+        return {
+            "tokens": options["rounds"] * options["expert.steps"] * step,
+            "router_tokens": router * step,
+            "teacher_tokens": self.counted_tokens(teacher)["tokens"] if teacher else 0,
+        }
+
+    def identity(self, row: Row) -> str:
+        """The row's key and a digest of what decides its result, so that other settings never meet in one folder."""
+        teacher = teacher_of(row)
+        decides = self.options(row, self.identity(teacher) if teacher else None)
+        text = json.dumps(decides, sort_keys=True)
+        return f"{row.key}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
