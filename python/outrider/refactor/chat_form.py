@@ -33,7 +33,7 @@ class ChatForm:
         """
         question, answer = ([self.user_end], self.to_assistant), ([self.assistant_end], self.to_user)
         turns = [question, answer] * pairs
-        return turns[0 if questions else 1 : -1] + [([self.assistant_end], [])]
+        return [*turns[0 if questions else 1 : -1], ([self.assistant_end], [])]
 
 
 def chat_form(tokenizer: "PreTrainedTokenizerBase", where: Path | str) -> ChatForm | None:

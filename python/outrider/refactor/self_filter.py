@@ -24,7 +24,7 @@ def loops(ids: Sequence[int]) -> bool:
 
 
 class SelfFilter:
-    """Keeps a text or counts why not: `unfinished`, `short`, `loop`, `evaluation`, `duplicate`.
+    """Keeps a text or counts why not: `unsound`, `short`, `loop`, `evaluation`, `duplicate`.
 
     `banned` are texts that later measure the model: nothing that contains one is kept. Texts are compared without
     regard to case and white space.
@@ -36,17 +36,16 @@ class SelfFilter:
         self._seen: set[bytes] = set()
         self.dropped: Counter[str] = Counter()
 
-    def keeps(self, ids: list[int], written: int, *, finished: bool) -> bool:
-        """`ids` of the whole text, of which the model wrote those from place `written` on; `finished`: at least one
-        turn of it."""
-        reason = self._reason(ids[written:], ids, finished)
+    def keeps(self, ids: list[int], written: int, *, sound: bool) -> bool:
+        """`ids` of the whole text, of which the model wrote those from place `written` on."""
+        reason = self._reason(ids[written:], ids, sound)
         if reason:
             self.dropped[reason] += 1
         return reason is None
 
-    def _reason(self, made: list[int], ids: list[int], finished: bool) -> str | None:
-        if not finished:
-            return "unfinished"
+    def _reason(self, made: list[int], ids: list[int], sound: bool) -> str | None:
+        if not sound:
+            return "unsound"
         if len(made) < SHORT_TOKENS:
             return "short"
         if loops(made):

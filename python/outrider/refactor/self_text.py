@@ -1,7 +1,7 @@
 """`outrider data self`: a data folder of texts that the parent writes itself. The format is docs/formats/data.md.
 
-Conversations begin with what the chat template puts before a user's first turn, so that the model asks the question, too
-(the way of Magpie, arXiv 2406.08464); other texts begin with the token that begins a text.
+Conversations begin with what the chat template puts before a user's first turn, so that the model asks the
+question, too (the way of Magpie, arXiv 2406.08464); other texts begin with the token that begins a text.
 """
 
 import hashlib
@@ -54,13 +54,34 @@ class SelfOptions:
 @dataclass(frozen=True)
 class _Plan:
     """How the texts of one domain begin and go on. `written`: place of the first token that the model writes, by
-    prompt."""
+    prompt. `special`: ids that are no text. `asks`: the first turn is a question."""
 
     domain: str
     tokens: int
     prompts: list[list[int]]
     turns: list[tuple[list[int], list[int]]]
     written: list[int]
+    special: frozenset[int]
+    asks: bool = False
+
+    def is_sound(self, number: int, ids: list[int], ended: int) -> bool:
+        """Whether special tokens stand only where a turn ends, and there is an answer; the last turn may be cut off.
+
+        `ended` turns of the text are over.
+        """
+        start = self.written[number % len(self.written)]
+        place = answer = start
+        for ends, tail in self.turns:
+            while place < len(ids) and ids[place] not in self.special:
+                place += 1
+            if place >= len(ids):
+                break
+            if ids[place] not in ends:
+                return False
+            place += 1 + len(tail)
+            if answer == start:
+                answer = place
+        return not self.asks or ended > 1 or (ended == 1 and len(ids) - answer >= SHORT_TOKENS)
 
 
 def write_self_text(
@@ -97,7 +118,11 @@ def write_self_text(
             kept, written = _sample(model, plan, options, keeper, progress)
             _require_enough(parent, plan, kept, written, keeper)
             splits[plan.domain] = _write(kept, wide, folder / "tokens", plan.domain, dtype)
-            domains[plan.domain] = {"written": written, "kept": len(kept), "dropped": dict(sorted(keeper.dropped.items()))}
+            domains[plan.domain] = {
+                "written": written,
+                "kept": len(kept),
+                "dropped": dict(sorted(keeper.dropped.items())),
+            }
         settings = {key: value for key, value in asdict(options).items() if key not in ("prompts", "rows")}
         summary = {
             "format": FORMAT,
@@ -113,6 +138,18 @@ def write_self_text(
         }
         write_file(folder / "data.json", json.dumps(summary, separators=(",", ":")) + "\n")
     return summary
+
+
+def token_count(command: str, text: str) -> int:
+    """`250000`, `250_000`, `250k` or `0.25M` as a number of tokens."""
+    factor = {"k": 1_000, "K": 1_000, "M": 1_000_000}.get(text[-1:], 1)
+    try:
+        count = float(text if factor == 1 else text[:-1]) * factor
+    except ValueError:
+        count = 0.0
+    if not (count >= 1 and count.is_integer()):
+        raise InputError("E_USAGE", command, "tokens", repr(text), "a whole number, also with k or M behind it")
+    return int(count)
 
 
 def weights_sha256(folder: Path) -> str:
@@ -150,10 +187,12 @@ def _plans(parent: Path, wide: Any, tokenizer: ModelTokenizer, options: SelfOpti
     text_tokens = round(options.tokens * options.text_share) if form else options.tokens
     plans = []
     if form and options.tokens > text_tokens:
-        plans.append(_chat_plan(form, options.tokens - text_tokens, tokenizer, options))
+        plans.append(
+            _chat_plan(form, options.tokens - text_tokens, tokenizer, frozenset(wide.all_special_ids), options)
+        )
     if text_tokens:
         ends = sorted({*wide.all_special_ids, text_start(wide, form)})
-        plans.append(_Plan(TEXT, text_tokens, [[text_start(wide, form)]], [(ends, [])], [1]))
+        plans.append(_Plan(TEXT, text_tokens, [[text_start(wide, form)]], [(ends, [])], [1], frozenset(ends)))
     for plan in plans:
         if longest := max(len(prompt) for prompt in plan.prompts) >= options.length - SHORT_TOKENS:
             found = f"{longest} tokens of prompt"
@@ -161,15 +200,19 @@ def _plans(parent: Path, wide: Any, tokenizer: ModelTokenizer, options: SelfOpti
     return plans
 
 
-def _chat_plan(form: ChatForm, tokens: int, tokenizer: ModelTokenizer, options: SelfOptions) -> _Plan:
+def _chat_plan(
+    form: ChatForm, tokens: int, tokenizer: ModelTokenizer, special: frozenset[int], options: SelfOptions
+) -> _Plan:
     if options.prompts is None:
-        return _Plan(CHAT, tokens, [form.start], form.turns(options.turns, questions=True), [len(form.start)])
+        turns = form.turns(options.turns, questions=True)
+        return _Plan(CHAT, tokens, [form.start], turns, [len(form.start)], special, asks=True)
     questions = [document.text for document in read_documents(options.prompts.parent, options.prompts.name)]
     if not questions:
         raise InputError("E_DATA", options.prompts, "prompts", "no text", 'lines of {"text": ...}')
     behind = [form.user_end, *form.to_assistant]
     prompts = [[*form.start, *ids, *behind] for ids in tokenizer.encode(questions)]
-    return _Plan(CHAT, tokens, prompts, form.turns(options.turns, questions=False), [len(ids) for ids in prompts])
+    turns = form.turns(options.turns, questions=False)
+    return _Plan(CHAT, tokens, prompts, turns, [len(ids) for ids in prompts], special)
 
 
 def _sample(
@@ -183,9 +226,8 @@ def _sample(
         nonlocal tokens, written, made
         written += 1
         made += len(ids)
-        # A conversation whose answer is cut off is still one; without any answer it is not. Other texts may be cut.
-        finished = plan.domain == TEXT or turns > 0 or options.prompts is not None
-        if keeper.keeps(ids, plan.written[number % len(plan.written)], finished=finished):
+        start = plan.written[number % len(plan.written)]
+        if keeper.keeps(ids, start, sound=plan.is_sound(number, ids, turns)):
             kept.append((number, ids))
             tokens += len(ids)
         progress(plan.domain, tokens)

@@ -4,6 +4,8 @@
 
 #include <map>
 #include <set>
+#include <utility>
+#include <vector>
 
 namespace outrider::model {
 namespace {
@@ -51,7 +53,8 @@ class FakeModel {
   void Check(const TextRows::Inputs& in, size_t b) {
     std::set<int64_t> positions;
     for (size_t s = 0; s < cache_[b].size(); ++s) {
-      if (in.seen[b * cache_[b].size() + s] != 0) EXPECT_TRUE(positions.insert(cache_[b][s].first).second);
+      if (in.seen[b * cache_[b].size() + s] == 0) continue;
+      EXPECT_TRUE(positions.insert(cache_[b][s].first).second) << "a position in two slots";
     }
     ASSERT_FALSE(positions.empty());
     EXPECT_EQ(*positions.begin(), 0);
