@@ -6,11 +6,13 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/checkpoint.h"
 #include "model/generate.h"
 #include "model/llama.h"
+#include "model/sample_texts.h"
 #include "result.h"
 
 namespace py = pybind11;
@@ -78,6 +80,19 @@ std::string Generate(const Model& self, const std::vector<int64_t>& prompt, cons
   return kReasons[static_cast<size_t>(Unwrap(std::move(reason)))];
 }
 
+// Calls on_text(number, ids, turns) for each text, in order; a false answer ends the run.
+void SampleTexts(const Model& self, const model::TextPlan& plan, const model::Sampling& sampling,
+                 const model::SamplingRun& run, const py::function& on_text) {
+  const auto forward = [&on_text](const model::SampledText& text) {
+    const py::gil_scoped_acquire lock;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    const py::object answer = on_text(text.number, text.ids, text.turns);
+    return answer.is_none() || py::cast<bool>(answer);
+  };
+  const py::gil_scoped_release unlocked;
+  Unwrap(model::SampleTexts(self.config, self.parameters, plan, sampling, run, forward));
+}
+
 py::dict ParametersByName(Model& self) {
   py::dict out;
   for (const auto& tensor : model::NamedTensors(self.config, self.parameters))
@@ -113,6 +128,22 @@ void DefineModel(py::module_& m) {
           py::arg("stop_ids") = std::vector<int64_t>{}, py::arg("temperature") = 0.0, py::arg("top_k") = 0,
           py::arg("top_p") = 1.0, py::arg("seed") = 0,
           "calls on_id(id) for each new id, False ends the text -> length, end_id, callback or context_full")
+      .def(
+          "sample_texts",
+          [](const Model& self, std::vector<std::vector<int64_t>> prompts,
+             const std::vector<std::pair<std::vector<int64_t>, std::vector<int64_t>>>& turns,
+             const py::function& on_text, int64_t texts, int64_t length, double temperature, int64_t top_k,
+             double top_p, uint64_t seed, int64_t rows, int64_t window) {
+            model::TextPlan plan{
+                .prompts = std::move(prompts), .turns = {}, .length = length, .texts = texts, .seed = seed};
+            for (const auto& [end_ids, tail] : turns) plan.turns.push_back({end_ids, tail});
+            SampleTexts(self, plan, {temperature, top_k, top_p, 0}, {rows, window}, on_text);
+          },
+          py::arg("prompts"), py::arg("turns"), py::arg("on_text"), py::arg("texts"), py::arg("length") = 512,
+          py::arg("temperature") = 1.0, py::arg("top_k") = 0, py::arg("top_p") = 1.0, py::arg("seed") = 0,
+          py::arg("rows") = 64, py::arg("window") = 0,
+          "writes many texts at once; turns: (end ids, tail) each; calls on_text(number, ids, turns ended) in order, "
+          "False ends the run")
       .def("parameters", &ParametersByName,
            "the weights themselves by their Hugging Face names; a tied head is not one")
       .def(

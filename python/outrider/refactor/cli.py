@@ -1,6 +1,7 @@
 """`outrider data`: prepares what refactoring and evaluation read."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ import typer
 
 from outrider.refactor import domains, prepare, stdlib_corpus
 from outrider.refactor.errors import InputError
+
+_SAY_S = 15.0  # between two lines of progress
 
 data_app = typer.Typer(help="Prepare text and task sets for refactoring and evaluation.", no_args_is_help=True)
 
@@ -89,6 +92,50 @@ def trim_command(
         print(f"{name}: {counts} tokens")
 
 
+@data_app.command("self")
+def self_command(
+    parent: Annotated[Path, typer.Argument(metavar="PARENT", help="A Hugging Face model folder.")],
+    out: Out,
+    tokens: Annotated[str, typer.Option(help="Tokens to keep: a number, also with k or M.")] = "1M",
+    prompts: Annotated[Path | None, typer.Option(help="Questions to answer instead: .jsonl, a `text` each.")] = None,
+    text_share: Annotated[float, typer.Option(help="Of the tokens, in texts that are no conversation.")] = 0.25,
+    turns: Annotated[int, typer.Option(help="Questions and answers of a conversation.")] = 1,
+    length: Annotated[int, typer.Option(help="Tokens of a text at most.")] = 512,
+    temperature: Annotated[float, typer.Option(help="Of the draws.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k most likely only; 0: from all.")] = 256,
+    top_p: Annotated[float, typer.Option(help="Draw from the most likely that reach p together.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal texts.", min=0)] = 0,
+    rows: Annotated[int, typer.Option(help="Texts at once; does not change them.")] = 64,
+    dtype: Annotated[str, typer.Option(help="To compute in: float32, bfloat16 or float16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    force: Force = False,
+) -> None:
+    """Writes a data folder of texts that the model itself makes up: what to tune on when its data is gone."""
+    from outrider.refactor import self_text
+
+    with input_errors():
+        options = self_text.SelfOptions(
+            tokens=self_text.token_count("outrider data self", tokens),
+            text_share=text_share,
+            turns=turns,
+            length=length,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            prompts=prompts,
+            rows=rows,
+            device=device,
+            dtype=dtype,
+        )
+        with self_progress(options.tokens) as progress:
+            summary = self_text.write_self_text(parent, out, options, force=force, progress=progress)
+    for name, row in summary["self"]["texts"].items():
+        kept = sum(split["tokens"] for split in summary["splits"][name].values())
+        dropped = ", ".join(f"{count} {reason}" for reason, count in row["dropped"].items()) or "none"
+        print(f"{name}: {kept} tokens in {row['kept']} of {row['written']} texts; dropped: {dropped}")
+
+
 @data_app.command("stdlib")
 def stdlib_command(
     out: Out,
@@ -128,6 +175,32 @@ def tasks_command(
             raise InputError("E_USAGE", "outrider data tasks", "--shots", repr(shots), "published or none")
         for name, count in prepare_tasks(source, out, task or tuple(SOURCES), shots=shots, force=force).items():
             print(f"{name}: {count} items")
+
+
+@contextmanager
+def self_progress(total: int) -> Iterator[Callable[[str, int], None]]:
+    """A bar on standard error with tokens kept and tokens/s; a line now and then when that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    kept: dict[str, int] = {}
+    started, said = time.monotonic(), time.monotonic()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("own text", total=total, rate="")
+
+        def report(name: str, tokens: int) -> None:
+            nonlocal said
+            kept[name] = tokens
+            done, now = sum(kept.values()), time.monotonic()
+            rate = f"{done:,} tokens, {done / max(now - started, 1e-9):,.0f}/s"
+            bar.update(task, description=name, completed=done, rate=rate)
+            if not console.is_terminal and (now - said > _SAY_S or done >= total):
+                print(f"{name}: {rate}", file=sys.stderr)
+                said = now
+
+        yield report
 
 
 @contextmanager

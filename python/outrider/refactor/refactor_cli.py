@@ -11,7 +11,7 @@ import typer
 
 from outrider.refactor import run
 from outrider.refactor.budgets import BUDGETS, ROWS
-from outrider.refactor.cli import input_errors
+from outrider.refactor.cli import input_errors, self_progress
 from outrider.refactor.errors import InputError
 
 
@@ -22,7 +22,9 @@ def refactor_command(
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder of .txt and .jsonl files (a subfolder is a domain), or one of `outrider data`."),
+        typer.Option(
+            help="Folder of .txt and .jsonl files (a subfolder is a domain), one of `outrider data`, or self:TOKENS."
+        ),
     ] = None,
     table: Annotated[str | None, typer.Option("--domains", help="Domain table; `default` is the one included.")] = None,
     preset: Annotated[str, typer.Option(help="outrider, or readme: as published.")] = "outrider",
@@ -45,7 +47,13 @@ def refactor_command(
             raise InputError("E_USAGE", "outrider refactor", "MODEL", "a GGUF file", expected)
         if data is None and table is None:
             found = "neither --data nor --domains"
-            raise InputError("E_USAGE", "outrider refactor", "text", found, "--data FOLDER of .txt or .jsonl files")
+            raise InputError(
+                "E_USAGE",
+                "outrider refactor",
+                "text",
+                found,
+                "--data FOLDER of .txt or .jsonl files, or --data self:1M",
+            )
         request = run.Request(
             model=model,
             data=data or Path(),
@@ -64,6 +72,9 @@ def refactor_command(
             for name, value in run.estimate(request).items():
                 print(f"{name}: {value:,}")
             return
+        if request.own_tokens:
+            with self_progress(request.own_tokens) as own_progress:
+                run.write_own_text(request, own_progress)
         with step_bar() as progress:
             run.refactor(request, progress)
     print((out / "quality_card.md").read_text(encoding="utf-8"))

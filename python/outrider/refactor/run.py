@@ -16,6 +16,8 @@ from outrider.refactor.atomic import atomic_folder, remove, require_space, write
 from outrider.refactor.budgets import BUDGETS, ROWS, calibration_tokens, stage_tokens
 from outrider.refactor.card.write import write_card
 from outrider.refactor.errors import InputError
+from outrider.refactor.self_text import Progress as OwnProgress
+from outrider.refactor.self_text import SelfOptions, token_count, write_self_text
 from outrider.refactor.tokenizer import load_tokenizer
 
 TOKENIZER_FILES = (
@@ -26,13 +28,18 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 
+OWN = "self:"
+OWN_ROWS = 512  # texts at once on a GPU
+OWN_TEACHER = {"teacher": "parent", "distill": 1.0}
+
 # row, what the core reports behind a step
 Progress = Callable[[str, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to refactor. `data` is a folder of text, or one made by `outrider data prepare`."""
+    """What to refactor. `data` is a folder of text, one made by `outrider data`, or `self:TOKENS`: text that the parent
+    writes itself, with the parent as the teacher."""
 
     model: Path
     data: Path
@@ -52,11 +59,16 @@ class Request:
         """Where an interrupted run goes on."""
         return self.out.with_name(self.out.name + ".work")
 
+    @property
+    def own_tokens(self) -> int | None:
+        text = str(self.data)
+        return token_count("outrider refactor", text[len(OWN) :]) if text.startswith(OWN) else None
+
     def options(self) -> dict[str, Any]:
         """Options of the core for the row `ours`, every field filled in."""
         from outrider import _core
 
-        named = BUDGETS[self.budget] | dict(self.changes)
+        named = BUDGETS[self.budget] | (OWN_TEACHER if self.own_tokens else {}) | dict(self.changes)
         if self.preset == "readme":  # its router is of another form, and has one expert per domain
             named = {name: value for name, value in named.items() if name != "router.width"}
         named |= {"preset": self.preset, "experts.keep": self.active, "seed": self.seed}
@@ -79,6 +91,16 @@ def estimate(request: Request) -> dict[str, Any]:
         "memory_bytes": 16 * count + weights,
         "disk_bytes": len(request.rows) * (2 * 12 * count + 4 * count),
     }
+
+
+def write_own_text(request: Request, progress: OwnProgress = lambda domain, tokens: None) -> None:
+    """The first stage of a request for `self:TOKENS`; nothing where it is done already, or for other requests."""
+    out = request.work / "data"
+    if request.own_tokens is None or out.exists():
+        return
+    _check(request)
+    request.work.mkdir(parents=True, exist_ok=True)
+    write_self_text(request.model, out, _own_options(request, request.own_tokens), progress=progress)
 
 
 def refactor(request: Request, progress: Progress = lambda row, step: None) -> dict[str, Any]:
@@ -136,6 +158,7 @@ def _check(request: Request) -> None:
 def _prepared(request: Request) -> Path:
     if (request.data / "data.json").is_file():
         return request.data
+    write_own_text(request)
     out = request.work / "data"
     if out.exists():
         return out
@@ -144,6 +167,14 @@ def _prepared(request: Request) -> Path:
     options = prepare.Options(max_tokens=request.max_tokens, min_train_tokens=needed)
     prepare.prepare(files, load_tokenizer(request.model), out, options)
     return out
+
+
+def _own_options(request: Request, tokens: int) -> SelfOptions:
+    options = request.options()
+    rows = SelfOptions.rows if options["device"] == "cpu" else OWN_ROWS
+    where = {"device": options["device"], "dtype": options["dtype"], "rows": rows}
+    positions = json.loads((request.model / "config.json").read_text())["max_position_embeddings"]
+    return SelfOptions(tokens, seed=request.seed, length=min(SelfOptions.length, positions), **where)
 
 
 def _run_row(request: Request, data: Path, row: str, progress: Progress) -> dict[str, Any]:
