@@ -1,45 +1,22 @@
 #include "moe/workbench.h"
 
 #include <algorithm>
-#include <cmath>
 #include <optional>
 #include <utility>
 
 #include <ATen/Functions.h>
-#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 
 #include "base/check.h"
 #include "model/checkpoint.h"
-#include "moe/experts.h"
+#include "moe/choose_experts.h"
+#include "moe/evaluation.h"
 #include "moe/export.h"
-#include "moe/ffn_hooks.h"
 #include "moe/tensor_file.h"
 #include "moe/trainer.h"
 
 namespace outrider::moe {
 namespace {
-
-constexpr int64_t kMassBytesMax = int64_t{16} << 30;
-constexpr int64_t kSelectionTokens = 16'384;  // per domain, to choose between static masks
-
-int64_t KeptChannels(const Options& options, const model::Config& config) {
-  return std::clamp<int64_t>(std::llround(options.experts_keep * static_cast<double>(config.ffn)), 1, config.ffn);
-}
-
-// Cuts `count` tokens from `place` on into the units of the granularity.
-std::vector<int64_t> UnitsOf(const Options& options, const TokenFile& file, const Place& place, int64_t count) {
-  const int64_t window = WindowTokens(options);
-  if (window == 0) return file.PiecesOf(place.offset, count);
-  std::vector<int64_t> units;
-  for (int64_t begin = 0; begin < count; begin += window) units.push_back(std::min(window, count - begin));
-  return units;
-}
-
-Statistic StatisticNamed(const std::string& name) {
-  if (name == "l1_out") return Statistic::kL1Out;
-  return name == "fluctuation" ? Statistic::kFluctuation : Statistic::kL1;
-}
 
 Routing RoutingNamed(const std::string& name) {
   if (name == "router") return Routing::kRouter;
@@ -94,110 +71,6 @@ struct Workbench::State {
     return data.Require("test", options.sequence + 1);
   }
 
-  // Shows `look` the unmasked activations of every calibration sample; each sample is a forward pass of its own, so
-  // that nothing depends on how many fit into memory.
-  template <class Look>
-  void Calibrate(const Look& look) const {
-    const at::NoGradGuard no_grad;
-    const model::Parameters weights = model.ComputeCopy();
-    for (const Place& place : data.Spread("train", options.calibration_samples, options.calibration_tokens + 1)) {
-      const TokenBatch batch = MakeBatch(data, "train", {&place, 1}, options.calibration_tokens, 0, model.device());
-      LookingHook hook([&](int64_t layer, const at::Tensor& h) { look(place, layer, h); });
-      model::HiddenStates(model.config, weights, batch.inputs, &hook);
-    }
-  }
-
-  std::vector<at::Tensor> Down() const {
-    std::vector<at::Tensor> down;
-    for (const model::Layer& layer : model.masters.layers) down.push_back(layer.down.detach());
-    return down;
-  }
-
-  std::vector<ChannelSums> Sums() const {
-    std::vector<ChannelSums> sums;
-    for (size_t d = 0; d < data.domains().size(); ++d) {
-      sums.emplace_back(model.config.layers, model.config.ffn, model.device());
-    }
-    Calibrate([&](const Place& place, int64_t layer, const at::Tensor& h) {
-      sums[static_cast<size_t>(place.domain)].Add(layer, h, options.calibration_tokens);
-    });
-    return sums;
-  }
-
-  base::Result<void> MakeCoverage(ExpertFacts& facts) {
-    int64_t units = 0;
-    for (const Place& p : data.Spread("train", options.calibration_samples, options.calibration_tokens + 1)) {
-      units +=
-          static_cast<int64_t>(UnitsOf(options, data.File(p.domain, "train"), p, options.calibration_tokens).size());
-    }
-    const int64_t bytes = 2 * units * model.config.layers * model.config.ffn;
-    if (bytes > kMassBytesMax || units < options.experts_count) {
-      return base::Fail("E_OPTION", "calibration.samples: found " + std::to_string(units) + " units of " +
-                                        std::to_string(bytes) + " bytes in all, expected at least " +
-                                        std::to_string(options.experts_count) + " units and at most " +
-                                        std::to_string(kMassBytesMax) + " bytes");
-    }
-    MassSample sample(model.config.layers, model.config.ffn, units, model.device());
-    std::vector<at::Tensor> norms;
-    for (const at::Tensor& down : Down()) norms.push_back(ColumnNorms(down));
-    Calibrate([&](const Place& place, int64_t layer, const at::Tensor& h) {
-      sample.Add(layer, h, norms[static_cast<size_t>(layer)],
-                 UnitsOf(options, data.File(place.domain, "train"), place, options.calibration_tokens));
-    });
-    CoverageExperts found = FindCoverageExperts(sample, {.experts = options.experts_count,
-                                                         .keep = KeptChannels(options, model.config),
-                                                         .rounds = options.coverage_rounds,
-                                                         .seed = static_cast<uint64_t>(options.seed),
-                                                         .sink_factor = options.coverage_sink});
-    model.masks = std::move(found.masks);
-    facts.coverage = std::move(found.coverage);
-    facts.reseeded = found.reseeded;
-    return {};
-  }
-
-  void MakeStatic(ExpertFacts& facts) {
-    const std::vector<ChannelSums> sums = Sums();
-    const std::vector<at::Tensor> down = Down();
-    const auto choose = [&](const std::string& name) {
-      model.masks = SelectStatic(sums, StatisticNamed(name), down, KeptChannels(options, model.config));
-      model.fill = name == "fluctuation" ? Compensation(sums, model.masks) : std::vector<at::Tensor>();
-    };
-    facts.statistic = options.experts_statistic;
-    if (options.experts_statistic == "best") {
-      for (const char* name : {"l1", "l1_out", "fluctuation"}) {
-        choose(name);
-        double nats = 0, tokens = 0;
-        for (const DomainLoss& d : Evaluate("valid", EvalMode::kRefactored, kSelectionTokens)) {
-          nats += d.nats;
-          tokens += static_cast<double>(d.tokens);
-        }
-        facts.candidates[name] = nats / tokens;
-      }
-      facts.statistic = std::ranges::min_element(facts.candidates, {}, [](const auto& c) { return c.second; })->first;
-    }
-    choose(facts.statistic);
-  }
-
-  base::Result<ExpertFacts> MakeExperts() {
-    ExpertFacts facts;
-    if (options.experts_kind == "coverage") {
-      if (auto done = MakeCoverage(facts); !done) return tl::unexpected(done.error());
-    } else if (options.experts_kind == "published") {
-      facts.statistic = options.experts_statistic;
-      model.masks =
-          SelectPublished(Sums(), StatisticNamed(facts.statistic), Down(), KeptChannels(options, model.config));
-    } else if (options.experts_kind == "static") {
-      MakeStatic(facts);
-    }
-    for (int64_t l = 0; l < model.masks.layers(); ++l) {
-      facts.layers.push_back(model.masks.Count(l));
-      facts.delta.push_back(model.masks.MeanDelta(l));
-    }
-    facts.hash = model.masks.Hash();
-    if (auto done = MakeTrainer(); !done) return tl::unexpected(done.error());
-    return facts;
-  }
-
   RouterShape Shape() const {
     return {.vocab = model.config.vocab,
             .experts = model.masks.experts(),
@@ -233,60 +106,7 @@ struct Workbench::State {
     trainer.emplace(options, data, model, teacher ? &*teacher : nullptr);
     return {};
   }
-
-  std::vector<DomainLoss> Evaluate(const std::string& split, EvalMode mode, int64_t tokens) const;
-  void AddWindow(const TokenBatch& batch, const TokenFile& file, const at::Tensor& nats, const at::Tensor& ids,
-                 DomainLoss& out) const;
 };
-
-// nats and ids [S] of one text on the CPU; ids undefined without routing.
-void Workbench::State::AddWindow(const TokenBatch& batch, const TokenFile& file, const at::Tensor& nats,
-                                 const at::Tensor& ids, DomainLoss& out) const {
-  const float* loss = nats.const_data_ptr<float>();
-  auto next = std::ranges::upper_bound(file.documents, batch.places[0].offset);
-  for (int64_t t = 0; t < nats.numel(); ++t) {
-    const int64_t target = batch.places[0].offset + t + 1;
-    while (next != file.documents.end() && *next <= target) ++next;
-    const int64_t document = next - file.documents.begin() - 1;
-    if (out.documents.empty() || out.documents.back().document != document) out.documents.push_back({document, 0, 0});
-    out.documents.back().nats += loss[t];
-    ++out.documents.back().tokens;
-  }
-  if (ids.defined()) out.routes.Add({ids.const_data_ptr<int64_t>(), static_cast<size_t>(ids.numel())});
-}
-
-std::vector<DomainLoss> Workbench::State::Evaluate(const std::string& split, EvalMode mode, int64_t tokens) const {
-  const at::NoGradGuard no_grad;
-  const model::Parameters weights = model.ComputeCopy();
-  const RoutedModel::Masking masking = model.Prepare();
-  const bool refactored = mode == EvalMode::kRefactored;
-  std::vector<DomainLoss> losses;
-  for (int64_t d = 0; d < static_cast<int64_t>(data.domains().size()); ++d) {
-    const TokenFile& file = data.File(d, split);
-    DomainLoss& out = losses.emplace_back();
-    out.domain = data.domains()[static_cast<size_t>(d)];
-    out.routes = RouteStats(std::max<int64_t>(model.masks.experts(), 1));
-    const int64_t windows = (static_cast<int64_t>(file.tokens.size()) - 1) / options.sequence;
-    const int64_t used = std::clamp<int64_t>(tokens / options.sequence, 1, windows);
-    for (int64_t w = 0; w < used; ++w) {
-      const Place place{d, w * windows / used * options.sequence};
-      const uint64_t key = Random64(static_cast<uint64_t>(options.seed), Use::kRandomIds, ~0U, static_cast<uint32_t>(d),
-                                    static_cast<uint32_t>(w));
-      const TokenBatch batch = MakeBatch(data, split, {&place, 1}, options.sequence, key, model.device());
-      const at::Tensor ids = refactored && model.Masked() ? model.ExpertIds(batch) : at::Tensor();
-      const auto hook = refactored ? model.Hook(masking, ids) : nullptr;
-      const at::Tensor hidden = model::HiddenStates(model.config, weights, batch.inputs, hook.get());
-      const TokenLoss loss =
-          ChunkedTokenLoss(hidden.flatten(0, 1), weights.head, batch.targets.flatten(), {}, options.chunk);
-      AddWindow(batch, file, loss.nats.to(at::kCPU), ids.defined() ? ids.to(at::kCPU) : ids, out);
-    }
-    for (const DocumentLoss& document : out.documents) {
-      out.tokens += document.tokens;
-      out.nats += document.nats;
-    }
-  }
-  return losses;
-}
 
 Workbench::Workbench(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Workbench::Workbench(Workbench&&) noexcept = default;
@@ -319,7 +139,12 @@ base::Result<Workbench> Workbench::Open(const Options& options) {
   return Workbench(std::move(state));
 }
 
-base::Result<ExpertFacts> Workbench::MakeExperts() { return state_->MakeExperts(); }
+base::Result<ExpertFacts> Workbench::MakeExperts() {
+  auto facts = ChooseExperts(state_->options, state_->data, state_->model);
+  if (!facts) return facts;
+  if (auto done = state_->MakeTrainer(); !done) return tl::unexpected(done.error());
+  return facts;
+}
 
 base::Result<StepFacts> Workbench::Step(StageKind kind, int64_t round, int64_t step, int64_t steps) {
   OUTRIDER_CHECK(state_->trainer.has_value(), "a step before the experts were made");
@@ -331,7 +156,7 @@ base::Result<StepFacts> Workbench::Step(StageKind kind, int64_t round, int64_t s
 }
 
 base::Result<std::vector<DomainLoss>> Workbench::Evaluate(const std::string& split, EvalMode mode, int64_t tokens) {
-  return state_->Evaluate(split, mode, tokens);
+  return EvaluateModel(state_->options, state_->data, state_->model, split, mode, tokens);
 }
 
 base::Result<void> Workbench::Save(const std::string& path, int64_t position) const {

@@ -1,0 +1,159 @@
+#include "moe/choose_experts.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include <ATen/Functions.h>
+#include <ATen/core/grad_mode.h>
+
+#include "moe/evaluation.h"
+#include "moe/experts.h"
+#include "moe/ffn_hooks.h"
+
+namespace outrider::moe {
+namespace {
+
+constexpr int64_t kMassBytesMax = int64_t{16} << 30;
+constexpr int64_t kSelectionTokens = 16'384;  // per domain, to choose between static masks
+
+// Cuts `count` tokens from `place` on into the units of the granularity.
+std::vector<int64_t> UnitsOf(const Options& options, const TokenFile& file, const Place& place, int64_t count) {
+  const int64_t window = WindowTokens(options);
+  if (window == 0) return file.PiecesOf(place.offset, count);
+  std::vector<int64_t> units;
+  for (int64_t begin = 0; begin < count; begin += window) units.push_back(std::min(window, count - begin));
+  return units;
+}
+
+Statistic StatisticNamed(const std::string& name) {
+  if (name == "l1_out") return Statistic::kL1Out;
+  return name == "fluctuation" ? Statistic::kFluctuation : Statistic::kL1;
+}
+
+class Chooser {
+ public:
+  Chooser(const Options& options, const TokenData& data, RoutedModel& model)
+      : options_(options), data_(data), model_(model) {}
+
+  base::Result<ExpertFacts> Run() {
+    ExpertFacts facts;
+    if (options_.experts_kind == "coverage") {
+      if (auto done = MakeCoverage(facts); !done) return tl::unexpected(done.error());
+    } else if (options_.experts_kind == "published") {
+      facts.statistic = options_.experts_statistic;
+      model_.masks =
+          SelectPublished(Sums(), StatisticNamed(facts.statistic), Down(), KeptChannels(options_, model_.config));
+    } else if (options_.experts_kind == "static") {
+      MakeStatic(facts);
+    }
+    for (int64_t l = 0; l < model_.masks.layers(); ++l) {
+      facts.layers.push_back(model_.masks.Count(l));
+      facts.delta.push_back(model_.masks.MeanDelta(l));
+    }
+    facts.hash = model_.masks.Hash();
+    return facts;
+  }
+
+ private:
+  // Shows `look` the unmasked activations of every calibration sample; each sample is a forward pass of its own, so
+  // that nothing depends on how many fit into memory.
+  template <class Look>
+  void Calibrate(const Look& look) const {
+    const at::NoGradGuard no_grad;
+    const model::Parameters weights = model_.ComputeCopy();
+    for (const Place& place : data_.Spread("train", options_.calibration_samples, options_.calibration_tokens + 1)) {
+      const TokenBatch batch = MakeBatch(data_, "train", {&place, 1}, options_.calibration_tokens, 0, model_.device());
+      LookingHook hook([&](int64_t layer, const at::Tensor& h) { look(place, layer, h); });
+      model::HiddenStates(model_.config, weights, batch.inputs, &hook);
+    }
+  }
+
+  std::vector<at::Tensor> Down() const {
+    std::vector<at::Tensor> down;
+    for (const model::Layer& layer : model_.masters.layers) down.push_back(layer.down.detach());
+    return down;
+  }
+
+  std::vector<ChannelSums> Sums() const {
+    std::vector<ChannelSums> sums;
+    for (size_t d = 0; d < data_.domains().size(); ++d) {
+      sums.emplace_back(model_.config.layers, model_.config.ffn, model_.device());
+    }
+    Calibrate([&](const Place& place, int64_t layer, const at::Tensor& h) {
+      sums[static_cast<size_t>(place.domain)].Add(layer, h, options_.calibration_tokens);
+    });
+    return sums;
+  }
+
+  base::Result<void> MakeCoverage(ExpertFacts& facts) {
+    int64_t units = 0;
+    for (const Place& p : data_.Spread("train", options_.calibration_samples, options_.calibration_tokens + 1)) {
+      units +=
+          static_cast<int64_t>(UnitsOf(options_, data_.File(p.domain, "train"), p, options_.calibration_tokens).size());
+    }
+    const int64_t bytes = 2 * units * model_.config.layers * model_.config.ffn;
+    if (bytes > kMassBytesMax || units < options_.experts_count) {
+      return base::Fail("E_OPTION", "calibration.samples: found " + std::to_string(units) + " units of " +
+                                        std::to_string(bytes) + " bytes in all, expected at least " +
+                                        std::to_string(options_.experts_count) + " units and at most " +
+                                        std::to_string(kMassBytesMax) + " bytes");
+    }
+    MassSample sample(model_.config.layers, model_.config.ffn, units, model_.device());
+    std::vector<at::Tensor> norms;
+    for (const at::Tensor& down : Down()) norms.push_back(ColumnNorms(down));
+    Calibrate([&](const Place& place, int64_t layer, const at::Tensor& h) {
+      sample.Add(layer, h, norms[static_cast<size_t>(layer)],
+                 UnitsOf(options_, data_.File(place.domain, "train"), place, options_.calibration_tokens));
+    });
+    CoverageExperts found = FindCoverageExperts(sample, {.experts = options_.experts_count,
+                                                         .keep = KeptChannels(options_, model_.config),
+                                                         .rounds = options_.coverage_rounds,
+                                                         .seed = static_cast<uint64_t>(options_.seed),
+                                                         .sink_factor = options_.coverage_sink});
+    model_.masks = std::move(found.masks);
+    facts.coverage = std::move(found.coverage);
+    facts.reseeded = found.reseeded;
+    return {};
+  }
+
+  void MakeStatic(ExpertFacts& facts) {
+    const std::vector<ChannelSums> sums = Sums();
+    const std::vector<at::Tensor> down = Down();
+    const auto choose = [&](const std::string& name) {
+      model_.masks = SelectStatic(sums, StatisticNamed(name), down, KeptChannels(options_, model_.config));
+      model_.fill = name == "fluctuation" ? Compensation(sums, model_.masks) : std::vector<at::Tensor>();
+    };
+    facts.statistic = options_.experts_statistic;
+    if (options_.experts_statistic == "best") {
+      for (const char* name : {"l1", "l1_out", "fluctuation"}) {
+        choose(name);
+        double nats = 0, tokens = 0;
+        for (const DomainLoss& d :
+             EvaluateModel(options_, data_, model_, "valid", EvalMode::kRefactored, kSelectionTokens)) {
+          nats += d.nats;
+          tokens += static_cast<double>(d.tokens);
+        }
+        facts.candidates[name] = nats / tokens;
+      }
+      facts.statistic = std::ranges::min_element(facts.candidates, {}, [](const auto& c) { return c.second; })->first;
+    }
+    choose(facts.statistic);
+  }
+
+  const Options& options_;
+  const TokenData& data_;
+  RoutedModel& model_;
+};
+
+}  // namespace
+
+int64_t KeptChannels(const Options& options, const model::Config& config) {
+  return std::clamp<int64_t>(std::llround(options.experts_keep * static_cast<double>(config.ffn)), 1, config.ffn);
+}
+
+base::Result<ExpertFacts> ChooseExperts(const Options& options, const TokenData& data, RoutedModel& model) {
+  return Chooser(options, data, model).Run();
+}
+
+}  // namespace outrider::moe
