@@ -1,8 +1,10 @@
 #include "moe/evaluation.h"
 
 #include <algorithm>
+#include <memory>
 #include <utility>
 
+#include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
 #include "moe/ffn_hooks.h"
@@ -12,30 +14,74 @@
 namespace outrider::moe {
 namespace {
 
-// nats and ids [S] of one text on the CPU; ids undefined without routing.
-void AddWindow(const TokenBatch& batch, const TokenFile& file, const at::Tensor& nats, const at::Tensor& ids,
-               DomainLoss& out) {
+// nats [S] of one text, on the CPU.
+void AddLosses(const Place& place, const TokenFile& file, const at::Tensor& nats, DomainLoss& out) {
   const float* loss = nats.const_data_ptr<float>();
-  auto next = std::ranges::upper_bound(file.documents, batch.places[0].offset);
+  auto next = std::ranges::upper_bound(file.documents, place.offset);
   for (int64_t t = 0; t < nats.numel(); ++t) {
-    const int64_t target = batch.places[0].offset + t + 1;
+    const int64_t target = place.offset + t + 1;
     while (next != file.documents.end() && *next <= target) ++next;
     const int64_t document = next - file.documents.begin() - 1;
     if (out.documents.empty() || out.documents.back().document != document) out.documents.push_back({document, 0, 0});
     out.documents.back().nats += loss[t];
     ++out.documents.back().tokens;
   }
-  if (ids.defined()) out.routes.Add({ids.const_data_ptr<int64_t>(), static_cast<size_t>(ids.numel())});
 }
+
+// ids [P, S, top] of one text: P is 1 with one id for all layers, else the number of layers.
+void AddRoutes(const at::Tensor& ids, bool per_layer, int64_t experts, bool traced, DomainLoss& out) {
+  const at::Tensor host = ids.to(at::kCPU).contiguous();
+  const int64_t planes = host.size(0), tokens = host.size(1), top = host.size(2);
+  const int64_t* next = host.const_data_ptr<int64_t>();
+  if (per_layer) out.layers.resize(static_cast<size_t>(planes), RouteStats(experts));
+  if (traced) out.trace.resize(static_cast<size_t>(planes));
+  for (size_t p = 0; p < static_cast<size_t>(planes); ++p) {
+    std::vector<int64_t> first;
+    for (int64_t t = 0; t < tokens; ++t, next += top) {
+      first.push_back(*next);
+      for (int64_t k = 0; traced && k < top; ++k) out.trace[p].push_back(static_cast<uint8_t>(next[k]));
+    }
+    (per_layer ? out.layers[p] : out.routes).Add(first);
+  }
+  out.traced_tokens += traced ? tokens : 0;
+}
+
+class Evaluation {
+ public:
+  Evaluation(const Options& options, const RoutedModel& model, EvalMode mode)
+      : options_(options),
+        model_(model),
+        refactored_(mode == EvalMode::kRefactored),
+        weights_(model.ComputeCopy()),
+        masking_(model.Prepare()) {}
+
+  void Add(const TokenBatch& batch, const TokenFile& file, bool traced, DomainLoss& out) const {
+    const bool per_layer = refactored_ && model_.layer_router.has_value();
+    std::vector<at::Tensor> chosen;
+    const at::Tensor ids = refactored_ && model_.Masked() ? model_.ExpertIds(batch) : at::Tensor();
+    const auto hook = refactored_ ? model_.Hook(masking_, ids, &chosen) : nullptr;
+    const at::Tensor hidden = model::HiddenStates(model_.config, weights_, batch.inputs, hook.get());
+    const TokenLoss loss =
+        ChunkedTokenLoss(hidden.flatten(0, 1), weights_.head, batch.targets.flatten(), {}, options_.chunk);
+    AddLosses(batch.places[0], file, loss.nats.to(at::kCPU), out);
+    if (per_layer) AddRoutes(at::stack(chosen), true, model_.masks.experts(), traced, out);
+    if (ids.defined()) AddRoutes(ids.view({1, -1, 1}), false, model_.masks.experts(), traced, out);
+  }
+
+ private:
+  const Options& options_;
+  const RoutedModel& model_;
+  bool refactored_;
+  model::Parameters weights_;
+  RoutedModel::Masking masking_;
+};
 
 }  // namespace
 
 std::vector<DomainLoss> EvaluateModel(const Options& options, const TokenData& data, const RoutedModel& model,
-                                      const std::string& split, EvalMode mode, int64_t tokens) {
+                                      const std::string& split, EvalMode mode, int64_t tokens, int64_t trace_tokens) {
   const at::NoGradGuard no_grad;
-  const model::Parameters weights = model.ComputeCopy();
-  const RoutedModel::Masking masking = model.Prepare();
-  const bool refactored = mode == EvalMode::kRefactored;
+  const Evaluation evaluation(options, model, mode);
   std::vector<DomainLoss> losses;
   for (int64_t d = 0; d < static_cast<int64_t>(data.domains().size()); ++d) {
     const TokenFile& file = data.File(d, split);
@@ -44,17 +90,13 @@ std::vector<DomainLoss> EvaluateModel(const Options& options, const TokenData& d
     out.routes = RouteStats(std::max<int64_t>(model.masks.experts(), 1));
     const int64_t windows = (static_cast<int64_t>(file.tokens.size()) - 1) / options.sequence;
     const int64_t used = std::clamp<int64_t>(tokens / options.sequence, 1, windows);
+    const int64_t traced = std::min(trace_tokens / options.sequence, used);
     for (int64_t w = 0; w < used; ++w) {
       const Place place{d, w * windows / used * options.sequence};
       const uint64_t key = Random64(static_cast<uint64_t>(options.seed), Use::kRandomIds, ~0U, static_cast<uint32_t>(d),
                                     static_cast<uint32_t>(w));
       const TokenBatch batch = MakeBatch(data, split, {&place, 1}, options.sequence, key, model.device());
-      const at::Tensor ids = refactored && model.Masked() ? model.ExpertIds(batch) : at::Tensor();
-      const auto hook = refactored ? model.Hook(masking, ids) : nullptr;
-      const at::Tensor hidden = model::HiddenStates(model.config, weights, batch.inputs, hook.get());
-      const TokenLoss loss =
-          ChunkedTokenLoss(hidden.flatten(0, 1), weights.head, batch.targets.flatten(), {}, options.chunk);
-      AddWindow(batch, file, loss.nats.to(at::kCPU), ids.defined() ? ids.to(at::kCPU) : ids, out);
+      evaluation.Add(batch, file, w * traced / used != (w + 1) * traced / used, out);
     }
     for (const DocumentLoss& document : out.documents) {
       out.tokens += document.tokens;
