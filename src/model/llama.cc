@@ -125,6 +125,7 @@ class Pass {
   at::Tensor Ffn(int64_t layer, const at::Tensor& x) {
     const Layer& weights = parameters_.layers[layer];
     const at::Tensor tokens = x.reshape({-1, config_.hidden_size});
+    if (hook_ != nullptr) hook_->OnInput(layer, tokens);
     at::Tensor h =
         at::silu(Linear(tokens, weights.gate, weights.gate_bias)) * Linear(tokens, weights.up, weights.up_bias);
     if (hook_ != nullptr) h = hook_->OnHidden(layer, h);

@@ -18,6 +18,8 @@ class FfnHook {
   virtual ~FfnHook() = default;
   // At the start of each pass: ids int64 [B, S], the new tokens only; `past`: tokens already in the cache.
   virtual void OnTokens(const at::Tensor& ids, int64_t past) { (void)ids, (void)past; }
+  // x: [B * S, d], what goes into gate and up of `layer`, tokens of one text next to each other. Before OnHidden.
+  virtual void OnInput(int64_t layer, const at::Tensor& x) { (void)layer, (void)x; }
   // h: [B * S, D] = silu(gate x) * up x, tokens of one text next to each other. Returns what goes into down_proj.
   virtual at::Tensor OnHidden(int64_t layer, const at::Tensor& h) = 0;
 };

@@ -7,6 +7,7 @@
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include "moe/carve.h"
 #include "moe/evaluation.h"
 #include "moe/experts.h"
 #include "moe/ffn_hooks.h"
@@ -44,6 +45,11 @@ class Chooser {
       facts.statistic = options_.experts_statistic;
       model_.masks =
           SelectPublished(Sums(), StatisticNamed(facts.statistic), Down(), KeptChannels(options_, model_.config));
+    } else if (options_.experts_kind == "random") {
+      model_.masks = SelectRandom(options_.experts_count, model_.config.layers, model_.config.ffn,
+                                  KeptChannels(options_, model_.config), static_cast<uint64_t>(options_.seed));
+    } else if (options_.experts_kind == "carved") {
+      if (auto done = MakeCarved(); !done) return tl::unexpected(done.error());
     } else if (options_.experts_kind == "static") {
       MakeStatic(facts);
     }
@@ -75,6 +81,12 @@ class Chooser {
     return down;
   }
 
+  std::vector<at::Tensor> Norms() const {
+    std::vector<at::Tensor> norms;
+    for (const at::Tensor& down : Down()) norms.push_back(ColumnNorms(down));
+    return norms;
+  }
+
   std::vector<ChannelSums> Sums() const {
     std::vector<ChannelSums> sums;
     for (size_t d = 0; d < data_.domains().size(); ++d) {
@@ -100,8 +112,7 @@ class Chooser {
                                         std::to_string(kMassBytesMax) + " bytes");
     }
     MassSample sample(model_.config.layers, model_.config.ffn, units, model_.device());
-    std::vector<at::Tensor> norms;
-    for (const at::Tensor& down : Down()) norms.push_back(ColumnNorms(down));
+    const std::vector<at::Tensor> norms = Norms();
     Calibrate([&](const Place& place, int64_t layer, const at::Tensor& h) {
       sample.Add(layer, h, norms[static_cast<size_t>(layer)],
                  UnitsOf(options_, data_.File(place.domain, "train"), place, options_.calibration_tokens));
@@ -114,6 +125,37 @@ class Chooser {
     model_.masks = std::move(found.masks);
     facts.coverage = std::move(found.coverage);
     facts.reseeded = found.reseeded;
+    return {};
+  }
+
+  base::Result<void> MakeCarved() {
+    const CarveOptions carve{.keep = KeptChannels(options_, model_.config),
+                             .experts = options_.experts_count,
+                             .top = options_.carved_top,
+                             .sink_factor = options_.coverage_sink};
+    const int64_t bytes = 4 * model_.config.layers * model_.config.ffn * model_.config.ffn;
+    if (bytes > kMassBytesMax) {
+      return base::Fail("E_OPTION", "experts.kind: carved counts pairs of channels in " + std::to_string(bytes) +
+                                        " bytes, expected at most " + std::to_string(kMassBytesMax));
+    }
+    const std::vector<at::Tensor> norms = Norms();
+    CoActivation seen(model_.config.layers, model_.config.ffn, carve.active_share, model_.device());
+    Calibrate([&](const Place&, int64_t layer, const at::Tensor& h) {
+      seen.Add(layer, h, norms[static_cast<size_t>(layer)]);
+    });
+    auto carved = Carve(seen, carve);
+    if (!carved) return tl::unexpected(carved.error());
+    RepresentativeFit fit(*carved, model_.device());
+    Calibrate([&](const Place&, int64_t layer, const at::Tensor& h) {
+      fit.Add(layer, h, norms[static_cast<size_t>(layer)]);
+    });
+    std::vector<at::Tensor> gate, up;
+    for (const model::Layer& layer : model_.masters.layers) {
+      gate.push_back(layer.gate.detach());
+      up.push_back(layer.up.detach());
+    }
+    model_.layer_router = fit.Router(gate, up, carve.top);
+    model_.masks = std::move(carved->masks);
     return {};
   }
 
@@ -150,6 +192,15 @@ class Chooser {
 
 int64_t KeptChannels(const Options& options, const model::Config& config) {
   return std::clamp<int64_t>(std::llround(options.experts_keep * static_cast<double>(config.ffn)), 1, config.ffn);
+}
+
+LayerRouter EmptyLayerRouter(const Options& options, const RoutedModel& model) {
+  const int64_t layers = model.masks.layers(), experts = model.masks.experts(), hidden = model.config.hidden_size;
+  if (options.experts_kind != "carved") return LayerRouter::Linear(layers, experts, hidden, model.device());
+  const auto like = at::TensorOptions().dtype(at::kFloat).device(model.device());
+  const at::Tensor lines = at::zeros({layers, experts}, like);
+  const at::Tensor rows = at::zeros({layers, experts, hidden}, like);
+  return LayerRouter::Gated(rows, rows.clone(), lines, lines.clone(), options.carved_top);
 }
 
 base::Result<ExpertFacts> ChooseExperts(const Options& options, const TokenData& data, RoutedModel& model) {

@@ -102,6 +102,19 @@ Masks SelectStatic(std::span<const ChannelSums> domains, Statistic statistic, st
   return masks;
 }
 
+Masks SelectRandom(int64_t experts, int64_t layers, int64_t channels, int64_t k, uint64_t seed) {
+  Masks masks(experts, layers, channels);
+  for (int64_t at = 0; at < experts * layers; ++at) {
+    std::vector<double> draws;
+    for (int64_t c = 0; c < channels; ++c) {
+      draws.push_back(static_cast<double>(Random64(seed, Use::kRandomMasks, static_cast<uint32_t>(at / experts),
+                                                   static_cast<uint32_t>(at % experts), static_cast<uint32_t>(c))));
+    }
+    masks.SetExpert(at / experts, at % experts, TopChannels(draws, k));
+  }
+  return masks;
+}
+
 std::vector<at::Tensor> Compensation(std::span<const ChannelSums> domains, const Masks& masks) {
   OUTRIDER_CHECK(masks.experts() == 1, masks.experts(), " experts");
   std::vector<at::Tensor> fill;

@@ -53,6 +53,9 @@ Masks SelectPublished(std::span<const ChannelSums> domains, Statistic statistic,
 Masks SelectStatic(std::span<const ChannelSums> domains, Statistic statistic, std::span<const at::Tensor> down,
                    int64_t k);
 
+// k channels of every layer for every expert, uniformly at random by seed.
+Masks SelectRandom(int64_t experts, int64_t layers, int64_t channels, int64_t k, uint64_t seed);
+
 // Per layer [D] fp32: the mean of h over all domains where `masks` (of one expert) drops the channel, else 0. Added to
 // the masked h, it is the bias that compensates for the channels that are gone.
 std::vector<at::Tensor> Compensation(std::span<const ChannelSums> domains, const Masks& masks);

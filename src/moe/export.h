@@ -104,13 +104,15 @@ inline std::string Manifest(const RoutedModel& model, const Options& options, co
 }
 
 // Appears under `folder`, which must not exist, complete or not at all. A model without experts is written as it is.
-// Codes: E_WRITE; E_OPTION: masks with a compensating bias, for which the parent's architecture has no place.
+// Codes: E_WRITE; E_OPTION: masks with a compensating bias, for which the parent's architecture has no place, or a
+// router per layer.
 inline base::Result<void> ExportModel(const std::string& folder, const RoutedModel& model, const Options& options,
                                       const std::vector<std::string>& domains) {
   const at::NoGradGuard no_grad;
   std::error_code error;
-  if (!model.fill.empty() || model.contextual > 0) {
-    return base::Fail("E_OPTION", folder + ": masks with a compensating bias, or without experts, cannot be written");
+  if (!model.fill.empty() || model.contextual > 0 || model.layer_router) {
+    return base::Fail("E_OPTION",
+                      folder + ": expected experts with one router or one mask without a compensating bias");
   }
   if (std::filesystem::exists(folder, error)) return base::Fail("E_WRITE", folder + ": exists");
   const std::string partial = folder + ".partial";

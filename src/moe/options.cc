@@ -34,6 +34,7 @@ void ForEachField(AnyOptions& o, const Visit& visit) {
   visit("coverage.rounds", o.coverage_rounds, true);
   visit("coverage.sink", o.coverage_sink, true);
   visit("coverage.granularity", o.coverage_granularity, true);
+  visit("carved.top", o.carved_top, true);
   visit("routing.kind", o.routing_kind, true);
   visit("routing.tau", o.routing_tau, true);
   visit("router.width", o.router_width, true);
@@ -65,6 +66,7 @@ void ForEachField(AnyOptions& o, const Visit& visit) {
   visit("steps_max", o.steps_max, false);
   visit("eval_tokens", o.eval_tokens, false);
   visit("eval_taus", o.eval_taus, false);
+  visit("trace_tokens", o.trace_tokens, false);
   visit("write_model", o.write_model, false);
 }
 
@@ -128,19 +130,41 @@ std::optional<std::vector<double>> ParseNumbers(const std::string& text) {
   return numbers;
 }
 
+// What is wrong with kinds of experts and of routing that do not go together.
+std::vector<std::string> WrongPairs(const Options& o) {
+  std::vector<std::string> found;
+  const bool one = o.experts_kind == "static" || o.experts_kind == "contextual" || o.experts_kind == "dense";
+  const bool carved = o.experts_kind == "carved";
+  if (one && o.routing_kind != "none")
+    found.push_back("routing.kind: experts.kind " + o.experts_kind + " has no router, expected none");
+  if (carved && o.routing_kind != "layerwise")
+    found.emplace_back("routing.kind: experts.kind carved has a router per layer, expected layerwise");
+  if (!one && o.routing_kind == "none")
+    found.push_back("routing.kind: experts.kind " + o.experts_kind + " needs one of router, layerwise, random, domain");
+  if (!one && o.experts_statistic == "best")
+    found.emplace_back("experts.statistic: best is for experts.kind static only");
+  if (o.routing_kind == "layerwise" && o.routing_tau > 0)
+    found.emplace_back("routing.tau: routing.kind layerwise has no hysteresis, expected 0");
+  if (carved && o.carved_top >= o.experts_count) found.emplace_back("carved.top: expected fewer than experts.count");
+  return found;
+}
+
 // The first thing wrong with the values, empty if none.
 std::string Complaint(const Options& o) {
   std::vector<std::string> found = {
       OneOf("dtype", o.dtype, {"float32", "bfloat16"}),
-      OneOf("experts.kind", o.experts_kind, {"coverage", "published", "static", "contextual", "dense"}),
+      OneOf("experts.kind", o.experts_kind,
+            {"coverage", "published", "random", "carved", "static", "contextual", "dense"}),
       OneOf("experts.statistic", o.experts_statistic, {"l1", "l1_out", "fluctuation", "best"}),
-      OneOf("routing.kind", o.routing_kind, {"router", "random", "domain", "none"}),
+      OneOf("routing.kind", o.routing_kind, {"router", "layerwise", "random", "domain", "none"}),
       OneOf("router.scale", o.router_scale, {"none", "sqrt"}),
       OneOf("router.embed", o.router_embedding, {"own", "tied"}),
       OneOf("router.loss", o.router_loss, {"coverage", "paper", "code", "code_abs"}),
       AtLeast("calibration.samples", static_cast<double>(o.calibration_samples), 1),
       AtLeast("calibration.tokens", static_cast<double>(o.calibration_tokens), 2),
       AtLeast("experts.count", static_cast<double>(o.experts_count), 1),
+      AtLeast("carved.top", static_cast<double>(o.carved_top), 1),
+      AtLeast("trace_tokens", static_cast<double>(o.trace_tokens), 0),
       AtLeast("coverage.rounds", static_cast<double>(o.coverage_rounds), 1),
       AtLeast("router.width", static_cast<double>(o.router_width), 1),
       AtLeast("router.heads", static_cast<double>(o.router_heads), 1),
@@ -170,13 +194,7 @@ std::string Complaint(const Options& o) {
   if (ParseTune(o.tune) < 0) found.push_back("tune: found \"" + o.tune + "\", expected full or adapter:R");
   if (!ParseNumbers(o.eval_taus))
     found.push_back("eval_taus: found \"" + o.eval_taus + "\", expected numbers of at least 0, comma between them");
-  const bool one = o.experts_kind != "coverage" && o.experts_kind != "published";
-  if (one && o.routing_kind != "none")
-    found.push_back("routing.kind: experts.kind " + o.experts_kind + " has no router, expected none");
-  if (!one && o.routing_kind == "none")
-    found.push_back("routing.kind: experts.kind " + o.experts_kind + " needs one of router, random, domain");
-  if (!one && o.experts_statistic == "best")
-    found.emplace_back("experts.statistic: best is for experts.kind static only");
+  for (std::string& text : WrongPairs(o)) found.push_back(std::move(text));
   if (o.distill > 0 && o.teacher.empty())
     found.emplace_back("teacher: expected a model folder or parent, as distill is above 0");
   const auto bad = std::ranges::find_if(found, [](const std::string& text) { return !text.empty(); });

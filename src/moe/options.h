@@ -16,17 +16,18 @@ struct Options {
   std::string device = "cpu", dtype = "float32";  // dtype: of the compute copy; masters are fp32
   int64_t seed = 0;
 
-  // Experts. kind: coverage | published | static | contextual | dense. statistic: l1 | l1_out | fluctuation | best
-  // (static only: the one with the lowest loss on valid before tuning).
+  // Experts. kind: coverage | published | random | carved | static | contextual | dense. statistic: l1 | l1_out |
+  // fluctuation | best (static only: the one with the lowest loss on valid before tuning).
   std::string experts_kind = "coverage", experts_statistic = "l1";
-  int64_t experts_count = 8;                                   // coverage; published has one per domain
-  double experts_keep = 0.5;                                   // share of a layer's channels that a token uses
+  int64_t experts_count = 8;  // coverage, random; carved: the routed ones; published has one per domain
+  double experts_keep = 0.5;  // share of a layer's channels that a token uses
   int64_t calibration_samples = 4, calibration_tokens = 1024;  // per domain; tokens of one sample
   int64_t coverage_rounds = 15;
   double coverage_sink = 64;                   // CoverageOptions::sink_factor
   std::string coverage_granularity = "token";  // token | window:W | document
+  int64_t carved_top = 2;                      // routed experts that a token uses in each layer
 
-  // Routing. kind: router | random | domain | none. loss: coverage | paper | code | code_abs.
+  // Routing. kind: router | layerwise | random | domain | none. loss: coverage | paper | code | code_abs.
   std::string routing_kind = "router";
   double routing_tau = 0;  // nats
   int64_t router_width = 256, router_heads = 4;
@@ -52,6 +53,7 @@ struct Options {
   int64_t steps_max = 0;          // the same, in optimizer steps of this call
   int64_t eval_tokens = 65536;    // per domain and split
   std::string eval_taus;          // hysteresis in nats, comma between: the test split is measured with each of them too
+  int64_t trace_tokens = 16384;   // of these, on test, the expert ids of at most so many go into routes.safetensors
   bool write_model = true;        // the model behind the last stage, in out/model
 };
 

@@ -24,7 +24,19 @@ constexpr PhiloxBlock Philox(uint64_t key, PhiloxBlock counter) {
 }
 
 // What a draw is for; one number per use, so that uses never share numbers.
-enum class Use : uint32_t { kProfile, kCoverageStart, kRouter, kExpert, kRouterInit, kRandomIds, kOrder, kAdapterInit, kTest };
+enum class Use : uint32_t {
+  kProfile,
+  kCoverageStart,
+  kRouter,
+  kExpert,
+  kRouterInit,
+  kRandomIds,
+  kOrder,
+  kTest,
+  kRandomMasks,
+  kPass,
+  kAdapterInit,
+};
 
 // 64 random bits for one sample of one step.
 constexpr uint64_t Random64(uint64_t seed, Use use, uint32_t stage, uint32_t step, uint32_t sample) {

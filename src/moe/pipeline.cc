@@ -12,6 +12,7 @@
 #include "base/check.h"
 #include "files/atomic_file.h"
 #include "moe/report.h"
+#include "moe/route_trace.h"
 
 namespace outrider::moe {
 namespace {
@@ -156,8 +157,12 @@ class Run {
     }
     for (const char* split : {"valid", "test", "unseen"}) {
       for (const EvalMode mode : {EvalMode::kRefactored, EvalMode::kDense}) {
-        const auto losses = bench_.Evaluate(split, mode, options_.eval_tokens);
+        const bool traced = split == std::string("test") && mode == EvalMode::kRefactored;
+        const auto losses = bench_.Evaluate(split, mode, options_.eval_tokens, traced ? options_.trace_tokens : 0);
         if (!losses) return tl::unexpected(losses.error());
+        if (auto done = traced ? Trace(split, *losses) : base::Result<void>(); !done) {
+          return tl::unexpected(done.error());
+        }
         result["eval"][split][mode == EvalMode::kDense ? "all_channels" : "refactored"] = json::parse(ToJson(*losses));
       }
     }
@@ -194,6 +199,12 @@ class Run {
     return {};
   }
 
+  base::Result<void> Trace(const std::string& split, const std::vector<DomainLoss>& losses) const {
+    if (std::ranges::all_of(losses, [](const DomainLoss& d) { return d.traced_tokens == 0; })) return {};
+    return SaveRouteTrace(options_.out + "/routes.safetensors", losses,
+                          {split, bench_.masks().experts(), options_.sequence});
+  }
+
   const Options& options_;
   Workbench& bench_;
   const OnProgress& progress_;
@@ -208,7 +219,7 @@ class Run {
 
 std::vector<Stage> StagesOf(const Options& options) {
   std::vector<Stage> stages;
-  const bool routed = options.routing_kind == "router";
+  const bool routed = options.routing_kind == "router" || options.routing_kind == "layerwise";
   for (int64_t round = 0; round < options.rounds; ++round) {
     if (routed && options.router_steps > 0) stages.push_back({StageKind::kRouter, round, options.router_steps});
     if (options.expert_steps > 0) stages.push_back({StageKind::kExpert, round, options.expert_steps});

@@ -34,9 +34,9 @@ struct Progress {
 using OnProgress = std::function<bool(const Progress&)>;
 
 // Works in the folder options.out, made if it is missing: log.jsonl, experts.json, checkpoint-<position>.safetensors
-// (the last two), result.json, model/. A folder with a checkpoint of the same options is resumed. Returns the text of
-// result.json, or, when seconds_max, steps_max or `progress` stopped it early, {"done": false, "position": ...}. Codes:
-// those of Workbench.
+// (the last two), result.json, routes.safetensors, model/. A folder with a checkpoint of the same options is resumed.
+// Returns the text of result.json, or, when seconds_max, steps_max or `progress` stopped it early, {"done": false,
+// "position": ...}. Codes: those of Workbench.
 base::Result<std::string> Refactor(const Options& options, const OnProgress& progress);
 
 }  // namespace outrider::moe

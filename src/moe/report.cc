@@ -26,6 +26,17 @@ std::string ToJson(const ExpertFacts& facts) {
   return out.dump(1);
 }
 
+namespace {
+
+json Routes(const RouteStats& routes) {
+  return {{"load", routes.load},
+          {"stay_rate", routes.StayRate()},
+          {"entropy", routes.Entropy()},
+          {"run_lengths", routes.run_lengths}};
+}
+
+}  // namespace
+
 std::string ToJson(const std::vector<DomainLoss>& domains) {
   json out = json::object();
   for (const DomainLoss& d : domains) {
@@ -33,12 +44,16 @@ std::string ToJson(const std::vector<DomainLoss>& domains) {
     for (const DocumentLoss& doc : d.documents) documents.push_back({doc.document, doc.tokens, doc.nats});
     json& entry = out[d.domain];
     entry = {{"tokens", d.tokens}, {"nats", d.nats}, {"documents", documents}};
-    if (d.routes.pairs > 0) {
-      entry["load"] = d.routes.load;
-      entry["stay_rate"] = d.routes.StayRate();
-      entry["entropy"] = d.routes.Entropy();
-      entry["run_lengths"] = d.routes.run_lengths;
+    if (d.routes.pairs > 0) entry.update(Routes(d.routes));
+    if (d.layers.empty()) continue;
+    double stay_rate = 0, entropy = 0;
+    for (const RouteStats& layer : d.layers) {
+      entry["layers"].push_back(Routes(layer));
+      stay_rate += layer.StayRate() / static_cast<double>(d.layers.size());
+      entropy += layer.Entropy() / static_cast<double>(d.layers.size());
     }
+    entry["stay_rate"] = stay_rate;
+    entry["entropy"] = entropy;
   }
   return out.dump(1);
 }

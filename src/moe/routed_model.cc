@@ -7,6 +7,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include "moe/ffn_hooks.h"
+#include "moe/layerwise.h"
 #include "moe/losses.h"
 #include "moe/philox.h"
 #include "moe/routes.h"
@@ -45,7 +46,9 @@ RoutedModel::Masking RoutedModel::Prepare() const {
   return out;
 }
 
-std::unique_ptr<model::FfnHook> RoutedModel::Hook(const Masking& masking, const at::Tensor& ids) const {
+std::unique_ptr<model::FfnHook> RoutedModel::Hook(const Masking& masking, const at::Tensor& ids,
+                                                  std::vector<at::Tensor>* chosen) const {
+  if (layer_router) return std::make_unique<LayerRoutingHook>(*layer_router, masking.masks, chosen);
   if (Masked()) return std::make_unique<MaskingHook>(masking.masks, masking.fill, ids);
   if (contextual == 0) return nullptr;
   std::vector<at::Tensor> down;
@@ -76,7 +79,7 @@ at::Tensor WithHysteresis(const at::Tensor& logits, double tau) {
 
 at::Tensor RoutedModel::ExpertIds(const TokenBatch& batch) const {
   const at::NoGradGuard no_grad;
-  if (routing == Routing::kNone) return {};
+  if (routing == Routing::kNone || routing == Routing::kLayerwise) return {};
   if (routing == Routing::kRouter) {
     const at::Tensor logits = RouterLogits(batch.inputs);
     return tau > 0 ? WithHysteresis(logits, tau) : logits.argmax(-1).flatten();

@@ -12,6 +12,7 @@
 
 #include "model/llama.h"
 #include "moe/adapter.h"
+#include "moe/layer_router.h"
 #include "moe/masks.h"
 #include "moe/named_tensor.h"
 #include "moe/router.h"
@@ -20,10 +21,11 @@
 namespace outrider::moe {
 
 enum class Routing : uint8_t {
-  kNone,    // one mask or none
-  kRouter,  // Read-ME: token ids alone decide
-  kRandom,  // baseline: uniform, by seed and place
-  kDomain,  // baseline: the domain that the text is from
+  kNone,       // one mask or none
+  kRouter,     // Read-ME: token ids alone decide
+  kLayerwise,  // baseline: every layer decides from its own input
+  kRandom,     // baseline: uniform, by seed and place
+  kDomain,     // baseline: the domain that the text is from
 };
 
 // Texts of equal length, and where they are from.
@@ -47,6 +49,7 @@ struct RoutedModel {
   std::vector<at::Tensor> fill;       // empty, or per layer [D] fp32 (Compensation)
   Routing routing = Routing::kNone;
   std::optional<Router> router;
+  std::optional<LayerRouter> layer_router;  // baseline, instead of `router`
   double tau = 0;
   int64_t contextual = 0;  // baseline: channels that each token chooses by itself; 0: off
 
@@ -65,11 +68,13 @@ struct RoutedModel {
     std::vector<at::Tensor> masks, fill;
   };
   Masking Prepare() const;
-  // What masks the FFNs for the tokens of `batch`, expert ids [B * S] (undefined: one mask); nullptr: nothing does.
-  std::unique_ptr<model::FfnHook> Hook(const Masking& masking, const at::Tensor& ids) const;
+  // What masks the FFNs for the tokens of `batch`, expert ids [B * S] (undefined: one mask, or a router per layer);
+  // nullptr: nothing does. chosen: see LayerRoutingHook. `masking` must outlive the hook.
+  std::unique_ptr<model::FfnHook> Hook(const Masking& masking, const at::Tensor& ids,
+                                       std::vector<at::Tensor>* chosen = nullptr) const;
   // [B, S] -> [B, S, N]. A tied router reads the table as the compute copy has it.
   at::Tensor RouterLogits(const at::Tensor& inputs) const;
-  // Expert of every token, [B * S] int64 on the device; undefined without routing.
+  // Expert of every token, [B * S] int64 on the device; undefined without routing, and with a router per layer.
   at::Tensor ExpertIds(const TokenBatch& batch) const;
 };
 

@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "moe/experts.h"
 #include "moe/ffn_hooks.h"
+#include "moe/layerwise.h"
 #include "moe/schedule.h"
 
 namespace outrider::moe {
@@ -67,6 +68,7 @@ Trainer::Trainer(const Options& options, const TokenData& data, RoutedModel& mod
   const AdamWOptions adam{.weight_decay = options.weight_decay, .clip_norm = options.clip_norm};
   backbone_.emplace(Trainable(model.Tuned()), adam);
   if (model.router) router_.emplace(Trainable(model.router->Parameters()), adam);
+  if (model.layer_router) router_.emplace(Trainable(model.layer_router->Parameters()), adam);
 }
 
 double Trainer::RouterMicroStep(const TokenBatch& batch, RouterTargets& targets, double share) {
@@ -92,7 +94,13 @@ base::Result<StepReport> Trainer::RouterStep(int64_t round, int64_t step, int64_
   OUTRIDER_CHECK(router_.has_value(), "a router stage without a router");
   std::vector<at::Tensor> norms;
   for (const model::Layer& layer : model_.masters.layers) norms.push_back(ColumnNorms(layer.down));
-  RouterTargets targets(router_loss_, model_.masks, norms, model_.device());
+  std::optional<RouterTargets> targets;
+  std::optional<LayerwiseLoss> layerwise;
+  if (model_.layer_router) {
+    layerwise.emplace(options_, model_, masking_, router_loss_, norms);
+  } else {
+    targets.emplace(router_loss_, model_.masks, norms, model_.device());
+  }
   const auto seed = static_cast<uint64_t>(options_.seed);
   const std::vector<Place> places = data_.Draw(seed, Use::kRouter, static_cast<uint32_t>(round),
                                                static_cast<uint32_t>(step), options_.batch, options_.sequence + 1);
@@ -102,7 +110,8 @@ base::Result<StepReport> Trainer::RouterStep(int64_t round, int64_t step, int64_
     const size_t count = std::min(places.size() - begin, static_cast<size_t>(options_.micro_batch));
     const TokenBatch batch =
         MakeBatch(data_, "train", std::span(places).subspan(begin, count), options_.sequence, 0, model_.device());
-    report.loss += RouterMicroStep(batch, targets, static_cast<double>(count) / static_cast<double>(places.size()));
+    const double share = static_cast<double>(count) / static_cast<double>(places.size());
+    report.loss += layerwise ? layerwise->MicroStep(batch, share) : RouterMicroStep(batch, *targets, share);
   }
   report.rate =
       LearningRate({.peak = options_.router_rate, .round_decay = options_.round_decay, .steps = steps}, round, step);

@@ -22,6 +22,7 @@ namespace {
 
 Routing RoutingNamed(const std::string& name) {
   if (name == "router") return Routing::kRouter;
+  if (name == "layerwise") return Routing::kLayerwise;
   if (name == "random") return Routing::kRandom;
   return name == "domain" ? Routing::kDomain : Routing::kNone;
 }
@@ -116,8 +117,13 @@ struct Workbench::State {
   }
 
   base::Result<void> MakeTrainer() {
-    if (model.routing == Routing::kRouter) {
+    if (model.routing == Routing::kRouter || model.routing == Routing::kLayerwise) {
       if (auto ok = CheckLoss(); !ok) return ok;
+    }
+    if (model.routing == Routing::kLayerwise && !model.layer_router) {
+      model.layer_router = EmptyLayerRouter(options, model);
+    }
+    if (model.routing == Routing::kRouter) {
       auto router = Router::Make(Shape(), static_cast<uint64_t>(options.seed), model.masters.embed);
       if (!router) return tl::unexpected(router.error());
       model.router = *std::move(router);
@@ -179,8 +185,9 @@ base::Result<StepFacts> Workbench::Step(StageKind kind, int64_t round, int64_t s
   return StepFacts{report->loss, report->nats, report->divergence, report->gradient_norm, report->rate, report->tokens};
 }
 
-base::Result<std::vector<DomainLoss>> Workbench::Evaluate(const std::string& split, EvalMode mode, int64_t tokens) {
-  return EvaluateModel(state_->options, state_->data, state_->model, split, mode, tokens);
+base::Result<std::vector<DomainLoss>> Workbench::Evaluate(const std::string& split, EvalMode mode, int64_t tokens,
+                                                          int64_t trace_tokens) {
+  return EvaluateModel(state_->options, state_->data, state_->model, split, mode, tokens, trace_tokens);
 }
 
 base::Result<void> Workbench::Save(const std::string& path, int64_t position) const {
@@ -233,7 +240,9 @@ int64_t Workbench::Parameters() const {
 }
 
 int64_t Workbench::RouterParameters() const {
-  return state_->model.router ? ParameterCount(state_->model.router->shape()) : 0;
+  const RoutedModel& model = state_->model;
+  if (model.layer_router) return model.layer_router->ParameterCount();
+  return model.router ? ParameterCount(model.router->shape()) : 0;
 }
 
 const Masks& Workbench::masks() const { return state_->model.masks; }

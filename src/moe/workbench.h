@@ -44,7 +44,12 @@ struct DomainLoss {
   int64_t tokens = 0;
   double nats = 0;  // sum over tokens; documents have the same sums in parts
   std::vector<DocumentLoss> documents;
-  RouteStats routes;  // of the ids used; empty without routing
+  RouteStats routes;               // of the ids used; empty without routing, and with a router per layer
+  std::vector<RouteStats> layers;  // of each layer's first choice, with a router per layer
+  // Ids of the traced texts, one after another: of each layer, or once for all layers. Where a token uses several
+  // experts of a layer, its ids follow each other, best first.
+  std::vector<std::vector<uint8_t>> trace;
+  int64_t traced_tokens = 0;
 };
 
 enum class EvalMode : uint8_t {
@@ -65,7 +70,9 @@ class Workbench {
   base::Result<StepFacts> Step(StageKind kind, int64_t round, int64_t step, int64_t steps);
   // Per domain, over at most `tokens` tokens of each, in texts of options.sequence tokens. split: "valid", "test", or
   // "unseen": the text of the domains that nothing is tuned on. Empty where there are none, and where ids are domains.
-  base::Result<std::vector<DomainLoss>> Evaluate(const std::string& split, EvalMode mode, int64_t tokens);
+  // trace_tokens: of these, the ids of at most so many are kept, in whole texts.
+  base::Result<std::vector<DomainLoss>> Evaluate(const std::string& split, EvalMode mode, int64_t tokens,
+                                                 int64_t trace_tokens = 0);
 
   // Hysteresis of later evaluations and of Export, in nats; the options' own until then.
   void SetTau(double tau);
