@@ -11,6 +11,7 @@
 #include "moe/evaluation.h"
 #include "moe/experts.h"
 #include "moe/ffn_hooks.h"
+#include "moe/gradient_mass.h"
 
 namespace outrider::moe {
 namespace {
@@ -40,7 +41,9 @@ class Chooser {
   base::Result<ExpertFacts> Run() {
     ExpertFacts facts;
     if (options_.experts_kind == "coverage") {
-      if (auto done = MakeCoverage(facts); !done) return tl::unexpected(done.error());
+      auto masks = FindCoverage(options_.experts_count, facts);
+      if (!masks) return tl::unexpected(masks.error());
+      model_.masks = *std::move(masks);
     } else if (options_.experts_kind == "published") {
       facts.statistic = options_.experts_statistic;
       model_.masks =
@@ -51,7 +54,7 @@ class Chooser {
     } else if (options_.experts_kind == "carved") {
       if (auto done = MakeCarved(); !done) return tl::unexpected(done.error());
     } else if (options_.experts_kind == "static") {
-      MakeStatic(facts);
+      if (auto done = MakeStatic(facts); !done) return tl::unexpected(done.error());
     }
     for (int64_t l = 0; l < model_.masks.layers(); ++l) {
       facts.layers.push_back(model_.masks.Count(l));
@@ -98,34 +101,51 @@ class Chooser {
     return sums;
   }
 
-  base::Result<void> MakeCoverage(ExpertFacts& facts) {
+  std::vector<int64_t> UnitsAt(const Place& place) const {
+    return UnitsOf(options_, data_.File(place.domain, "train"), place, options_.calibration_tokens);
+  }
+
+  void AddGradientMass(MassSample& sample) const {
+    const at::NoGradGuard no_grad;
+    const model::Parameters weights = model_.ComputeCopy();
+    for (const Place& place : data_.Spread("train", options_.calibration_samples, options_.calibration_tokens + 1)) {
+      const TokenBatch batch = MakeBatch(data_, "train", {&place, 1}, options_.calibration_tokens, 0, model_.device());
+      const std::vector<at::Tensor> mass = GradientMass(model_, weights, batch, options_.chunk);
+      for (size_t l = 0; l < mass.size(); ++l) sample.AddMass(static_cast<int64_t>(l), mass[l], UnitsAt(place));
+    }
+  }
+
+  // Masks of `experts` coverage experts; the facts get what was found on the way.
+  base::Result<Masks> FindCoverage(int64_t experts, ExpertFacts& facts) const {
     int64_t units = 0;
     for (const Place& p : data_.Spread("train", options_.calibration_samples, options_.calibration_tokens + 1)) {
-      units +=
-          static_cast<int64_t>(UnitsOf(options_, data_.File(p.domain, "train"), p, options_.calibration_tokens).size());
+      units += static_cast<int64_t>(UnitsAt(p).size());
     }
     const int64_t bytes = 2 * units * model_.config.layers * model_.config.ffn;
-    if (bytes > kMassBytesMax || units < options_.experts_count) {
+    if (bytes > kMassBytesMax || units < experts) {
       return base::Fail("E_OPTION", "calibration.samples: found " + std::to_string(units) + " units of " +
                                         std::to_string(bytes) + " bytes in all, expected at least " +
-                                        std::to_string(options_.experts_count) + " units and at most " +
+                                        std::to_string(experts) + " units and at most " +
                                         std::to_string(kMassBytesMax) + " bytes");
     }
     MassSample sample(model_.config.layers, model_.config.ffn, units, model_.device());
-    const std::vector<at::Tensor> norms = Norms();
-    Calibrate([&](const Place& place, int64_t layer, const at::Tensor& h) {
-      sample.Add(layer, h, norms[static_cast<size_t>(layer)],
-                 UnitsOf(options_, data_.File(place.domain, "train"), place, options_.calibration_tokens));
-    });
-    CoverageExperts found = FindCoverageExperts(sample, {.experts = options_.experts_count,
+    if (options_.coverage_mass == "gradient") {
+      AddGradientMass(sample);
+    } else {
+      const std::vector<at::Tensor> norms = Norms();
+      Calibrate([&](const Place& place, int64_t layer, const at::Tensor& h) {
+        sample.Add(layer, h, norms[static_cast<size_t>(layer)], UnitsAt(place));
+      });
+    }
+    CoverageExperts found = FindCoverageExperts(sample, {.experts = experts,
                                                          .keep = KeptChannels(options_, model_.config),
+                                                         .across_layers = options_.coverage_ratio == "global",
                                                          .rounds = options_.coverage_rounds,
                                                          .seed = static_cast<uint64_t>(options_.seed),
                                                          .sink_factor = options_.coverage_sink});
-    model_.masks = std::move(found.masks);
     facts.coverage = std::move(found.coverage);
     facts.reseeded = found.reseeded;
-    return {};
+    return std::move(found.masks);
   }
 
   base::Result<void> MakeCarved() {
@@ -159,16 +179,21 @@ class Chooser {
     return {};
   }
 
-  void MakeStatic(ExpertFacts& facts) {
+  // `coverage`: one expert of the coverage kind.
+  base::Result<void> MakeStatic(ExpertFacts& facts) {
+    auto covering = FindCoverage(1, facts);
+    if (!covering) return tl::unexpected(covering.error());
     const std::vector<ChannelSums> sums = Sums();
     const std::vector<at::Tensor> down = Down();
     const auto choose = [&](const std::string& name) {
-      model_.masks = SelectStatic(sums, StatisticNamed(name), down, KeptChannels(options_, model_.config));
+      model_.masks = name == "coverage"
+                         ? *covering
+                         : SelectStatic(sums, StatisticNamed(name), down, KeptChannels(options_, model_.config));
       model_.fill = name == "fluctuation" ? Compensation(sums, model_.masks) : std::vector<at::Tensor>();
     };
     facts.statistic = options_.experts_statistic;
     if (options_.experts_statistic == "best") {
-      for (const char* name : {"l1", "l1_out", "fluctuation"}) {
+      for (const char* name : {"l1", "l1_out", "fluctuation", "coverage"}) {
         choose(name);
         double nats = 0, tokens = 0;
         for (const DomainLoss& d :
@@ -181,6 +206,7 @@ class Chooser {
       facts.statistic = std::ranges::min_element(facts.candidates, {}, [](const auto& c) { return c.second; })->first;
     }
     choose(facts.statistic);
+    return {};
   }
 
   const Options& options_;

@@ -175,12 +175,20 @@ class Lloyd {
     return sinks;
   }
 
-  // The expert's channels by score; sinks come before all others.
-  void Choose(int64_t layer, int64_t expert, std::vector<double> scores) {
-    for (const int64_t c : sinks_[static_cast<size_t>(layer)]) {
-      scores[static_cast<size_t>(c)] = std::numeric_limits<double>::infinity();
+  // The expert's channels by score [L][D]; sinks come before all others.
+  void Choose(int64_t expert, std::vector<std::vector<double>> scores) {
+    std::vector<double> all;
+    for (int64_t l = 0; l < sample_.layers(); ++l) {
+      std::vector<double>& layer = scores[static_cast<size_t>(l)];
+      for (const int64_t c : sinks_[static_cast<size_t>(l)]) {
+        layer[static_cast<size_t>(c)] = std::numeric_limits<double>::infinity();
+      }
+      if (!options_.across_layers) masks_.SetExpert(l, expert, TopChannels(layer, options_.keep));
+      all.insert(all.end(), layer.begin(), layer.end());
     }
-    masks_.SetExpert(layer, expert, TopChannels(scores, options_.keep));
+    if (!options_.across_layers) return;
+    const auto kept = TopOverall(all, sample_.layers(), sample_.layers() * options_.keep);
+    for (int64_t l = 0; l < sample_.layers(); ++l) masks_.SetExpert(l, expert, kept[static_cast<size_t>(l)]);
   }
 
   void Start() {
@@ -190,9 +198,9 @@ class Lloyd {
       const auto unit = static_cast<int64_t>(Below(bits, static_cast<uint64_t>(sample_.units())));
       const auto expert = static_cast<int64_t>(taken.size());
       if (!taken.insert(unit).second) continue;
-      for (int64_t l = 0; l < sample_.layers(); ++l) {
-        Choose(l, expert, sample_.Row(l, unit));
-      }
+      std::vector<std::vector<double>> scores;
+      for (int64_t l = 0; l < sample_.layers(); ++l) scores.push_back(sample_.Row(l, unit));
+      Choose(expert, std::move(scores));
     }
   }
 
@@ -252,6 +260,7 @@ class Lloyd {
       cells[ids_[static_cast<size_t>(u)]][u] = static_cast<float>(sample_.tokens()[static_cast<size_t>(u)]);
     }
     weight = weight.to(sample_.device());
+    std::vector<std::vector<std::vector<double>>> scores(static_cast<size_t>(options_.experts));
     for (int64_t l = 0; l < sample_.layers(); ++l) {
       at::Tensor sum;
       for (int64_t begin = 0; begin < units; begin += kRowsAtOnce) {
@@ -259,8 +268,9 @@ class Lloyd {
         const at::Tensor part = weight.slice(1, begin, end).matmul(sample_.Rows(l, begin, end));
         sum = sum.defined() ? sum + part : part;
       }
-      for (int64_t i = 0; i < options_.experts; ++i) Choose(l, i, ToVector(sum[i]));
+      for (int64_t i = 0; i < options_.experts; ++i) scores[static_cast<size_t>(i)].push_back(ToVector(sum[i]));
     }
+    for (int64_t i = 0; i < options_.experts; ++i) Choose(i, std::move(scores[static_cast<size_t>(i)]));
   }
 
   const MassSample& sample_;
@@ -284,13 +294,20 @@ MassSample::MassSample(int64_t layers, int64_t channels, int64_t units, at::Devi
 void MassSample::Add(int64_t layer, const at::Tensor& h, const at::Tensor& column_norms,
                      std::span<const int64_t> lengths) {
   const at::NoGradGuard no_grad;
+  AddMass(layer, ActivationMass(h, column_norms), lengths);
+}
+
+void MassSample::AddMass(int64_t layer, at::Tensor mass, std::span<const int64_t> lengths) {
+  const at::NoGradGuard no_grad;
+  constexpr double kHalfMax = 65504;
   const auto l = static_cast<size_t>(layer);
   const auto count = static_cast<int64_t>(lengths.size());
   OUTRIDER_CHECK(filled_.at(l) + count <= capacity_, "room for ", capacity_, " units");
-  at::Tensor mass = ActivationMass(h, column_norms);
+  const int64_t tokens = mass.size(0);
   peaks_[l] = at::maximum(peaks_[l], mass.amax(0));
-  if (count < h.size(0)) mass = UnitMeans(lengths, h.size(0), mass.options()).matmul(mass);
-  mass_[l].slice(0, filled_[l], filled_[l] + count).copy_(mass * static_cast<double>(channels_));
+  if (count < tokens) mass = UnitMeans(lengths, tokens, mass.options()).matmul(mass);
+  mass = (mass * static_cast<double>(channels_)).clamp_max(kHalfMax);
+  mass_[l].slice(0, filled_[l], filled_[l] + count).copy_(mass);
   filled_[l] += count;
   if (l + 1 == mass_.size()) tokens_.insert(tokens_.end(), lengths.begin(), lengths.end());
 }

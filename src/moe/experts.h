@@ -72,12 +72,14 @@ class MassSample {
   // h [T, D]: unmasked input of down_proj of `layer`; column_norms [D]; `lengths`: tokens of each unit, T in all. Every
   // layer gets the same units in the same order.
   void Add(int64_t layer, const at::Tensor& h, const at::Tensor& column_norms, std::span<const int64_t> lengths);
+  // The same from mass [T, D] fp32 of any kind whose rows sum to 1, be it on average over the layers.
+  void AddMass(int64_t layer, at::Tensor mass, std::span<const int64_t> lengths);
 
   int64_t layers() const { return static_cast<int64_t>(mass_.size()); }
   int64_t channels() const { return channels_; }
   int64_t units() const { return filled_.back(); }
   const std::vector<int64_t>& tokens() const { return tokens_; }  // per unit
-  // fp32 [end - begin, D], rows sum to 1 up to fp16 rounding.
+  // fp32 [end - begin, D], up to fp16 rounding.
   at::Tensor Rows(int64_t layer, int64_t begin, int64_t end) const;
   // [D]: the largest share of a single token's mass that each channel had.
   std::vector<double> Peaks(int64_t layer) const;
@@ -96,6 +98,7 @@ class MassSample {
 struct CoverageOptions {
   int64_t experts = 8;
   int64_t keep = 0;  // channels per expert and layer
+  bool across_layers = false;  // `keep` on average over the layers: the channels with the most mass in all
   int64_t rounds = 15;
   uint64_t seed = 0;
   // Channels that once carried more than sink_factor / D of a token's mass are in every expert, at most keep / 4 of a

@@ -69,19 +69,17 @@ at::Tensor RouterTargets::CodeTerm(int64_t layer, const at::Tensor& h) const {
   return smoothed * kHard + at::softmax(scores, -1) * (1 - kHard);
 }
 
-at::Tensor RouterTargets::CoverageTerm(int64_t layer, const at::Tensor& h) const {
-  const auto at_layer = static_cast<size_t>(layer);
-  const at::Tensor kept = ActivationMass(h, column_norms_.at(at_layer)).matmul(masks_[at_layer].t());
-  return kept / static_cast<double>(layers_);
-}
-
 void RouterTargets::Add(int64_t layer, const at::Tensor& activations) {
   const at::Tensor h = activations.detach().to(at::kFloat);
-  const bool code = form_ == RouterLoss::kCode || form_ == RouterLoss::kCodeAbs;
-  const at::Tensor term = form_ == RouterLoss::kPaper ? PaperTerm(layer, h)
-                          : code                      ? CodeTerm(layer, h)
-                                                      : CoverageTerm(layer, h);
+  if (form_ == RouterLoss::kCoverage) return AddMass(layer, ActivationMass(h, column_norms_.at(static_cast<size_t>(layer))));
+  const at::Tensor term = form_ == RouterLoss::kPaper ? PaperTerm(layer, h) : CodeTerm(layer, h);
   sum_ = sum_.defined() ? sum_ + term : term;
+}
+
+void RouterTargets::AddMass(int64_t layer, const at::Tensor& mass) {
+  OUTRIDER_CHECK(form_ == RouterLoss::kCoverage, "mass is for the coverage loss");
+  const at::Tensor kept = mass.matmul(masks_[static_cast<size_t>(layer)].t()) / static_cast<double>(layers_);
+  sum_ = sum_.defined() ? sum_ + kept : kept;
 }
 
 at::Tensor RouterTargets::Coverage() const {

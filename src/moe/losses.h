@@ -35,6 +35,8 @@ class RouterTargets {
 
   // h [T, D]: input of down_proj of `layer`, no expert masked. Every layer once, with the same tokens.
   void Add(int64_t layer, const at::Tensor& h);
+  // kCoverage: the same from mass [T, D] fp32 of another kind.
+  void AddMass(int64_t layer, const at::Tensor& mass);
   // kCoverage: [T, N] share of mass kept, mean over layers. Only after all layers.
   at::Tensor Coverage() const;
   // Gives all tokens of a window the window's mean coverage; windows never cross a text of `sequence` tokens.
@@ -46,7 +48,6 @@ class RouterTargets {
  private:
   at::Tensor PaperTerm(int64_t layer, const at::Tensor& h) const;
   at::Tensor CodeTerm(int64_t layer, const at::Tensor& h) const;
-  at::Tensor CoverageTerm(int64_t layer, const at::Tensor& h) const;
 
   RouterLoss form_;
   int64_t layers_, experts_;

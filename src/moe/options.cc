@@ -34,6 +34,8 @@ void ForEachField(AnyOptions& o, const Visit& visit) {
   visit("coverage.rounds", o.coverage_rounds, true);
   visit("coverage.sink", o.coverage_sink, true);
   visit("coverage.granularity", o.coverage_granularity, true);
+  visit("coverage.mass", o.coverage_mass, true);
+  visit("coverage.ratio", o.coverage_ratio, true);
   visit("carved.top", o.carved_top, true);
   visit("routing.kind", o.routing_kind, true);
   visit("routing.tau", o.routing_tau, true);
@@ -141,8 +143,8 @@ std::vector<std::string> WrongPairs(const Options& o) {
     found.emplace_back("routing.kind: experts.kind carved has a router per layer, expected layerwise");
   if (!one && o.routing_kind == "none")
     found.push_back("routing.kind: experts.kind " + o.experts_kind + " needs one of router, layerwise, random, domain");
-  if (!one && o.experts_statistic == "best")
-    found.emplace_back("experts.statistic: best is for experts.kind static only");
+  if (!one && (o.experts_statistic == "best" || o.experts_statistic == "coverage"))
+    found.push_back("experts.statistic: " + o.experts_statistic + " is for experts.kind static only");
   if (o.routing_kind == "layerwise" && o.routing_tau > 0)
     found.emplace_back("routing.tau: routing.kind layerwise has no hysteresis, expected 0");
   if (carved && o.carved_top >= o.experts_count) found.emplace_back("carved.top: expected fewer than experts.count");
@@ -155,8 +157,10 @@ std::string Complaint(const Options& o) {
       OneOf("dtype", o.dtype, {"float32", "bfloat16"}),
       OneOf("experts.kind", o.experts_kind,
             {"coverage", "published", "random", "carved", "static", "contextual", "dense"}),
-      OneOf("experts.statistic", o.experts_statistic, {"l1", "l1_out", "fluctuation", "best"}),
+      OneOf("experts.statistic", o.experts_statistic, {"l1", "l1_out", "fluctuation", "coverage", "best"}),
       OneOf("routing.kind", o.routing_kind, {"router", "layerwise", "random", "domain", "none"}),
+      OneOf("coverage.mass", o.coverage_mass, {"activation", "gradient"}),
+      OneOf("coverage.ratio", o.coverage_ratio, {"uniform", "global"}),
       OneOf("router.scale", o.router_scale, {"none", "sqrt"}),
       OneOf("router.embed", o.router_embedding, {"own", "tied"}),
       OneOf("router.loss", o.router_loss, {"coverage", "paper", "code", "code_abs"}),

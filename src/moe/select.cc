@@ -39,21 +39,31 @@ std::vector<double> Standardised(std::span<const double> scores) {
 
 }  // namespace
 
-std::vector<std::vector<int64_t>> TopAcrossLayers(std::span<const double> scores, int64_t layers, int64_t total) {
+std::vector<std::vector<int64_t>> TopOverall(std::span<const double> scores, int64_t layers, int64_t total) {
   const auto all = static_cast<int64_t>(scores.size());
   OUTRIDER_CHECK(layers >= 1 && all % layers == 0 && total >= layers && total <= all, total, " of ", all);
   const int64_t channels = all / layers;
-  std::vector<double> flat;
+  std::vector<double> flat(scores.begin(), scores.end());
   for (int64_t l = 0; l < layers; ++l) {
-    std::vector<double> layer =
-        Standardised(scores.subspan(static_cast<size_t>(l * channels), static_cast<size_t>(channels)));
+    const std::span<double> layer = std::span(flat).subspan(static_cast<size_t>(l * channels), static_cast<size_t>(channels));
     // The best channel of a layer comes before all else.
     layer[static_cast<size_t>(TopChannels(layer, 1)[0])] = INFINITY;
-    flat.insert(flat.end(), layer.begin(), layer.end());
   }
   std::vector<std::vector<int64_t>> kept(static_cast<size_t>(layers));
   for (const int64_t at : TopChannels(flat, total)) kept[static_cast<size_t>(at / channels)].push_back(at % channels);
   return kept;
+}
+
+std::vector<std::vector<int64_t>> TopAcrossLayers(std::span<const double> scores, int64_t layers, int64_t total) {
+  const auto all = static_cast<int64_t>(scores.size());
+  OUTRIDER_CHECK(layers >= 1 && all % layers == 0, all, " scores of ", layers, " layers");
+  const auto channels = static_cast<size_t>(all / layers);
+  std::vector<double> flat;
+  for (size_t l = 0; l < static_cast<size_t>(layers); ++l) {
+    const std::vector<double> layer = Standardised(scores.subspan(l * channels, channels));
+    flat.insert(flat.end(), layer.begin(), layer.end());
+  }
+  return TopOverall(flat, layers, total);
 }
 
 }  // namespace outrider::moe

@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "moe/experts.h"
 #include "moe/ffn_hooks.h"
+#include "moe/gradient_mass.h"
 #include "moe/layerwise.h"
 #include "moe/schedule.h"
 
@@ -75,8 +76,13 @@ double Trainer::RouterMicroStep(const TokenBatch& batch, RouterTargets& targets,
   {
     const at::NoGradGuard no_grad;
     targets.Clear();
-    LookingHook look([&](int64_t layer, const at::Tensor& h) { targets.Add(layer, h); });
-    model::HiddenStates(model_.config, model_.ComputeCopy(), batch.inputs, &look);
+    if (router_loss_ == RouterLoss::kCoverage && options_.coverage_mass == "gradient") {
+      const std::vector<at::Tensor> mass = GradientMass(model_, model_.ComputeCopy(), batch, options_.chunk);
+      for (size_t l = 0; l < mass.size(); ++l) targets.AddMass(static_cast<int64_t>(l), mass[l]);
+    } else {
+      LookingHook look([&](int64_t layer, const at::Tensor& h) { targets.Add(layer, h); });
+      model::HiddenStates(model_.config, model_.ComputeCopy(), batch.inputs, &look);
+    }
     if (const int64_t window = WindowOf(options_); window > 1 && router_loss_ == RouterLoss::kCoverage) {
       targets.Smooth(options_.sequence, window);
     }

@@ -50,5 +50,13 @@ TEST(Select, LayersWithOutstandingChannelsKeepMore) {
   }
 }
 
+TEST(Select, OverallTakesTheHighestButOneOfEveryLayer) {
+  const std::vector<double> scores = {9, 8, 7, 6, 1, 2, 3, 4, 5, 0, 0, 0};
+  const auto kept = TopOverall(scores, 3, 5);
+  EXPECT_EQ(kept[0], (std::vector<int64_t>{0, 1, 2}));
+  EXPECT_EQ(kept[1], std::vector<int64_t>{3});
+  EXPECT_EQ(kept[2], std::vector<int64_t>{0});
+}
+
 }  // namespace
 }  // namespace outrider::moe
