@@ -27,6 +27,7 @@ void ForEachField(AnyOptions& o, const Visit& visit) {
   visit("experts.statistic", o.experts_statistic, true);
   visit("experts.count", o.experts_count, true);
   visit("experts.keep", o.experts_keep, true);
+  visit("experts.ratio", o.experts_ratio, true);
   visit("calibration.samples", o.calibration_samples, true);
   visit("calibration.tokens", o.calibration_tokens, true);
   visit("coverage.rounds", o.coverage_rounds, true);
@@ -118,6 +119,8 @@ std::vector<std::string> WrongPairs(const Options& o) {
     found.emplace_back("experts.statistic: best is for experts.kind static only");
   if (o.routing_kind == "layerwise" && o.routing_tau > 0)
     found.emplace_back("routing.tau: routing.kind layerwise has no hysteresis, expected 0");
+  if (o.experts_ratio == "measured" && o.experts_kind != "coverage")
+    found.emplace_back("experts.ratio: measured is for experts.kind coverage only");
   if (carved && o.carved_top >= o.experts_count) found.emplace_back("carved.top: expected fewer than experts.count");
   return found;
 }
@@ -129,6 +132,7 @@ std::string Complaint(const Options& o) {
       OneOf("experts.kind", o.experts_kind,
             {"coverage", "published", "random", "carved", "static", "contextual", "dense"}),
       OneOf("experts.statistic", o.experts_statistic, {"l1", "l1_out", "fluctuation", "best"}),
+      OneOf("experts.ratio", o.experts_ratio, {"uniform", "measured"}),
       OneOf("routing.kind", o.routing_kind, {"router", "layerwise", "random", "domain", "none"}),
       OneOf("router.scale", o.router_scale, {"none", "sqrt"}),
       OneOf("router.embed", o.router_embedding, {"own", "tied"}),

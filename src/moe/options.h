@@ -18,8 +18,9 @@ struct Options {
   // Experts. kind: coverage | published | random | carved | static | contextual | dense. statistic: l1 | l1_out |
   // fluctuation | best (static only: the one with the lowest loss on valid before tuning).
   std::string experts_kind = "coverage", experts_statistic = "l1";
-  int64_t experts_count = 8;  // coverage, random; carved: the routed ones; published has one per domain
-  double experts_keep = 0.5;  // share of a layer's channels that a token uses
+  int64_t experts_count = 8;              // coverage, random; carved: the routed ones; published has one per domain
+  double experts_keep = 0.5;              // share of all channels that a token uses; of each layer's with ratio uniform
+  std::string experts_ratio = "uniform";  // uniform | measured (coverage): layers that matter more keep more
   int64_t calibration_samples = 4, calibration_tokens = 1024;  // per domain; tokens of one sample
   int64_t coverage_rounds = 15;
   double coverage_sink = 64;                   // CoverageOptions::sink_factor

@@ -34,7 +34,7 @@ enum class Use : uint32_t {
   kOrder,
   kTest,
   kRandomMasks,
-  kPass
+  kPass,
 };
 
 // 64 random bits for one sample of one step.
