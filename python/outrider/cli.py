@@ -13,6 +13,7 @@ from outrider.explain import explain, load_rows, print_rows, save_rows
 from outrider.refactor.cli import data_app
 from outrider.refactor.eval_cli import card_command, eval_app
 from outrider.refactor.refactor_cli import refactor_command
+from outrider.refactor.routes.analyze_cli import analyze_command
 
 app = typer.Typer(
     name="outrider",
@@ -27,6 +28,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")
 app.command("card")(card_command)
 app.command("refactor")(refactor_command)
+app.command("analyze")(analyze_command)
 app.add_typer(demo_app, name="demo")
 app.command("import")(model_cli.import_command)
 app.command("generate")(model_cli.generate_command)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include <ATen/Functions.h>
@@ -12,6 +13,8 @@
 #include "moe/experts.h"
 #include "moe/ffn_hooks.h"
 #include "moe/gradient_mass.h"
+#include "moe/layer_budget.h"
+#include "moe/select.h"
 
 namespace outrider::moe {
 namespace {
@@ -101,6 +104,56 @@ class Chooser {
     return sums;
   }
 
+  double NatsOnValid(const RoutedModel& model) const {
+    double nats = 0, tokens = 0;
+    for (const DomainLoss& d :
+         EvaluateModel(options_, data_, model, "valid", EvalMode::kRefactored, kSelectionTokens)) {
+      nats += d.nats;
+      tokens += static_cast<double>(d.tokens);
+    }
+    return nats / tokens;
+  }
+
+  // What the loss on valid rises by when one layer alone keeps the stronger half of its channels, sinks among them.
+  std::vector<double> Rises(const MassSample& sample) const {
+    const double sink = options_.coverage_sink / static_cast<double>(sample.channels());
+    RoutedModel probe = model_;
+    probe.routing = Routing::kNone;
+    probe.masks = Masks();
+    const double whole = NatsOnValid(probe);
+    std::vector<double> rises;
+    const int64_t channels = model_.config.ffn;
+    for (int64_t cut = 0; cut < model_.config.layers; ++cut) {
+      std::vector<double> scores = sample.Mean(cut);
+      const std::vector<double> peaks = sample.Peaks(cut);
+      for (size_t c = 0; c < scores.size(); ++c) {
+        if (peaks[c] > sink) scores[c] = std::numeric_limits<double>::infinity();
+      }
+      const std::vector<double> all(scores.size(), 0);
+      probe.masks = Masks(1, model_.config.layers, channels);
+      for (int64_t l = 0; l < model_.config.layers; ++l) {
+        probe.masks.SetExpert(l, 0, l == cut ? TopChannels(scores, channels / 2) : TopChannels(all, channels));
+      }
+      rises.push_back(NatsOnValid(probe) - whole);
+    }
+    return rises;
+  }
+
+  // Empty with equal layers.
+  std::vector<int64_t> KeepPerLayer(const MassSample& sample, ExpertFacts& facts) const {
+    if (options_.experts_ratio != "measured") return {};
+    std::vector<std::vector<double>> scores;
+    for (int64_t l = 0; l < sample.layers(); ++l) scores.push_back(sample.Mean(l));
+    facts.rise = Rises(sample);
+    std::vector<double> weights;
+    for (const double rise : facts.rise) weights.push_back(std::max(rise, 0.0));
+    const int64_t keep = KeptChannels(options_, model_.config), channels = model_.config.ffn;
+    return ShareOut(scores, weights,
+                    {.total = sample.layers() * keep,
+                     .least = std::min(keep, (channels + 3) / 4),
+                     .step = std::max<int64_t>(1, channels / 96)});
+  }
+
   std::vector<int64_t> UnitsAt(const Place& place) const {
     return UnitsOf(options_, data_.File(place.domain, "train"), place, options_.calibration_tokens);
   }
@@ -139,7 +192,8 @@ class Chooser {
     }
     CoverageExperts found = FindCoverageExperts(sample, {.experts = experts,
                                                          .keep = KeptChannels(options_, model_.config),
-                                                         .across_layers = options_.coverage_ratio == "global",
+                                                         .keep_per_layer = KeepPerLayer(sample, facts),
+                                                         .across_layers = options_.experts_ratio == "global",
                                                          .rounds = options_.coverage_rounds,
                                                          .seed = static_cast<uint64_t>(options_.seed),
                                                          .sink_factor = options_.coverage_sink});
@@ -195,13 +249,7 @@ class Chooser {
     if (options_.experts_statistic == "best") {
       for (const char* name : {"l1", "l1_out", "fluctuation", "coverage"}) {
         choose(name);
-        double nats = 0, tokens = 0;
-        for (const DomainLoss& d :
-             EvaluateModel(options_, data_, model_, "valid", EvalMode::kRefactored, kSelectionTokens)) {
-          nats += d.nats;
-          tokens += static_cast<double>(d.tokens);
-        }
-        facts.candidates[name] = nats / tokens;
+        facts.candidates[name] = NatsOnValid(model_);
       }
       facts.statistic = std::ranges::min_element(facts.candidates, {}, [](const auto& c) { return c.second; })->first;
     }

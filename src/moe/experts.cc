@@ -167,9 +167,13 @@ class Lloyd {
   }
 
  private:
+  int64_t Keep(int64_t layer) const {
+    return options_.keep_per_layer.empty() ? options_.keep : options_.keep_per_layer.at(static_cast<size_t>(layer));
+  }
+
   std::vector<int64_t> SinksOf(int64_t layer) const {
     const std::vector<double> peaks = sample_.Peaks(layer);
-    std::vector<int64_t> sinks = TopChannels(peaks, options_.keep / 4);
+    std::vector<int64_t> sinks = TopChannels(peaks, Keep(layer) / 4);
     const double share = options_.sink_factor / static_cast<double>(sample_.channels());
     std::erase_if(sinks, [&](int64_t c) { return peaks[static_cast<size_t>(c)] <= share; });
     return sinks;
@@ -183,7 +187,7 @@ class Lloyd {
       for (const int64_t c : sinks_[static_cast<size_t>(l)]) {
         layer[static_cast<size_t>(c)] = std::numeric_limits<double>::infinity();
       }
-      if (!options_.across_layers) masks_.SetExpert(l, expert, TopChannels(layer, options_.keep));
+      if (!options_.across_layers) masks_.SetExpert(l, expert, TopChannels(layer, Keep(l)));
       all.insert(all.end(), layer.begin(), layer.end());
     }
     if (!options_.across_layers) return;
@@ -317,6 +321,15 @@ at::Tensor MassSample::Rows(int64_t layer, int64_t begin, int64_t end) const {
 }
 
 std::vector<double> MassSample::Peaks(int64_t layer) const { return ToVector(peaks_.at(static_cast<size_t>(layer))); }
+
+std::vector<double> MassSample::Mean(int64_t layer) const {
+  at::Tensor sum;
+  for (int64_t begin = 0; begin < units(); begin += kRowsAtOnce) {
+    const at::Tensor part = Rows(layer, begin, std::min(begin + kRowsAtOnce, units())).to(at::kDouble).sum(0);
+    sum = sum.defined() ? sum + part : part;
+  }
+  return ToVector(sum / static_cast<double>(units()));
+}
 
 std::vector<double> MassSample::Row(int64_t layer, int64_t unit) const { return ToVector(Rows(layer, unit, unit + 1)); }
 

@@ -83,6 +83,8 @@ class MassSample {
   at::Tensor Rows(int64_t layer, int64_t begin, int64_t end) const;
   // [D]: the largest share of a single token's mass that each channel had.
   std::vector<double> Peaks(int64_t layer) const;
+  // [D]: mean over units.
+  std::vector<double> Mean(int64_t layer) const;
   // One unit's mass in one layer, as scores.
   std::vector<double> Row(int64_t layer, int64_t unit) const;
   at::Device device() const { return mass_[0].device(); }
@@ -97,8 +99,9 @@ class MassSample {
 
 struct CoverageOptions {
   int64_t experts = 8;
-  int64_t keep = 0;  // channels per expert and layer
-  bool across_layers = false;  // `keep` on average over the layers: the channels with the most mass in all
+  int64_t keep = 0;                          // channels per expert and layer
+  std::vector<int64_t> keep_per_layer = {};  // empty: `keep` in each
+  bool across_layers = false;                // `keep` on average: the channels with the most mass of all layers
   int64_t rounds = 15;
   uint64_t seed = 0;
   // Channels that once carried more than sink_factor / D of a token's mass are in every expert, at most keep / 4 of a

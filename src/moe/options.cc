@@ -29,13 +29,13 @@ void ForEachField(AnyOptions& o, const Visit& visit) {
   visit("experts.statistic", o.experts_statistic, true);
   visit("experts.count", o.experts_count, true);
   visit("experts.keep", o.experts_keep, true);
+  visit("experts.ratio", o.experts_ratio, true);
   visit("calibration.samples", o.calibration_samples, true);
   visit("calibration.tokens", o.calibration_tokens, true);
   visit("coverage.rounds", o.coverage_rounds, true);
   visit("coverage.sink", o.coverage_sink, true);
   visit("coverage.granularity", o.coverage_granularity, true);
   visit("coverage.mass", o.coverage_mass, true);
-  visit("coverage.ratio", o.coverage_ratio, true);
   visit("carved.top", o.carved_top, true);
   visit("routing.kind", o.routing_kind, true);
   visit("routing.tau", o.routing_tau, true);
@@ -147,6 +147,8 @@ std::vector<std::string> WrongPairs(const Options& o) {
     found.push_back("experts.statistic: " + o.experts_statistic + " is for experts.kind static only");
   if (o.routing_kind == "layerwise" && o.routing_tau > 0)
     found.emplace_back("routing.tau: routing.kind layerwise has no hysteresis, expected 0");
+  if (o.experts_ratio != "uniform" && o.experts_kind != "coverage" && o.experts_kind != "static")
+    found.push_back("experts.ratio: " + o.experts_ratio + " is for experts.kind coverage and static only");
   if (carved && o.carved_top >= o.experts_count) found.emplace_back("carved.top: expected fewer than experts.count");
   return found;
 }
@@ -158,9 +160,9 @@ std::string Complaint(const Options& o) {
       OneOf("experts.kind", o.experts_kind,
             {"coverage", "published", "random", "carved", "static", "contextual", "dense"}),
       OneOf("experts.statistic", o.experts_statistic, {"l1", "l1_out", "fluctuation", "coverage", "best"}),
+      OneOf("experts.ratio", o.experts_ratio, {"uniform", "measured", "global"}),
       OneOf("routing.kind", o.routing_kind, {"router", "layerwise", "random", "domain", "none"}),
       OneOf("coverage.mass", o.coverage_mass, {"activation", "gradient"}),
-      OneOf("coverage.ratio", o.coverage_ratio, {"uniform", "global"}),
       OneOf("router.scale", o.router_scale, {"none", "sqrt"}),
       OneOf("router.embed", o.router_embedding, {"own", "tied"}),
       OneOf("router.loss", o.router_loss, {"coverage", "paper", "code", "code_abs"}),

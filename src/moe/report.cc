@@ -18,6 +18,7 @@ std::string ToJson(const ExpertFacts& facts) {
                       {"delta", facts.delta[l]}});
   }
   const json out = {{"layers", layers},
+                    {"rise", facts.rise},
                     {"coverage", facts.coverage},
                     {"reseeded", facts.reseeded},
                     {"statistic", facts.statistic},

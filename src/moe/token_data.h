@@ -51,8 +51,11 @@ class TokenData {
   // `samples` places per domain, evenly spread over the split, none overlapping while the split is long enough; [n * j
   // + d] is sample j of domain d.
   std::vector<Place> Spread(const std::string& split, int64_t samples, int64_t tokens) const;
-  // Places of one step's batch: domains in turn, the offset drawn by (seed, use, stage, step, sample).
-  std::vector<Place> Draw(uint64_t seed, Use use, uint32_t stage, uint32_t step, int64_t samples, int64_t tokens) const;
+  // Samples `first` to `first + samples - 1` of the sequence of a run: domains in turn, and in each domain pass after
+  // pass over its train text, cut into places of `tokens` - 1 (the last token of a sample is a target only). Within a
+  // pass no place comes twice. Order and start of the cut are functions of seed, use, domain and pass, so any part of
+  // the sequence is known without what came before.
+  std::vector<Place> Draw(uint64_t seed, Use use, int64_t first, int64_t samples, int64_t tokens) const;
 
  private:
   TokenData() = default;

@@ -108,8 +108,8 @@ base::Result<StepReport> Trainer::RouterStep(int64_t round, int64_t step, int64_
     targets.emplace(router_loss_, model_.masks, norms, model_.device());
   }
   const auto seed = static_cast<uint64_t>(options_.seed);
-  const std::vector<Place> places = data_.Draw(seed, Use::kRouter, static_cast<uint32_t>(round),
-                                               static_cast<uint32_t>(step), options_.batch, options_.sequence + 1);
+  const int64_t first = (round * options_.router_steps + step) * options_.batch;
+  const std::vector<Place> places = data_.Draw(seed, Use::kRouter, first, options_.batch, options_.sequence + 1);
   StepReport report{.tokens = options_.batch * options_.sequence};
   router_->ZeroGradients();
   for (size_t begin = 0; begin < places.size(); begin += static_cast<size_t>(options_.micro_batch)) {
@@ -148,8 +148,8 @@ TokenLoss Trainer::ExpertMicroStep(const TokenBatch& batch, int64_t tokens_of_st
 base::Result<StepReport> Trainer::ExpertStep(int64_t round, int64_t step, int64_t steps) {
   const auto seed = static_cast<uint64_t>(options_.seed);
   const auto stage = static_cast<uint32_t>(round), number = static_cast<uint32_t>(step);
-  const std::vector<Place> places =
-      data_.Draw(seed, Use::kExpert, stage, number, options_.batch, options_.sequence + 1);
+  const int64_t first = (round * options_.expert_steps + step) * options_.batch;
+  const std::vector<Place> places = data_.Draw(seed, Use::kExpert, first, options_.batch, options_.sequence + 1);
   StepReport report{.tokens = options_.batch * options_.sequence};
   const auto tokens = static_cast<double>(report.tokens);
   std::vector<TokenLoss> parts;  // read behind the last launch, so that a GPU never waits for the host

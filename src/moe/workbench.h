@@ -25,6 +25,9 @@ struct StepFacts {
 // What is known of the experts before tuning.
 struct ExpertFacts {
   std::vector<LayerCounts> layers;
+  // Per layer: nats per token on valid that cutting this layer alone to half its channels costs; experts.ratio
+  // measured.
+  std::vector<double> rise;
   std::vector<double> delta;     // per layer: mean over pairs of experts of |m_j minus m_i|, channels
   std::vector<double> coverage;  // coverage experts: share of mass kept by the best expert, per round
   int64_t reseeded = 0;

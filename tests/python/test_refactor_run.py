@@ -6,7 +6,7 @@ import shutil
 import pytest
 from outrider import _core
 from outrider.cli import app
-from outrider.refactor import run, smoke
+from outrider.refactor import budgets, run, smoke
 from outrider.refactor.errors import InputError
 from typer.testing import CliRunner
 
@@ -52,7 +52,7 @@ def test_all_rows_are_on_the_card(finished):
 def test_every_file_has_its_checksum(finished, tmp_path):
     out, _ = finished
     header = json.loads((out / "outrider.json").read_text())
-    beside = {"outrider.json", "quality_card.json", "quality_card.md", "quality_card.png", "rows.json"}
+    beside = {"outrider.json", "quality_card.json", "quality_card.md", "quality_card.png", "routes", "rows.json"}
     assert set(header["files"]) == {path.name for path in out.iterdir()} - beside
     damaged = shutil.copytree(out, tmp_path / "damaged")
     text = bytearray((damaged / "outrider_router.safetensors").read_bytes())
@@ -127,3 +127,24 @@ def test_budgets_are_options_of_the_core(inputs, tmp_path):
         for preset in ("outrider", "readme"):
             options = request_of(inputs, tmp_path, budget=budget, preset=preset, changes=()).options()
             assert json.loads(_core.refactor_options(json.dumps(options))) == options
+
+
+def test_every_row_that_can_be_asked_for_runs(inputs, tmp_path):
+    out = tmp_path / "moe"
+    card = run.refactor(request_of(inputs, out, rows=tuple(budgets.ROWS)))
+    assert [row["name"] for row in card["rows"]] == ["parent", *budgets.ROWS]
+    tuned = {row["name"]: row["tokens"] for row in card["rows"][1:]}
+    assert tuned.pop("static+") == {"tuning": (3 + 3) * 4 * 128, "router": 0, "teacher": 0}
+    assert {tokens["tuning"] for tokens in tuned.values()} == {3 * 4 * 128}
+    routed = {name for name, tokens in tuned.items() if tokens["router"] == 3 * 4 * 128}
+    assert routed == {"random-mask", "layerwise", "carved", "ours"}
+    traces = {path.stem for path in (out / "routes").iterdir()}
+    assert traces == routed | {"random-router", "domain-oracle"}
+
+
+def test_static_plus_spends_what_the_router_saw():
+    options = {"rounds": 4, "router.steps": 38, "router.last_steps": 38, "expert.steps": 152}
+    plus = budgets.row_options("static+", options)
+    assert plus["expert.steps"] == 152 + 48, "190 router steps over four rounds, rounded up"
+    assert budgets.row_options("static", options)["expert.steps"] == 152
+    assert budgets.row_options("ours", options) == options

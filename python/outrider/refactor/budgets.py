@@ -41,12 +41,35 @@ BUDGETS: dict[str, dict[str, Any]] = {
     },
 }
 
+_STATIC = {"experts.kind": "static", "experts.statistic": "best", "routing.kind": "none"}
+_PER_LAYER = {"routing.kind": "layerwise", "routing.tau": 0.0}
+
 # What makes each row of a comparison: the same program and texts with these options changed.
 ROWS: dict[str, dict[str, Any]] = {
     "dense-cont": {"experts.kind": "dense", "routing.kind": "none"},
-    "static": {"experts.kind": "static", "experts.statistic": "best", "routing.kind": "none"},
+    "static": _STATIC,
+    "static+": _STATIC,  # and the router's tokens, see row_options
+    "random-router": {"routing.kind": "random"},
+    "random-mask": {"experts.kind": "random"},
+    "domain-oracle": {"experts.kind": "published", "routing.kind": "domain"},
+    "layerwise": _PER_LAYER,
+    "carved": {"experts.kind": "carved", **_PER_LAYER},
+    "contextual": {"experts.kind": "contextual", "routing.kind": "none"},
     "ours": {},
 }
+DEFAULT_ROWS = ("dense-cont", "static", "ours")
+
+
+def row_options(row: str, options: dict[str, Any]) -> dict[str, Any]:
+    """`options` of the row `ours`, changed into those of another row.
+
+    `static+` is tuned on as many tokens more as the router of `ours` sees, rounded up to whole steps of each round.
+    """
+    changed = options | ROWS[row]
+    if row == "static+" and options["rounds"] > 0:
+        steps = options["rounds"] * options["router.steps"] + options["router.last_steps"]
+        changed["expert.steps"] += -(-steps // options["rounds"])
+    return changed
 
 
 def calibration_tokens(options: dict[str, Any]) -> int:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from outrider.refactor import run
-from outrider.refactor.budgets import BUDGETS, ROWS
+from outrider.refactor.budgets import BUDGETS, DEFAULT_ROWS, ROWS
 from outrider.refactor.cli import input_errors, self_progress
 from outrider.refactor.errors import InputError
 
@@ -30,7 +30,9 @@ def refactor_command(
     preset: Annotated[str, typer.Option(help="outrider, or readme: as published.")] = "outrider",
     budget: Annotated[str, typer.Option(help=" or ".join(BUDGETS))] = "cpu-smoke",
     active: Annotated[float, typer.Option(help="Share of each FFN that a token uses.", min=0.01, max=1.0)] = 0.5,
-    rows: Annotated[str, typer.Option(help=f"Models to tune for comparison: of {', '.join(ROWS)}.")] = ",".join(ROWS),
+    rows: Annotated[str, typer.Option(help=f"Models to tune for comparison: of {', '.join(ROWS)}.")] = ",".join(
+        DEFAULT_ROWS
+    ),
     option: Annotated[list[str] | None, typer.Option(help="Further options of the core, as NAME=VALUE.")] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bits on one machine.", min=0)] = 0,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens per domain at most.", min=1)] = None,

@@ -13,7 +13,7 @@ from typing import Any
 from outrider.refactor import domains, prepare
 from outrider.refactor.artifact import HEADER
 from outrider.refactor.atomic import atomic_folder, remove, require_space, write_file
-from outrider.refactor.budgets import BUDGETS, ROWS, calibration_tokens, stage_tokens
+from outrider.refactor.budgets import BUDGETS, DEFAULT_ROWS, ROWS, calibration_tokens, row_options, stage_tokens
 from outrider.refactor.card.write import write_card
 from outrider.refactor.errors import InputError
 from outrider.refactor.self_text import Progress as OwnProgress
@@ -48,7 +48,7 @@ class Request:
     preset: str = "outrider"
     budget: str = "cpu-smoke"
     active: float = 0.5
-    rows: tuple[str, ...] = ("dense-cont", "static", "ours")
+    rows: tuple[str, ...] = DEFAULT_ROWS
     seed: int = 0
     max_tokens: int | None = None
     changes: tuple[tuple[str, Any], ...] = ()  # further options of the core
@@ -131,8 +131,18 @@ def refactor(request: Request, progress: Progress = lambda row, step: None) -> d
         card = card_of_run.make_card(run)
         write_card(card, folder)
         write_file(folder / "rows.json", json.dumps(results, separators=(",", ":")) + "\n")
+        _keep_routes(request, folder / "routes")
     remove(request.work)
     return card
+
+
+def _keep_routes(request: Request, folder: Path) -> None:
+    """Copies the route trace of every row that has one."""
+    for row in request.rows:
+        trace = request.work / "rows" / row / "routes.safetensors"
+        if trace.is_file():
+            folder.mkdir(exist_ok=True)
+            shutil.copyfile(trace, folder / f"{row}.safetensors")
 
 
 def _seal(folder: Path) -> None:
@@ -182,7 +192,7 @@ def _run_row(request: Request, data: Path, row: str, progress: Progress) -> dict
 
     out = request.work / "rows" / row
     files = {"model": str(request.model), "data": str(data), "out": str(out), "write_model": row == "ours"}
-    options = request.options() | ROWS[row] | files
+    options = row_options(row, request.options()) | files
     return json.loads(_core.refactor(json.dumps(options), lambda step: progress(row, step)))
 
 

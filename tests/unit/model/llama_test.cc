@@ -35,6 +35,10 @@ class Recorder : public FfnHook {
  public:
   explicit Recorder(double factor) : factor_(factor) {}
   void OnTokens(const at::Tensor& ids, int64_t past) override { passes.emplace_back(ids.size(1), past); }
+  void OnInput(int64_t layer, const at::Tensor& x) override {
+    EXPECT_EQ(layer, static_cast<int64_t>(layers.size() % 3)) << "right before OnHidden";
+    EXPECT_EQ(x.size(1), 16);
+  }
   at::Tensor OnHidden(int64_t layer, const at::Tensor& h) override {
     layers.push_back(layer);
     shapes.push_back(h.sizes().vec());

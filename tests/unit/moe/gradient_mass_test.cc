@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <numeric>
+#include <set>
 
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
@@ -10,7 +11,7 @@
 
 #include "moe/gradient_mass.h"
 #include "moe/losses.h"
-#include "refactor_support.h"
+#include "refactor_fixture.h"
 
 namespace outrider::moe {
 namespace {
@@ -78,8 +79,8 @@ TEST(GradientMass, IsTheChangeOfTheLossWhenAChannelGrows) {
 }
 
 TEST_F(RefactorTest, ExpertsByGradientAndAcrossLayersKeepTheirCount) {
-  for (const json& kind : {json{{"coverage.mass", "gradient"}}, json{{"coverage.ratio", "global"}},
-                           json{{"coverage.mass", "gradient"}, {"coverage.ratio", "global"}}}) {
+  for (const json& kind : {json{{"coverage.mass", "gradient"}}, json{{"experts.ratio", "global"}},
+                           json{{"coverage.mass", "gradient"}, {"experts.ratio", "global"}}}) {
     json options = kind;
     options.update({{"rounds", 1}, {"router.steps", 30}, {"expert.steps", 8}});
     const std::string name = "by_mass" + kind.dump();
@@ -93,7 +94,7 @@ TEST_F(RefactorTest, ExpertsByGradientAndAcrossLayersKeepTheirCount) {
       sizes.insert(layer["active"][0].get<int64_t>());
     }
     EXPECT_EQ(active, std::vector<int64_t>(4, 3 * 44));
-    EXPECT_EQ(sizes.size() > 1, kind.contains("coverage.ratio"));
+    EXPECT_EQ(sizes.size() > 1, kind.contains("experts.ratio"));
     EXPECT_LT(Log(name)[29]["loss"], Log(name)[0]["loss"]) << "router";
     EXPECT_GE(experts["coverage"].back().get<double>(), experts["coverage"].front().get<double>());
   }

@@ -37,6 +37,12 @@ TEST(Options, ErrorsNameTheField) {
   EXPECT_EQ(Complaint(R"({"experts.count": 17})"), "E_OPTION: experts.count: found 17, expected at most 16");
   EXPECT_THAT(Complaint(R"({"router.loss": "kl"})"), HasSubstr("found \"kl\", expected one of coverage paper"));
   EXPECT_THAT(Complaint(R"({"experts.kind": "static"})"), HasSubstr("routing.kind"));
+  EXPECT_THAT(Complaint(R"({"experts.kind": "carved"})"), HasSubstr("expected layerwise"));
+  EXPECT_THAT(Complaint(R"({"experts.kind": "carved", "routing.kind": "layerwise", "carved.top": 8})"),
+              HasSubstr("carved.top: expected fewer than experts.count"));
+  EXPECT_THAT(Complaint(R"({"routing.kind": "layerwise", "routing.tau": 1})"), HasSubstr("no hysteresis"));
+  EXPECT_THAT(Complaint(R"({"preset": "readme", "experts.ratio": "measured"})"), HasSubstr("coverage only"));
+  EXPECT_EQ(Complaint(R"({"experts.kind": "random", "routing.kind": "layerwise"})"), "");
   EXPECT_THAT(Complaint(R"({"distill": 1})"), HasSubstr("teacher"));
   EXPECT_THAT(Complaint(R"({"preset": "best"})"), HasSubstr("preset: found \"best\""));
   for (const char* bad : {"window:", "window:0", "window:4x", "tokens"}) {
@@ -126,22 +132,6 @@ TEST_F(TokenDataTest, RefusesWhatDoesNotFit) {
   EXPECT_THAT(Complaint(), HasSubstr("E_DATA"));
   std::filesystem::remove(folder_ + "/data.json");
   EXPECT_THAT(Complaint(), HasSubstr("cannot be read"));
-}
-
-TEST(TokenData, DrawsAreBalancedInRangeAndRepeatable) {
-  std::vector<std::map<std::string, TokenFile>> splits(2);
-  for (auto& files : splits) files["train"] = {std::vector<int32_t>(100, 1), {0}};
-  const TokenData data(10, {"a", "b"}, splits);
-  const auto places = data.Draw(1, Use::kExpert, 0, 3, 7, 90);
-  EXPECT_EQ(places, data.Draw(1, Use::kExpert, 0, 3, 7, 90));
-  EXPECT_NE(places, data.Draw(1, Use::kExpert, 1, 3, 7, 90));
-  EXPECT_NE(places, data.Draw(1, Use::kExpert, 0, 4, 7, 90));
-  for (size_t s = 0; s < places.size(); ++s) {
-    EXPECT_EQ(places[s].domain, (3 * 7 + s) % 2);
-    EXPECT_LE(places[s].offset, 10);
-  }
-  const auto spread = data.Spread("train", 3, 20);
-  EXPECT_THAT(spread, ElementsAre(Place{0, 0}, Place{1, 0}, Place{0, 40}, Place{1, 40}, Place{0, 80}, Place{1, 80}));
 }
 
 }  // namespace

@@ -3,10 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <map>
-#include <set>
-
-#include "refactor_support.h"
+#include "refactor_fixture.h"
 
 namespace outrider::moe {
 namespace {
@@ -156,6 +153,10 @@ TEST_F(RefactorTest, EveryRowOfTheComparisonRuns) {
         {"router.balance", 0.01}}},
       {"documents_as_units", {{"coverage.granularity", "document"}}},
       {"static", {{"experts.kind", "static"}, {"routing.kind", "none"}, {"experts.statistic", "best"}}},
+      {"layerwise", {{"routing.kind", "layerwise"}}},
+      {"layerwise_published", {{"experts.kind", "published"}, {"routing.kind", "layerwise"}, {"router.loss", "code"}}},
+      {"random_mask", {{"experts.kind", "random"}}},
+      {"carved", {{"experts.kind", "carved"}, {"routing.kind", "layerwise"}}},
       {"dense", {{"experts.kind", "dense"}, {"routing.kind", "none"}}},
       {"contextual", {{"experts.kind", "contextual"}, {"routing.kind", "none"}}},
       {"distilled", {{"teacher", "parent"}, {"distill", 1.0}}},
@@ -178,9 +179,30 @@ TEST_F(RefactorTest, EveryRowOfTheComparisonRuns) {
   const json chosen = json::parse(Slurp(root_ + "/row_static/experts.json"));
   for (const auto& [name, nats] : chosen["candidates"].items())
     EXPECT_GE(nats, chosen["candidates"][chosen["statistic"]]);
+  for (const json& layer : json::parse(Slurp(root_ + "/row_carved/experts.json"))["layers"]) {
+    EXPECT_EQ(layer["permanent"], 0);  // 2 of 4 experts of 22 channels are half of 88
+    EXPECT_EQ(layer["active"], json({22, 22, 22, 22}));
+    EXPECT_EQ(layer["union"], 88);
+  }
   EXPECT_GT(Log("row_distilled")[2]["divergence"], 0);
   EXPECT_FALSE(std::filesystem::exists(root_ + "/row_contextual/model"));
   EXPECT_TRUE(std::filesystem::exists(root_ + "/row_narrow/model/outrider.json"));
+}
+
+TEST_F(RefactorTest, LayersMayKeepDifferentSharesAndTheSumStays) {
+  const json result =
+      Refactored("ratio", {{"experts.ratio", "measured"}, {"rounds", 1}, {"router.steps", 2}, {"expert.steps", 1}});
+  ASSERT_FALSE(result.contains("error")) << result["error"];
+  const json measured = json::parse(Slurp(root_ + "/ratio/experts.json"));
+  EXPECT_EQ(measured["rise"].size(), 3);
+  int64_t channels = 0;
+  for (const json& layer : measured["layers"]) {
+    const auto active = layer["active"].get<std::vector<int64_t>>();
+    EXPECT_EQ(active, std::vector<int64_t>(4, active[0])) << "experts of a layer are equal";
+    EXPECT_GE(active[0], 22);
+    channels += active[0];
+  }
+  EXPECT_EQ(channels, 3 * 44) << "layers may differ, the sum does not";
 }
 
 TEST_F(RefactorTest, BadInputIsNamed) {
@@ -189,6 +211,10 @@ TEST_F(RefactorTest, BadInputIsNamed) {
   EXPECT_THAT(Refactored("bad", {{"router.width", 64}})["error"].get<std::string>(), HasSubstr("at least 64 columns"));
   EXPECT_THAT(Refactored("bad", {{"data", root_ + "/none"}})["error"].get<std::string>(),
               HasSubstr("none/data.json: cannot be read"));
+  EXPECT_THAT(
+      Refactored("bad", {{"experts.kind", "carved"}, {"routing.kind", "layerwise"}, {"experts.keep", 0.4}})["error"]
+          .get<std::string>(),
+      HasSubstr("experts.keep: found 35 of 88 channels, which 4 carved experts cannot share out"));
   EXPECT_THAT(Refactored("bad", {{"experts.count", 2}, {"routing.kind", "domain"}})["error"].get<std::string>(),
               HasSubstr("one expert per domain: 3"));
 }

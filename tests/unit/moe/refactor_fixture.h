@@ -1,5 +1,5 @@
 #pragma once
-// A tiny parent trained on synthetic text, and whole refactorings of it.
+// A tiny model on synthetic text, trained a little: the parent of whole refactorings.
 
 #include <gtest/gtest.h>
 
@@ -7,7 +7,6 @@
 #include <fstream>
 #include <iterator>
 #include <map>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -105,7 +104,7 @@ class RefactorTest : public testing::Test {
  protected:
   // The parent is the random model after 120 steps of plain training.
   static void SetUpTestSuite() {
-    root_ = testing::TempDir() + "outrider_refactor";
+    root_ = testing::TempDir() + "outrider_" + testing::UnitTest::GetInstance()->current_test_suite()->name();
     std::filesystem::remove_all(root_);
     WriteData(root_ + "/data");
     WriteRandomModel(root_ + "/random");
@@ -132,8 +131,8 @@ class RefactorTest : public testing::Test {
     return lines;
   }
 
-  inline static std::string root_;
-  inline static json parent_;
+  static inline std::string root_;
+  static inline json parent_;
 };
 
 }  // namespace outrider::moe
