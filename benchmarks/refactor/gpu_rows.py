@@ -142,14 +142,22 @@ def dry_run(plan: Plan, rows: list[Row]) -> None:
 
 
 def run_rows(runner: Runner, rows: list[Row], results: Results) -> bool:
-    """False when the time ended before the last row."""
+    """False when the time ended before the last row, or a row failed: the others run all the same."""
     results.add_parent()
+    failed = []
     for row in rows:
-        if not runner.run(row):
-            return False
+        try:
+            if not runner.run(row):
+                return False
+        except ValueError as error:  # an error line of the core
+            failed.append(row.key)
+            runner.log(f"{row.key}: {error}")
+            continue
         results.add(row)
         results.write()
-    return True
+    if failed:
+        runner.log(f"failed: {', '.join(failed)}")
+    return not failed
 
 
 def run_sweep(runner: Runner, rows: list[Row], rates: list[float], tokens: int, results: Results) -> bool:
@@ -168,7 +176,7 @@ def run_sweep(runner: Runner, rows: list[Row], rates: list[float], tokens: int, 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 when every row is finished, 3 when the time ended first."""
+    """Exit code: 0 when every row is finished, 3 when the time ended first or a row failed."""
     options = arguments(argv)
     plan, rows = plan_of(options), chosen_rows([name.strip() for name in options.rows.split(",")])
     if options.dry_run:

@@ -47,6 +47,7 @@ def row_of(runner: Runner, row: Row) -> dict[str, Any]:
         "nominal_tokens": runner.plan.tokens,
         "seed": options["seed"],
         "rate": options["expert.rate"],
+        "eval_tokens": options["eval_tokens"],
         **_losses(test, result["eval"]["unseen"]["refactored"]),
         "valid_ppl_geomean": valid_mean(result),
         **_routes(test),
@@ -111,7 +112,7 @@ def losses_of(documents: dict[str, Any]) -> dict[str, DomainLoss]:
 def compare_all(rows: list[dict[str, Any]], documents: dict[str, Any]) -> list[dict[str, Any]]:
     """Each row against `static` of the same preset, active share, budget, loss and teacher: ratios of perplexities with
     95 % intervals, below 1 better than `static`."""
-    same = ("preset", "active", "loss", "teacher", "nominal_tokens", "seed")
+    same = ("preset", "active", "loss", "teacher", "nominal_tokens", "seed", "eval_tokens")
     statics = {tuple(row[name] for name in same): row for row in rows if row["row"] == "static"}
     found = []
     for row in rows:

@@ -66,10 +66,14 @@ class Runner:
         if seconds <= 0:
             return False
         teacher = teacher_of(row)
-        options = self.plan.options(row, str(self.model_of(teacher)) if teacher else None)
-        options |= {"out": str(self.folder(row)), "eval_tokens": self.plan.eval_tokens, "write_model": True}
-        options["eval_taus"] = TAUS if row.routed else ""
-        options |= {"checkpoint_steps": 1_000_000, "seconds_max": 0 if math.isinf(seconds) else seconds}
+        options = {
+            "checkpoint_steps": 1_000_000,
+            "eval_taus": TAUS if row.routed else "",
+            "seconds_max": 0 if math.isinf(seconds) else seconds,
+            **self.plan.options(row, str(self.model_of(teacher)) if teacher else None),
+            "out": str(self.folder(row)),
+            "write_model": True,
+        }
         begin = time.monotonic()
         _reset_peak(self.plan.device)
         done = json.loads(_core.refactor(json.dumps(options), self._progress(row)))["done"]

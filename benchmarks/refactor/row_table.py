@@ -15,6 +15,9 @@ ACTIVE = (0.5, 0.75)
 NO_ROUTER = {"routing.kind": "none"}
 STATIC = {"experts.kind": "static", "experts.statistic": "best", **NO_ROUTER}
 
+# Options of the core that change no result.
+WITHOUT_EFFECT = ("checkpoint_steps", "seconds_max", "steps_max", "eval_taus")
+
 # How the tokens of a row are spread over stages; `last_router` is the share of router steps behind the last expert
 # stage. Everything else are options of the core.
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -155,6 +158,7 @@ class Plan:
             "sequence": self.sequence,
             "micro_batch": min(self.micro_batch, self.batch),
             "experts.keep": row.active,
+            "eval_tokens": self.eval_tokens,
             **schedule,
             **self.stages(row),
             **row.options,
@@ -180,6 +184,7 @@ class Plan:
     def identity(self, row: Row) -> str:
         """The row's key and a digest of what decides its result, so that other settings never meet in one folder."""
         teacher = teacher_of(row)
-        decides = self.options(row, self.identity(teacher) if teacher else None)
+        options = self.options(row, self.identity(teacher) if teacher else None)
+        decides = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
         text = json.dumps(decides, sort_keys=True)
         return f"{row.key}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

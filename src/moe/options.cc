@@ -117,6 +117,7 @@ int64_t ParseGranularity(const std::string& text) {
 
 // -1 for a text that names no way of tuning.
 int64_t ParseTune(const std::string& text) { return text == "full" ? 0 : CountBehind("adapter", text); }
+
 // Numbers of at least 0 with commas between them; nullopt for anything else.
 std::optional<std::vector<double>> ParseNumbers(const std::string& text) {
   std::vector<double> numbers;

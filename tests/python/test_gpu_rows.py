@@ -152,17 +152,27 @@ def test_the_archive_has_cards_and_no_weights(finished, inputs, tmp_path):
 
 
 def test_a_stopped_call_goes_on_to_the_same_figures(finished, inputs):
+    assert call(inputs, "outrider-0.5-ours", "--seconds", "1", work="again", out="again") == 3
+    assert not (inputs[0] / "again" / "rows").exists(), "too little time to begin"
     stops = 0
-    while call(inputs, "outrider-0.5-ours", "--seconds", "20.001", work="again", out="again") == 3:
+    while call(inputs, "outrider-0.5-ours", "--set", "steps_max=1", work="again", out="again") == 3:
         stops += 1
-        assert stops < 30
-    assert stops > 2, "twenty seconds are kept back, so that a call does one step at most"
+        assert stops < 10
+    assert stops == 3 + 5, "every call does one step; the last step of a row ends it"
     documents = found(inputs, "again")["documents"]
     same = [key for key in documents if key.startswith("outrider-0.5-ours")]
     assert len(same) == 1
     assert documents[same[0]] == finished["documents"][same[0]]
     rows = [list((inputs[0] / folder / "rows").glob("*/checkpoint*")) for folder in ("work", "again")]
     assert rows == [[], []], "checkpoints of finished rows are removed"
+
+
+def test_a_row_that_fails_does_not_keep_the_others_from_running(finished, inputs, capsys):
+    changes = ("--set", "outrider-0.5-ours-ce:router.width=1024")
+    assert call(inputs, "outrider-0.5-ours-ce,outrider-0.5-static-ce", *changes, out="failed") == 3
+    text = capsys.readouterr().out
+    assert "outrider-0.5-ours-ce: error E_" in text and "failed: outrider-0.5-ours-ce" in text
+    assert any(row["id"].startswith("outrider-0.5-static-ce") for row in found(inputs, "failed")["rows"])
 
 
 def test_rows_of_an_earlier_file_stay(finished, inputs):
