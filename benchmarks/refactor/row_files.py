@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from outrider.refactor import card_of_run
-from outrider.refactor.artifact import MASKS, load_artifact
+from outrider.refactor.artifact import MASKS
 from outrider.refactor.card.schema import JSON_NAME, check, dump
-from outrider.refactor.data_set import load_data
-from outrider.refactor.traces import route_traces, save_traces
 from row_runner import Runner, seconds_of
 from row_table import Row
 
-TRACES = "routes.npz"
 # Larger files stay behind: a router of the published form with a table of its own is 100 MB at 49,152 tokens.
 FILE_BYTES_MAX = 8_000_000
-_FILES = ("experts.json", "log.jsonl", f"model/{MASKS}", "model/outrider_router.safetensors", "model/outrider.json")
+_FILES = (
+    "experts.json",
+    "log.jsonl",
+    "routes.safetensors",
+    f"model/{MASKS}",
+    "model/outrider_router.safetensors",
+    "model/outrider.json",
+)
 # Rows of a card, by name; `ours` stands for the row that the card is of.
-_CARD_ROWS = ("dense-cont", "static", "static+", "random-router", "contextual")
+_CARD_ROWS = ("dense-cont", "static", "static+", "random-router", "random-mask", "contextual", "layerwise", "carved")
 
 
 def write_archive(runner: Runner, rows: list[Row], path: Path, environment: dict[str, str]) -> list[str]:
@@ -34,8 +38,7 @@ def write_archive(runner: Runner, rows: list[Row], path: Path, environment: dict
             folder = runner.folder(row)
             if (folder / "model" / MASKS).exists() and row.routed:
                 _add_bytes(archive, f"{row.key}/{JSON_NAME}", _card(runner, row, environment).encode())
-                _write_traces(runner, row)
-            for name in (*_FILES, TRACES):
+            for name in _FILES:
                 file = folder / name
                 if not file.exists():
                     continue
@@ -85,18 +88,6 @@ def _results(runner: Runner, row: Row) -> dict[str, tuple[Row, dict[str, Any]]]:
     result = runner.result(row)
     assert result is not None
     return {**found, "ours": (row, result)}
-
-
-def _write_traces(runner: Runner, row: Row) -> None:
-    path = runner.folder(row) / TRACES
-    if path.exists():
-        return
-    artifact = load_artifact(runner.model_of(row))
-    options = runner.plan
-    traces = route_traces(
-        artifact, load_data(Path(options.data)), options.sequence, options.eval_tokens, device=options.device
-    )
-    save_traces(path, traces)
 
 
 def _add_bytes(archive: tarfile.TarFile, name: str, data: bytes) -> None:

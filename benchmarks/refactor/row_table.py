@@ -13,10 +13,11 @@ from typing import Any
 
 ACTIVE = (0.5, 0.75)
 NO_ROUTER = {"routing.kind": "none"}
+LAYERWISE = {"routing.kind": "layerwise"}
 STATIC = {"experts.kind": "static", "experts.statistic": "best", **NO_ROUTER}
 
 # Options of the core that change no result.
-WITHOUT_EFFECT = ("checkpoint_steps", "seconds_max", "steps_max", "eval_taus")
+WITHOUT_EFFECT = ("checkpoint_steps", "seconds_max", "steps_max", "eval_taus", "trace_tokens")
 
 # How the tokens of a row are spread over stages; `last_router` is the share of router steps behind the last expert
 # stage. Everything else are options of the core.
@@ -44,7 +45,13 @@ class Row:
         return f"{self.preset}-{self.active:g}-{self.name}" + ("-ce" if plain else "")
 
     @property
+    def trained_router(self) -> bool:
+        """Whether there are router stages."""
+        return self.options.get("routing.kind", "router") in ("router", "layerwise")
+
+    @property
     def routed(self) -> bool:
+        """Whether a router outside the backbone chooses one expert for all layers."""
         return self.options.get("routing.kind", "router") == "router"
 
 
@@ -61,6 +68,9 @@ def _rows_of(preset: str, active: float) -> list[Row]:
             row("static+", True, STATIC, extra=True),
             row("random-router", True, {"routing.kind": "random"}),
             row("contextual", True, {"experts.kind": "contextual", **NO_ROUTER}),
+            row("layerwise", True, LAYERWISE),
+            row("carved", True, {"experts.kind": "carved", **LAYERWISE}),
+            row("random-mask", True, {"experts.kind": "random"}),
             row("ours-16", True, {"experts.count": 16}),
             row("ours-window-16", True, {"coverage.granularity": "window:16"}),
             row("ours-window-256", True, {"coverage.granularity": "window:256"}),
@@ -75,6 +85,7 @@ def _rows_of(preset: str, active: float) -> list[Row]:
         row("random-router", False, {"routing.kind": "random"}),
         row("domain-oracle", False, {"routing.kind": "domain"}),
         row("contextual", False, {"experts.kind": "contextual", **NO_ROUTER}),
+        row("layerwise", False, LAYERWISE),
     ]
 
 
@@ -140,8 +151,8 @@ class Plan:
         return {
             "rounds": rounds,
             "expert.steps": max(1, round(tuning / (rounds * self.step_tokens))),
-            "router.steps": round((router - last) / rounds) if row.routed else 0,
-            "router.last_steps": last if row.routed else 0,
+            "router.steps": round((router - last) / rounds) if row.trained_router else 0,
+            "router.last_steps": last if row.trained_router else 0,
         }
 
     def options(self, row: Row, teacher: str | None) -> dict[str, Any]:

@@ -10,6 +10,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "files/shallow_json.h"
+
 namespace outrider::moe {
 namespace {
 
@@ -228,7 +230,7 @@ base::Result<Options> Preset(const json& root) {
 }  // namespace
 
 base::Result<Options> ParseOptions(std::string_view text) {
-  const json root = json::parse(text, nullptr, false);
+  const json root = files::ParseShallowJson(text);
   if (!root.is_object()) return base::Fail("E_OPTION", "options: expected a JSON object");
   auto preset = Preset(root);
   if (!preset) return preset;

@@ -15,6 +15,7 @@
 #include "moe/evaluation.h"
 #include "moe/export.h"
 #include "moe/tensor_file.h"
+#include "moe/text_scores.h"
 #include "moe/trainer.h"
 
 namespace outrider::moe {
@@ -229,6 +230,12 @@ base::Result<int64_t> Workbench::Restore(const std::string& path) {
 
 base::Result<void> Workbench::Export(const std::string& folder) const {
   return ExportModel(folder, state_->model, state_->options, state_->data.domains());
+}
+
+base::Result<std::vector<std::vector<TextAnswer>>> Workbench::Score(const std::vector<TextQuery>& queries,
+                                                                    EvalMode mode) const {
+  OUTRIDER_CHECK(state_->trainer.has_value(), "scores before the experts were made");
+  return ScoreTexts(state_->model, mode, queries);
 }
 
 void Workbench::SetTau(double tau) { state_->model.tau = tau; }

@@ -141,7 +141,7 @@ def test_the_archive_has_cards_and_no_weights(finished, inputs, tmp_path):
     with tarfile.open(inputs[0] / "out" / "found.tar.xz") as archive:
         names = set(archive.getnames())
         archive.extractall(tmp_path, filter="data")
-    assert {"outrider-0.5-ours/routes.npz", "outrider-0.5-ours/outrider_masks.safetensors"} <= names
+    assert {"outrider-0.5-ours/routes.safetensors", "outrider-0.5-ours/outrider_masks.safetensors"} <= names
     assert not any("model" in pathlib.Path(name).name for name in names)
     for name in ("outrider-0.5-ours", "readme-0.75-ours"):
         assert len(regenerate(tmp_path / name)) == 2
