@@ -11,6 +11,7 @@ from outrider.refactor.artifact import MASKS
 from outrider.refactor.card.schema import JSON_NAME, check, dump
 from row_runner import Runner, seconds_of
 from row_table import Row
+from row_tasks import kept_scores
 
 # Larger files stay behind: a router of the published form with a table of its own is 100 MB at 49,152 tokens.
 FILE_BYTES_MAX = 8_000_000
@@ -52,10 +53,9 @@ def write_archive(runner: Runner, rows: list[Row], path: Path, environment: dict
 def _card(runner: Runner, row: Row, environment: dict[str, str]) -> str:
     """The card's JSON; `outrider card` makes text and picture of it, where there is matplotlib."""
     path = runner.folder(row) / JSON_NAME
-    if path.exists():
-        return path.read_text()
     results = _results(runner, row)
     measured = runner.parent()
+    members: dict[str, Row | None] = {"parent": None, **{name: one for name, (one, _) in results.items()}}
     plan = runner.plan
     run = card_of_run.Run(
         model=Path(plan.model),
@@ -66,6 +66,7 @@ def _card(runner: Runner, row: Row, environment: dict[str, str]) -> str:
         parent={split: measured[split] for split in ("test", "unseen")},
         seconds={name: sum(seconds_of(runner.folder(one)).values()) for name, (one, _) in results.items()},
         environment=environment,
+        tasks={name: kept_scores(runner, one) for name, one in members.items()},
         teachers={name: plan.counted_tokens(one)["teacher_tokens"] for name, (one, _) in results.items()},
         device=plan.device,
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import row_tasks
 from outrider.refactor.stats.perplexity import DomainLoss, compare, domain_loss
 from row_runner import Runner, seconds_of, valid_mean
 from row_table import Row
@@ -164,6 +165,8 @@ def markdown(result: dict[str, Any]) -> str:
             ],
         ),
     ]
+    if result.get("tasks"):
+        parts += ["Task sets, points with one standard error (metric, items):", row_tasks.markdown(result["tasks"])]
     if result.get("sweep"):
         lines = [
             [e["row"], f"{e['rate']:g}", f"{e['tokens']:,}", _number(e["valid_ppl_geomean"], 3)]

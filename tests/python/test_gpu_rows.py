@@ -12,6 +12,7 @@ from outrider.refactor import smoke
 from outrider.refactor.card.write import regenerate
 from outrider.refactor.domains import from_folder
 from outrider.refactor.prepare import Options, prepare
+from outrider.refactor.tasks.items import Choice
 from outrider.refactor.tokenizer import load_tokenizer
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "refactor"
@@ -19,6 +20,7 @@ sys.path.insert(0, str(FOLDER))
 
 import gpu_rows  # noqa: E402
 import row_results  # noqa: E402
+import row_tasks  # noqa: E402
 from row_table import Plan, all_rows, chosen_rows  # noqa: E402
 
 SMALL = ("*:calibration.tokens=128", "*:calibration.samples=2", "*:coverage.rounds=2", "experts.count=4")
@@ -180,6 +182,27 @@ def test_rows_of_an_earlier_file_stay(finished, inputs):
     assert call(inputs, "outrider-0.5-static-ce", "--merge", str(earlier), out="merged") == 0
     ids = [row["id"].rpartition("-")[0] for row in found(inputs, "merged")["rows"]]
     assert len(ids) == 8 and "outrider-0.5-static-ce" in ids
+
+
+def test_rows_are_scored_on_tasks(inputs, monkeypatch, capsys):
+    items = {"piqa": [Choice(f"piqa-{i}", "def f(x):\n    return", ["x", "the file"], i % 2) for i in range(4)]}
+    monkeypatch.setattr(row_tasks, "task_items", lambda *_: items)
+    rows = "outrider-0.75-static-ce,outrider-0.75-ours-ce"
+    more = ("--score", rows, "--task-source", "x", "--archive", "outrider-0.75-ours-ce")
+    assert call(inputs, rows, *more, work="scored", out="scored_out") == 0
+    entries = {e["row"].rpartition("-")[0]: e for e in found(inputs, "scored_out")["tasks"]}
+    assert entries.keys() >= {"outrider-0.75-static-ce", "outrider-0.75-ours-ce"}
+    assert len(entries) == 3, "and the parent"
+    ours = entries["outrider-0.75-ours-ce"]
+    assert ours["scores"]["piqa"]["acc"]["items"] == 4
+    assert ours["against_static"]["piqa"]["acc"].keys() == {"value", "low", "high"}
+    assert "± " in (inputs[0] / "scored_out" / "found.md").read_text()
+    with tarfile.open(inputs[0] / "scored_out" / "found.tar.xz") as archive:
+        card = json.loads(archive.extractfile("outrider-0.75-ours-ce/quality_card.json").read())
+    assert all(row["tasks"]["piqa"]["acc"]["items"] == 4 for row in card["rows"] if row["name"] != "dense-cont")
+    capsys.readouterr()
+    assert call(inputs, rows, *more, work="scored", out="scored_out") == 0
+    assert "piqa acc" not in capsys.readouterr().out, "scores are kept"
 
 
 def test_a_sweep_chooses_on_valid(finished, inputs):
