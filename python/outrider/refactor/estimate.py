@@ -44,8 +44,9 @@ def sizes_of(model: Path) -> dict[str, int]:
     return {"parameters": stored // width, "stored_bytes": stored, **shape}
 
 
-def estimate(model: Path, options: dict[str, Any], rows: tuple[str, ...]) -> dict[str, Any]:
-    """Of all rows together unless the name says otherwise; `options`: of the row `ours`, every field filled in.
+def estimate(model: Path, options: dict[str, Any], rows: tuple[str, ...], domains: int = 1) -> dict[str, Any]:
+    """Of all rows together unless the name says otherwise; `options`: of the row `ours`, every field filled in;
+    `domains`: how many are measured, unseen ones too.
 
     Memory and disk are upper bounds from shapes, time is from a rate, see `time_basis`.
     """
@@ -54,7 +55,7 @@ def estimate(model: Path, options: dict[str, Any], rows: tuple[str, ...]) -> dic
     adapter = options["tune"] != "full"
     # Two checkpoints of masters and two moments, and the model.
     kept = 4 * sizes["parameters"] if adapter else 2 * 12 * sizes["parameters"] + 4 * sizes["parameters"]
-    operations = _operations(sizes["parameters"], options, rows, tokens)
+    operations = _operations(sizes["parameters"], options, rows, tokens, domains)
     rate, basis = _rate(options["device"], options["dtype"])
     return {
         "rows": len(rows),
@@ -68,15 +69,17 @@ def estimate(model: Path, options: dict[str, Any], rows: tuple[str, ...]) -> dic
     }
 
 
-def _operations(parameters: int, options: dict[str, Any], rows: tuple[str, ...], tokens: dict[str, int]) -> float:
+def _operations(
+    parameters: int, options: dict[str, Any], rows: tuple[str, ...], tokens: dict[str, int], domains: int
+) -> float:
     """Floating-point operations: 2 a parameter and token forward, 4 backward; the router costs its targets."""
     teacher = 2 if options["distill"] > 0 else 0
     total = len(rows) * tokens["expert"] * (6 + teacher) * parameters
     routed = sum((options | ROWS.get(row, {}))["routing.kind"] in ("router", "layerwise") for row in rows)
     total += routed * tokens["router"] * 2 * parameters
-    # Valid and test, with and without masks, as many domains as there are by default, and the curve over tau.
+    # Valid and test, with and without masks, the curve over tau, and the untouched parent.
     passes = 4 * len(rows) + len(options["eval_taus"].split(",")) + 1
-    return float(total + 7 * passes * options["eval_tokens"] * 2 * parameters)
+    return float(total + domains * passes * options["eval_tokens"] * 2 * parameters)
 
 
 def _memory(sizes: dict[str, int], options: dict[str, Any], adapter: bool) -> int:

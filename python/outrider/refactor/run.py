@@ -16,6 +16,7 @@ from outrider.refactor.artifact import HEADER
 from outrider.refactor.atomic import atomic_folder, remove, require_space, write_file
 from outrider.refactor.budgets import BUDGETS, ROWS, calibration_tokens
 from outrider.refactor.card.write import write_card
+from outrider.refactor.data_set import load_data
 from outrider.refactor.errors import InputError
 from outrider.refactor.self_text import Progress as OwnProgress
 from outrider.refactor.self_text import SelfOptions, token_count, write_self_text
@@ -85,8 +86,19 @@ class Request:
 
 
 def estimate(request: Request) -> dict[str, Any]:
-    """What the request will take, see estimate.py; nothing is written."""
-    return estimates.estimate(request.model, request.options(), request.rows)
+    """What the request will take, see estimate.py; nothing is written.
+
+    Raises:
+        InputError: text or model that cannot be read.
+    """
+    if request.own_tokens:
+        count = 1
+    elif (request.data / "data.json").is_file():
+        data = load_data(request.data)
+        count = len(data.domains) + len(data.unseen)
+    else:
+        count = len(_files(request).all)
+    return estimates.estimate(request.model, request.options(), request.rows, count)
 
 
 def as_folder(request: Request, progress: ImportProgress | None = None) -> Request:
@@ -185,11 +197,15 @@ def _prepared(request: Request) -> Path:
     out = request.work / "data"
     if out.exists():
         return out
-    files = domains.from_table(request.table, request.data) if request.table else domains.from_folder(request.data)
+    files = _files(request)
     needed = calibration_tokens(request.options())
     options = prepare.Options(max_tokens=request.max_tokens, min_train_tokens=needed)
     prepare.prepare(files, load_tokenizer(request.model), out, options)
     return out
+
+
+def _files(request: Request) -> domains.DomainFiles:
+    return domains.from_table(request.table, request.data) if request.table else domains.from_folder(request.data)
 
 
 def _own_options(request: Request, tokens: int) -> SelfOptions:
