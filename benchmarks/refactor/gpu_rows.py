@@ -117,13 +117,15 @@ class Results:
         self._tasks |= {entry["row"]: entry for entry in row_tasks.task_results(self._runner, rows)}
 
     def write(self) -> None:
-        rows = list(self._rows.values())
+        rows = [dict(row) for row in self._rows.values()]
         documents = {row["id"]: self._documents[row["id"]] for row in rows}
+        comparisons = row_results.compare_all(rows, documents)
+        row_results.add_ratios(rows, comparisons)
         result = {
             "model": Path(self._runner.plan.model).name,
             "circumstances": measure.circumstances(),
             "rows": rows,
-            "comparisons": row_results.compare_all(rows, documents),
+            "comparisons": comparisons,
             "tasks": list(self._tasks.values()),
             "sweep": self._sweep,
             "documents": documents,

@@ -130,6 +130,14 @@ def compare_all(rows: list[dict[str, Any]], documents: dict[str, Any]) -> list[d
     return found
 
 
+def add_ratios(rows: list[dict[str, Any]], comparisons: list[dict[str, Any]]) -> None:
+    """Gives each compared row the ratio of geometric means and its interval, for tables that hold rows only."""
+    found = {entry["row"]: entry["test"]["geometric mean"] for entry in comparisons}
+    for row in rows:
+        value, low, high = found.get(row["id"], (None, None, None))
+        row["to_static"], row["to_static_interval"] = value, None if value is None else [low, high]
+
+
 def markdown(result: dict[str, Any]) -> str:
     """docs/results text: one table of rows, one of intervals."""
     rows, comparisons = result["rows"], {entry["row"]: entry for entry in result["comparisons"]}

@@ -92,7 +92,8 @@ class Workbench {
   // Hysteresis of later evaluations and of Export, in nats; the options' own until then.
   void SetTau(double tau);
 
-  // Everything a resumed run needs, in one file; `position` comes back from Restore. Codes: E_WRITE; E_CHECKPOINT when
+  // Everything a resumed run needs, in one file; `position` comes back from Restore. Codes: E_WRITE; E_NAN: a tensor
+  // (named) with a value that is no finite number, nothing is written; E_CHECKPOINT when
   // the file is of other options (names the field), E_READ, E_SAFETENSORS.
   base::Result<void> Save(const std::string& path, int64_t position) const;
   base::Result<int64_t> Restore(const std::string& path);

@@ -126,6 +126,8 @@ def test_comparisons_are_against_the_static_row_of_the_same_kind(finished):
         value, low, high = entry["test"]["geometric mean"]
         assert value == pytest.approx(ours["ppl_geomean"] / static["ppl_geomean"], rel=1e-4)
         assert low <= value <= high
+        assert (ours["to_static"], ours["to_static_interval"]) == (value, [low, high])
+        assert static["to_static"] is None
     assert row_results.compare_all(finished["rows"], finished["documents"]) == finished["comparisons"]
 
 
