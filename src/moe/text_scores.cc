@@ -1,11 +1,13 @@
 #include "moe/text_scores.h"
 
 #include <algorithm>
+#include <memory>
 #include <string>
 
 #include <ATen/Functions.h>
 #include <ATen/core/grad_mode.h>
 
+#include "model/kv_cache.h"
 #include "moe/ffn_hooks.h"
 
 namespace outrider::moe {
@@ -41,21 +43,77 @@ TokenBatch Padded(std::span<const TextQuery> queries, at::Device device) {
   return batch;
 }
 
-std::vector<TextAnswer> AnswersOf(const TextQuery& query, const at::Tensor& hidden, const at::Tensor& head) {
-  const auto length = static_cast<int64_t>(query.inputs.size());
-  int64_t most = 1;
-  for (const std::vector<int64_t>& target : query.targets) most = std::max(most, static_cast<int64_t>(target.size()));
-  const at::Tensor logits = hidden.slice(0, length - most, length).matmul(head.t()).to(at::kFloat);
-  const at::Tensor best = logits.argmax(-1), logs = at::log_softmax(logits, -1);
-  std::vector<TextAnswer> answers;
-  for (const std::vector<int64_t>& target : query.targets) {
-    const auto count = static_cast<int64_t>(target.size());
-    const at::Tensor ids = at::tensor(target, at::kLong).to(logits.device());
-    const at::Tensor picked = logs.slice(0, most - count).gather(-1, ids.unsqueeze(-1));
-    answers.push_back({picked.sum(at::kDouble).item<double>(), best.slice(0, most - count).equal(ids)});
-  }
-  return answers;
+int64_t LongestTarget(const TextQuery& query) {
+  size_t most = 1;
+  for (const std::vector<int64_t>& target : query.targets) most = std::max(most, target.size());
+  return static_cast<int64_t>(most);
 }
+
+// Tokens that all queries begin with, none of which a target needs; 0 when it is not worth a pass of its own. Task
+// sets put the same solved examples in front of every question.
+int64_t SharedTokens(std::span<const TextQuery> queries) {
+  constexpr int64_t kWorthIt = 32;
+  const std::vector<int64_t>& first = queries.front().inputs;
+  auto shared = static_cast<int64_t>(first.size());
+  for (const TextQuery& query : queries) {
+    const auto apart = std::ranges::mismatch(first, query.inputs).in1 - first.begin();
+    const auto free = static_cast<int64_t>(query.inputs.size()) - LongestTarget(query);
+    shared = std::min({shared, static_cast<int64_t>(apart), free});
+  }
+  return queries.size() > 1 && shared >= kWorthIt ? shared : 0;
+}
+
+// One forward pass over texts, or two: what they share once, then what is left of each.
+class Scoring {
+ public:
+  Scoring(const RoutedModel& model, EvalMode mode)
+      : model_(model),
+        refactored_(mode == EvalMode::kRefactored),
+        weights_(model.ComputeCopy()),
+        masking_(model.Prepare()) {}
+
+  // [B, S - shared, d]
+  at::Tensor Hidden(const TokenBatch& batch, int64_t shared) const {
+    const int64_t texts = batch.inputs.size(0), length = batch.inputs.size(1);
+    at::Tensor ids = refactored_ && model_.Masked() ? model_.ExpertIds(batch) : at::Tensor();
+    if (shared == 0) {
+      const auto hook = Hook(ids);
+      return model::HiddenStates(model_.config, weights_, batch.inputs, hook.get());
+    }
+    if (ids.defined()) ids = ids.view({texts, length});
+    model::KvCache one(model_.config, 1, shared, weights_.embed);
+    const auto front = Hook(ids.defined() ? ids.slice(0, 0, 1).slice(1, 0, shared).flatten() : ids);
+    model::HiddenStates(model_.config, weights_, batch.inputs.slice(0, 0, 1).slice(1, 0, shared), one, front.get());
+    model::KvCache cache = one.Repeated(model_.config, texts, length);
+    const auto rest = Hook(ids.defined() ? ids.slice(1, shared).flatten() : ids);
+    return model::HiddenStates(model_.config, weights_, batch.inputs.slice(1, shared).contiguous(), cache, rest.get());
+  }
+
+  // Answers from hidden states [S, d] of the query's text, its padding included, without the first `shared` tokens.
+  std::vector<TextAnswer> Answers(const TextQuery& query, const at::Tensor& hidden, int64_t shared) const {
+    const int64_t end = static_cast<int64_t>(query.inputs.size()) - shared, most = LongestTarget(query);
+    const at::Tensor logits = hidden.slice(0, end - most, end).matmul(weights_.head.t()).to(at::kFloat);
+    const at::Tensor best = logits.argmax(-1), logs = at::log_softmax(logits, -1);
+    std::vector<TextAnswer> answers;
+    for (const std::vector<int64_t>& target : query.targets) {
+      const auto count = static_cast<int64_t>(target.size());
+      const at::Tensor ids = at::tensor(target, at::kLong).to(logits.device());
+      const at::Tensor picked = logs.slice(0, most - count).gather(-1, ids.unsqueeze(-1));
+      answers.push_back({picked.sum(at::kDouble).item<double>(), best.slice(0, most - count).equal(ids)});
+    }
+    return answers;
+  }
+
+ private:
+  std::unique_ptr<model::FfnHook> Hook(const at::Tensor& ids) const {
+    return refactored_ ? model_.Hook(masking_, ids) : nullptr;
+  }
+
+  const RoutedModel& model_;
+  bool refactored_;
+  model::Parameters weights_;
+  RoutedModel::Masking masking_;
+};
 
 }  // namespace
 
@@ -73,13 +131,11 @@ base::Result<std::vector<std::vector<TextAnswer>>> ScoreTexts(const RoutedModel&
   std::vector<std::vector<TextAnswer>> answers;
   if (queries.empty()) return answers;
   const TokenBatch batch = Padded(queries, model.device());
-  const model::Parameters weights = model.ComputeCopy();
-  const RoutedModel::Masking masking = model.Prepare();
-  const at::Tensor ids = refactored && model.Masked() ? model.ExpertIds(batch) : at::Tensor();
-  const auto hook = refactored ? model.Hook(masking, ids) : nullptr;
-  const at::Tensor hidden = model::HiddenStates(model.config, weights, batch.inputs, hook.get());
+  const int64_t shared = SharedTokens(queries);
+  const Scoring scoring(model, mode);
+  const at::Tensor hidden = scoring.Hidden(batch, shared);
   for (size_t q = 0; q < queries.size(); ++q) {
-    answers.push_back(AnswersOf(queries[q], hidden[static_cast<int64_t>(q)], weights.head));
+    answers.push_back(scoring.Answers(queries[q], hidden[static_cast<int64_t>(q)], shared));
   }
   return answers;
 }

@@ -12,8 +12,9 @@
 namespace outrider::moe {
 
 // Answers in the order of queries and targets. The queries are one batch: each is padded to the longest, and none sees
-// another. Codes: E_OPTION: an empty query, an id outside the vocabulary, a target that is empty or longer than its
-// inputs, more tokens than the model has positions, or ids by the text's domain, which such text has not.
+// another; what all begin with is computed once. Codes: E_OPTION: an empty query, an id outside the vocabulary, a
+// target that is empty or longer than its inputs, more tokens than the model has positions, or ids by the text's
+// domain, which such text has not.
 base::Result<std::vector<std::vector<TextAnswer>>> ScoreTexts(const RoutedModel& model, EvalMode mode,
                                                               std::span<const TextQuery> queries);
 

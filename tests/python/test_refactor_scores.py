@@ -15,7 +15,7 @@ from outrider.refactor.errors import InputError
 from outrider.refactor.prepare import Options, prepare
 from outrider.refactor.tasks.chosen import QUICK_ITEMS, TaskChoice, picked, score_all
 from outrider.refactor.tasks.items import Choice, Cloze, Partial, to_lines
-from outrider.refactor.tasks.scorers import LogitsScorer, bench_scorer, model_logits
+from outrider.refactor.tasks.scorers import BatchScorer, LogitsScorer, bench_scorer, model_logits
 from outrider.refactor.tasks.scoring import score
 from outrider.refactor.tokenizer import load_tokenizer
 from typer.testing import CliRunner
@@ -99,6 +99,40 @@ def test_an_answer_does_not_depend_on_the_batch(inputs, row):
     assert all(value < 0 for row in together for value, _ in row)
     if row != "dense":
         assert bench.score(queries, all_channels=True) != together
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_shared_beginning_changes_no_answer(inputs, row):
+    bench = bench_of(inputs, **ROWS[row])
+    random = torch.Generator().manual_seed(4)
+    front = torch.randint(512, (70,), generator=random).tolist()
+    queries = []
+    for length in (1, 9, 30):
+        rest = torch.randint(512, (length,), generator=random).tolist()
+        queries.append((front + rest, [rest[-1:], front[-3:] + rest[:1]]))
+    queries.append((front, [front[-20:]]))  # its target begins within what the others share
+    together = bench.score(queries)
+    apart = [bench.score([query])[0] for query in queries]
+    for answers, others in zip(together, apart, strict=True):
+        for (value, greedy), (other, other_greedy) in zip(answers, others, strict=True):
+            assert value == pytest.approx(other, abs=1e-4) and greedy == other_greedy
+
+
+def test_texts_with_one_beginning_are_batched_together():
+    seen = []
+
+    def answer(queries):
+        seen.append([len(inputs) for inputs, _ in queries])
+        return [[(-1.0, False)] * len(targets) for _, targets in queries]
+
+    scorer = BatchScorer(answer, lambda text: [ord(c) for c in text], prefix=0, batch_tokens=1_000)
+    shared = [("s" * 60 + "x" * i, " y") for i in range(10)]
+    others = [(chr(100 + i) * (50 + 7 * i), " y") for i in range(5)]
+    assert len(scorer.loglikelihood([*shared, *others])) == 15
+    sizes = [max(batch) for batch in seen]
+    assert sum(map(len, seen)) == 15 and all(len(batch) * max(batch) <= 1_000 for batch in seen)
+    assert [len(batch) for batch in seen] == [5, 10], "the others are batched among themselves"
+    assert sizes == [79, 70]
 
 
 def test_the_sum_is_the_loss_of_the_text(inputs):

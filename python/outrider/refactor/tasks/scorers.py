@@ -21,6 +21,8 @@ Query = tuple[Ids, list[Ids]]
 Answer = Callable[[list[Query]], list[list[Likelihood]]]
 
 WINDOW = 2_048  # tokens of a text at most
+# At least so many texts that share their first tokens are a batch of their own: the core computes what they share once.
+BEGINNING, GROUP = 48, 8
 
 
 class BatchScorer:
@@ -74,12 +76,20 @@ class BatchScorer:
         return tuple([*start, *targets][-(self._max_length + 1) :][:-1]), tuple(targets)
 
     def _batches(self, inputs: list[Ids]) -> list[list[Ids]]:
-        """Longest first, so that memory runs out at once or never."""
+        """Longest first, so that memory runs out at once or never; texts with the same beginning by themselves."""
+        groups: dict[Ids, list[Ids]] = {}
+        for row in inputs:
+            groups.setdefault(row[:BEGINNING] if len(row) > BEGINNING else (), []).append(row)
+        alone = [row for begin, group in groups.items() if not begin or len(group) < GROUP for row in group]
+        together = [group for begin, group in groups.items() if begin and len(group) >= GROUP]
         batches: list[list[Ids]] = []
-        for row in sorted(inputs, key=lambda ids: (-len(ids), ids)):
-            if not batches or (len(batches[-1]) + 1) * len(batches[-1][0]) > self._batch_tokens:
-                batches.append([])
-            batches[-1].append(row)
+        for group in (alone, *together):
+            first = True
+            for row in sorted(group, key=lambda ids: (-len(ids), ids)):
+                if first or (len(batches[-1]) + 1) * len(batches[-1][0]) > self._batch_tokens:
+                    batches.append([])
+                    first = False
+                batches[-1].append(row)
         return batches
 
 
