@@ -39,7 +39,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0, help="stop behind a checkpoint; 0: never")
     parser.add_argument("--tokens", type=int, default=7_168_000, help="tuning tokens of a row")
     parser.add_argument("--router-tokens", type=int, default=3_268_608)
-    parser.add_argument("--eval-tokens", type=int, default=131_072, help="per domain")
+    parser.add_argument("--eval-tokens", type=int, default=65_536, help="per domain")
     parser.add_argument("--batch", type=int, default=28)
     parser.add_argument("--sequence", type=int, default=1_024)
     parser.add_argument("--micro-batch", type=int, default=28)

@@ -131,7 +131,7 @@ class Plan:
     batch: int = 28
     sequence: int = 1_024
     micro_batch: int = 28
-    eval_tokens: int = 131_072
+    eval_tokens: int = 65_536
     seed: int = 0
     device: str = "cuda"
     dtype: str = "bfloat16"
