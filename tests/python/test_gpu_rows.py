@@ -112,7 +112,7 @@ def test_every_row_has_its_figures(finished):
     assert ours["frontier"][0]["ppl_geomean"] == pytest.approx(ours["ppl_geomean"])
     assert rows[None, 1.0, "parent"]["ppl_geomean"] == pytest.approx(512, rel=0.1), "random weights"
     assert rows["readme", 0.75, "domain-oracle"]["ppl_unseen"] == {}
-    assert rows["outrider", 0.5, "static"]["statistic"] in ("l1", "l1_out", "fluctuation")
+    assert rows["outrider", 0.5, "static"]["statistic"] in ("l1", "l1_out", "fluctuation", "coverage")
 
 
 def test_comparisons_are_against_the_static_row_of_the_same_kind(finished):
