@@ -69,6 +69,21 @@ std::string Evaluate(moe::Workbench& bench, const std::string& split, bool all_c
       Unwrap(bench.Evaluate(split, all_channels ? moe::EvalMode::kDense : moe::EvalMode::kRefactored, tokens)));
 }
 
+using PlainQuery = std::pair<std::vector<int64_t>, std::vector<std::vector<int64_t>>>;
+using PlainAnswers = std::vector<std::vector<std::pair<double, bool>>>;
+
+PlainAnswers Score(const moe::Workbench& bench, const std::vector<PlainQuery>& queries, bool all_channels) {
+  std::vector<moe::TextQuery> batch;
+  for (const auto& [inputs, targets] : queries) batch.push_back({inputs, targets});
+  const auto answers = Unwrap(bench.Score(batch, all_channels ? moe::EvalMode::kDense : moe::EvalMode::kRefactored));
+  PlainAnswers out;
+  for (const auto& row : answers) {
+    auto& plain = out.emplace_back();
+    for (const moe::TextAnswer& answer : row) plain.emplace_back(answer.log_probability, answer.greedy);
+  }
+  return out;
+}
+
 std::vector<std::vector<moe::Signature>> Signatures(const moe::Workbench& bench) {
   std::vector<std::vector<moe::Signature>> layers;
   for (int64_t l = 0; l < bench.masks().layers(); ++l) {
@@ -106,6 +121,8 @@ void DefineMoe(py::module_& m) {
           py::arg("stage"), py::arg("round"), py::arg("step"), py::arg("steps"))
       .def("evaluate", &Evaluate, py::arg("split"), py::arg("all_channels") = false, py::arg("tokens") = 65536,
            unlocked, "Loss per domain and document, JSON text.")
+      .def("score", &Score, py::arg("queries"), py::arg("all_channels") = false, unlocked,
+           "One batch of (ids, [target ids, ...]) -> per query and target (log-probability in nats, greedy).")
       .def(
           "save", [](const moe::Workbench& b, const std::string& path, int64_t at) { Unwrap(b.Save(path, at)); },
           py::arg("path"), py::arg("position") = 0, unlocked)

@@ -38,6 +38,10 @@ function(outrider_test name folder)
     ENVIRONMENT "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/cmake/tsan.supp;OMP_NUM_THREADS=1")
 endfunction()
 
+# Torch-free units of rooms that see torch, for the fuzz program of that name: they are built without torch.
+set(outrider_fuzz_units_config model/config.cc)
+set(outrider_fuzz_units_options moe/options.cc)
+
 # tests/fuzz/<name>_fuzz.cc defines LLVMFuzzerTestOneInput; its seeds lie in tests/fuzz/corpus/<name>.
 # With clang it becomes the libFuzzer program fuzz_<name>; ctest runs it over the seeds and a fixed number of inputs.
 function(outrider_fuzz_targets)
@@ -48,7 +52,9 @@ function(outrider_fuzz_targets)
   foreach(unit IN LISTS units)
     cmake_path(GET unit STEM stem)
     string(REGEX REPLACE "_fuzz$" "" name ${stem})
-    add_executable(fuzz_${name} ${unit})
+    set(more ${outrider_fuzz_units_${name}})
+    list(TRANSFORM more PREPEND ${PROJECT_SOURCE_DIR}/src/)
+    add_executable(fuzz_${name} ${unit} ${more})
     target_include_directories(fuzz_${name} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
     target_link_libraries(fuzz_${name} PRIVATE outrider_core)
     target_compile_options(fuzz_${name} PRIVATE -fsanitize=fuzzer)

@@ -36,6 +36,16 @@ COLUMNS = {
     "eager / coexec": "speed_up",
     "95 % interval": "interval",
     "lane": "lane",
+    "preset": "preset",
+    "active FFN": "active",
+    "row": "row",
+    "loss": "loss",
+    "teacher": "teacher",
+    "tuning tokens": "tokens",
+    "perplexity": "ppl_geomean",
+    "to static": "to_static",
+    "of it 95 %": "to_static_interval",
+    "stays": "stay_rate",
 }
 
 

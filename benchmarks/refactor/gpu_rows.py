@@ -22,6 +22,7 @@ sys.path[:0] = [str(ROOT / "python"), str(ROOT / "benchmarks" / "coexec"), str(P
 import measure  # noqa: E402
 import row_files  # noqa: E402
 import row_results  # noqa: E402
+import row_tasks  # noqa: E402
 from outrider.refactor.atomic import write_file  # noqa: E402
 from row_runner import Clock, Runner  # noqa: E402
 from row_table import Plan, Row, chosen_rows  # noqa: E402
@@ -38,7 +39,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0, help="stop behind a checkpoint; 0: never")
     parser.add_argument("--tokens", type=int, default=7_168_000, help="tuning tokens of a row")
     parser.add_argument("--router-tokens", type=int, default=3_268_608)
-    parser.add_argument("--eval-tokens", type=int, default=131_072, help="per domain")
+    parser.add_argument("--eval-tokens", type=int, default=65_536, help="per domain")
     parser.add_argument("--batch", type=int, default=28)
     parser.add_argument("--sequence", type=int, default=1_024)
     parser.add_argument("--micro-batch", type=int, default=28)
@@ -48,6 +49,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="[ROWS:]NAME=VALUE", help="option of the core")
     parser.add_argument("--sweep", default="", metavar="RATES", help="only try learning rates, comma between them")
     parser.add_argument("--sweep-tokens", type=int, default=1_433_600)
+    parser.add_argument("--score", default="", metavar="ROWS", help="rows to score on tasks once they are finished")
+    parser.add_argument("--tasks", default="quick", choices=("quick", "full"))
+    parser.add_argument("--task-source", type=Path, help="folder of the published task files")
+    parser.add_argument("--task-names", default="", help="only these, comma between them")
     parser.add_argument("--archive", default="", metavar="ROWS", help="rows whose small files go into OUT/NAME.tar.xz")
     parser.add_argument("--merge", type=Path, help="earlier results file")
     parser.add_argument("--dry-run", action="store_true", help="print rows and tokens, and run nothing")
@@ -93,6 +98,7 @@ class Results:
         before = row_files.load_rows(merge) if merge else row_files.load_rows(self._kept)
         self._rows = {row["id"]: row for row in before["rows"]}
         self._documents: dict[str, Any] = dict(before["documents"])
+        self._tasks = {entry["row"]: entry for entry in before.get("tasks", [])}
         self._sweep: list[dict[str, Any]] = list(before.get("sweep", []))
 
     def add(self, row: Row) -> None:
@@ -107,14 +113,20 @@ class Results:
         new = {tuple(entry[name] for name in same): entry for entry in [*self._sweep, *entries]}
         self._sweep = list(new.values())
 
+    def add_tasks(self, rows: list[Row]) -> None:
+        self._tasks |= {entry["row"]: entry for entry in row_tasks.task_results(self._runner, rows)}
+
     def write(self) -> None:
-        rows = list(self._rows.values())
+        rows = [dict(row) for row in self._rows.values()]
         documents = {row["id"]: self._documents[row["id"]] for row in rows}
+        comparisons = row_results.compare_all(rows, documents)
+        row_results.add_ratios(rows, comparisons)
         result = {
             "model": Path(self._runner.plan.model).name,
             "circumstances": measure.circumstances(),
             "rows": rows,
-            "comparisons": row_results.compare_all(rows, documents),
+            "comparisons": comparisons,
+            "tasks": list(self._tasks.values()),
             "sweep": self._sweep,
             "documents": documents,
         }
@@ -142,14 +154,22 @@ def dry_run(plan: Plan, rows: list[Row]) -> None:
 
 
 def run_rows(runner: Runner, rows: list[Row], results: Results) -> bool:
-    """False when the time ended before the last row."""
+    """False when the time ended before the last row, or a row failed: the others run all the same."""
     results.add_parent()
+    failed = []
     for row in rows:
-        if not runner.run(row):
-            return False
+        try:
+            if not runner.run(row):
+                return False
+        except ValueError as error:  # an error line of the core
+            failed.append(row.key)
+            runner.log(f"{row.key}: {error}")
+            continue
         results.add(row)
         results.write()
-    return True
+    if failed:
+        runner.log(f"failed: {', '.join(failed)}")
+    return not failed
 
 
 def run_sweep(runner: Runner, rows: list[Row], rates: list[float], tokens: int, results: Results) -> bool:
@@ -167,28 +187,47 @@ def run_sweep(runner: Runner, rows: list[Row], rates: list[float], tokens: int, 
     return True
 
 
+def score(runner: Runner, rows: list[Row], options: argparse.Namespace, results: Results) -> bool:
+    """False when the time ended before the last task."""
+    if options.task_source is None:
+        raise SystemExit("--score needs --task-source, the folder of the published task files")
+    names = [name for name in options.task_names.split(",") if name]
+    done = row_tasks.score_rows(runner, rows, row_tasks.task_items(options.task_source, options.tasks, names))
+    results.add_tasks(rows)
+    return done
+
+
+def write_archive(runner: Runner, options: argparse.Namespace) -> None:
+    """OUT/NAME.tar.xz; says what was too large for it."""
+    finished = [row for row in chosen_rows(options.archive.split(",")) if runner.result(row) is not None]
+    environment = {name: str(value) for name, value in measure.circumstances().items()}
+    path = options.out / f"{options.name}.tar.xz"
+    for line in row_files.write_archive(runner, finished, path, environment):
+        print(f"left out of the archive: {line}")
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 when every row is finished, 3 when the time ended first."""
+    """Exit code: 0 when every row is finished, 3 when the time ended first or a row failed."""
     options = arguments(argv)
     plan, rows = plan_of(options), chosen_rows([name.strip() for name in options.rows.split(",")])
     if options.dry_run:
         dry_run(plan, rows)
         return 0
     clock = Clock(options.seconds, time.monotonic())
-    runner = Runner(plan, options.work, clock, lambda line: print(line, flush=True))
+    scored = chosen_rows(options.score.split(",")) if options.score else []
+    kept = frozenset(row.key for row in scored)
+    runner = Runner(plan, options.work, clock, lambda line: print(line, flush=True), kept)
     results = Results(runner, options.out, options.name, options.merge)
     if options.sweep:
         rates = [float(rate) for rate in options.sweep.split(",")]
         done = run_sweep(runner, rows, rates, options.sweep_tokens, results)
     else:
         done = run_rows(runner, rows, results)
+    if done and scored:
+        done = score(runner, scored, options, results)
     results.write()
     if options.archive:
-        finished = [row for row in chosen_rows(options.archive.split(",")) if runner.result(row) is not None]
-        environment = {name: str(value) for name, value in measure.circumstances().items()}
-        archive = options.out / f"{options.name}.tar.xz"
-        for line in row_files.write_archive(runner, finished, archive, environment):
-            print(f"left out of the archive: {line}")
+        write_archive(runner, options)
     print("all rows are finished" if done else "stopped: the same call goes on")
     return 0 if done else 3
 

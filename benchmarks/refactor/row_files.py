@@ -7,19 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from outrider.refactor import card_of_run
-from outrider.refactor.artifact import MASKS, load_artifact
+from outrider.refactor.artifact import MASKS
 from outrider.refactor.card.schema import JSON_NAME, check, dump
-from outrider.refactor.data_set import load_data
-from outrider.refactor.traces import route_traces, save_traces
 from row_runner import Runner, seconds_of
 from row_table import Row
+from row_tasks import kept_scores
 
-TRACES = "routes.npz"
 # Larger files stay behind: a router of the published form with a table of its own is 100 MB at 49,152 tokens.
 FILE_BYTES_MAX = 8_000_000
-_FILES = ("experts.json", "log.jsonl", f"model/{MASKS}", "model/outrider_router.safetensors", "model/outrider.json")
+_FILES = (
+    "experts.json",
+    "log.jsonl",
+    "routes.safetensors",
+    f"model/{MASKS}",
+    "model/outrider_router.safetensors",
+    "model/outrider.json",
+)
 # Rows of a card, by name; `ours` stands for the row that the card is of.
-_CARD_ROWS = ("dense-cont", "static", "static+", "random-router", "contextual")
+_CARD_ROWS = ("dense-cont", "static", "static+", "random-router", "random-mask", "contextual", "layerwise", "carved")
 
 
 def write_archive(runner: Runner, rows: list[Row], path: Path, environment: dict[str, str]) -> list[str]:
@@ -34,8 +39,7 @@ def write_archive(runner: Runner, rows: list[Row], path: Path, environment: dict
             folder = runner.folder(row)
             if (folder / "model" / MASKS).exists() and row.routed:
                 _add_bytes(archive, f"{row.key}/{JSON_NAME}", _card(runner, row, environment).encode())
-                _write_traces(runner, row)
-            for name in (*_FILES, TRACES):
+            for name in _FILES:
                 file = folder / name
                 if not file.exists():
                     continue
@@ -49,10 +53,9 @@ def write_archive(runner: Runner, rows: list[Row], path: Path, environment: dict
 def _card(runner: Runner, row: Row, environment: dict[str, str]) -> str:
     """The card's JSON; `outrider card` makes text and picture of it, where there is matplotlib."""
     path = runner.folder(row) / JSON_NAME
-    if path.exists():
-        return path.read_text()
     results = _results(runner, row)
     measured = runner.parent()
+    members: dict[str, Row | None] = {"parent": None, **{name: one for name, (one, _) in results.items()}}
     plan = runner.plan
     run = card_of_run.Run(
         model=Path(plan.model),
@@ -63,6 +66,7 @@ def _card(runner: Runner, row: Row, environment: dict[str, str]) -> str:
         parent={split: measured[split] for split in ("test", "unseen")},
         seconds={name: sum(seconds_of(runner.folder(one)).values()) for name, (one, _) in results.items()},
         environment=environment,
+        tasks={name: kept_scores(runner, one) for name, one in members.items()},
         teachers={name: plan.counted_tokens(one)["teacher_tokens"] for name, (one, _) in results.items()},
         device=plan.device,
     )
@@ -85,18 +89,6 @@ def _results(runner: Runner, row: Row) -> dict[str, tuple[Row, dict[str, Any]]]:
     result = runner.result(row)
     assert result is not None
     return {**found, "ours": (row, result)}
-
-
-def _write_traces(runner: Runner, row: Row) -> None:
-    path = runner.folder(row) / TRACES
-    if path.exists():
-        return
-    artifact = load_artifact(runner.model_of(row))
-    options = runner.plan
-    traces = route_traces(
-        artifact, load_data(Path(options.data)), options.sequence, options.eval_tokens, device=options.device
-    )
-    save_traces(path, traces)
 
 
 def _add_bytes(archive: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import row_tasks
 from outrider.refactor.stats.perplexity import DomainLoss, compare, domain_loss
 from row_runner import Runner, seconds_of, valid_mean
 from row_table import Row
@@ -47,6 +48,7 @@ def row_of(runner: Runner, row: Row) -> dict[str, Any]:
         "nominal_tokens": runner.plan.tokens,
         "seed": options["seed"],
         "rate": options["expert.rate"],
+        "eval_tokens": options["eval_tokens"],
         **_losses(test, result["eval"]["unseen"]["refactored"]),
         "valid_ppl_geomean": valid_mean(result),
         **_routes(test),
@@ -111,7 +113,7 @@ def losses_of(documents: dict[str, Any]) -> dict[str, DomainLoss]:
 def compare_all(rows: list[dict[str, Any]], documents: dict[str, Any]) -> list[dict[str, Any]]:
     """Each row against `static` of the same preset, active share, budget, loss and teacher: ratios of perplexities with
     95 % intervals, below 1 better than `static`."""
-    same = ("preset", "active", "loss", "teacher", "nominal_tokens", "seed")
+    same = ("preset", "active", "loss", "teacher", "nominal_tokens", "seed", "eval_tokens")
     statics = {tuple(row[name] for name in same): row for row in rows if row["row"] == "static"}
     found = []
     for row in rows:
@@ -126,6 +128,14 @@ def compare_all(rows: list[dict[str, Any]], documents: dict[str, Any]) -> list[d
                 entry[part] = {name: [i.value, i.low, i.high] for name, i in intervals.items()}
         found.append(entry)
     return found
+
+
+def add_ratios(rows: list[dict[str, Any]], comparisons: list[dict[str, Any]]) -> None:
+    """Gives each compared row the ratio of geometric means and its interval, for tables that hold rows only."""
+    found = {entry["row"]: entry["test"]["geometric mean"] for entry in comparisons}
+    for row in rows:
+        value, low, high = found.get(row["id"], (None, None, None))
+        row["to_static"], row["to_static_interval"] = value, None if value is None else [low, high]
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -163,6 +173,8 @@ def markdown(result: dict[str, Any]) -> str:
             ],
         ),
     ]
+    if result.get("tasks"):
+        parts += ["Task sets, points with one standard error (metric, items):", row_tasks.markdown(result["tasks"])]
     if result.get("sweep"):
         lines = [
             [e["row"], f"{e['rate']:g}", f"{e['tokens']:,}", _number(e["valid_ppl_geomean"], 3)]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from outrider import _core
 from outrider.refactor.atomic import write_file
+from outrider.refactor.run import last_checkpoint
 from row_table import Plan, Row, teacher_of
 
 # Loading, evaluation and files of a row lie outside the time that the core itself watches.
@@ -32,10 +33,15 @@ class Clock:
 
 
 class Runner:
-    """`work` keeps models, logs and results of all rows; `log` takes one line at a time."""
+    """`work` keeps models, logs and results of all rows; `log` takes one line at a time.
 
-    def __init__(self, plan: Plan, work: Path, clock: Clock, log: Callable[[str], None]) -> None:
-        self.plan, self.work, self.clock, self.log = plan, work, clock, log
+    Rows whose key is in `kept` keep their last checkpoint, for scores on tasks.
+    """
+
+    def __init__(
+        self, plan: Plan, work: Path, clock: Clock, log: Callable[[str], None], kept: frozenset[str] = frozenset()
+    ) -> None:
+        self.plan, self.work, self.clock, self.log, self.kept = plan, work, clock, log, kept
 
     def folder(self, row: Row) -> Path:
         return self.work / "rows" / self.plan.identity(row)
@@ -65,29 +71,55 @@ class Runner:
         seconds = self.clock.left() - RESERVE_S
         if seconds <= 0:
             return False
-        teacher = teacher_of(row)
-        options = self.plan.options(row, str(self.model_of(teacher)) if teacher else None)
-        options |= {"out": str(self.folder(row)), "eval_tokens": self.plan.eval_tokens, "write_model": True}
-        options["eval_taus"] = TAUS if row.routed else ""
-        options |= {"checkpoint_steps": 1_000_000, "seconds_max": 0 if math.isinf(seconds) else seconds}
+        options = {"seconds_max": 0 if math.isinf(seconds) else seconds, **self.options(row)}
         begin = time.monotonic()
         _reset_peak(self.plan.device)
         done = json.loads(_core.refactor(json.dumps(options), self._progress(row)))["done"]
         self._note(row, time.monotonic() - begin)
         if done:
+            last = last_checkpoint(self.folder(row)) if row.key in self.kept else None
             for path in self.folder(row).glob("checkpoint-*.safetensors"):
-                path.unlink()
+                if path != last:
+                    path.unlink()
         self.log(f"{row.key}: {'finished' if done else 'stopped'} after {time.monotonic() - begin:.0f} s")
         return done
+
+    def options(self, row: Row) -> dict[str, Any]:
+        teacher = teacher_of(row)
+        return {
+            "checkpoint_steps": 1_000_000,
+            "eval_taus": TAUS if row.routed else "",
+            **self.plan.options(row, str(self.model_of(teacher)) if teacher else None),
+            "out": str(self.folder(row)),
+            "write_model": True,
+        }
+
+    def bench(self, row: Row | None) -> _core.Workbench:
+        """A finished row as its last checkpoint has it; None: the untouched parent.
+
+        Raises:
+            InputError: E_READ when the checkpoint was not kept.
+        """
+        if row is not None:
+            path = last_checkpoint(self.folder(row))
+            bench = _core.Workbench.open(json.dumps(self.options(row)))
+            bench.restore(str(path))
+            return bench
+        dense = Row("outrider", "dense-cont", 1.0, {"experts.kind": "dense", "routing.kind": "none"})
+        bench = _core.Workbench.open(json.dumps(self.plan.options(dense, None)))
+        bench.make_experts()
+        return bench
+
+    def scores(self, row: Row | None) -> Path:
+        """Where the scores of a row on tasks are kept."""
+        return self.folder(row) / "tasks.json" if row else self.work / "parent-tasks.json"
 
     def parent(self) -> dict[str, Any]:
         """Losses of the untouched model, {split: {domain: ...}}; measured once."""
         path = self.work / f"parent-{self.plan.sequence}-{self.plan.eval_tokens}.json"
         if path.exists():
             return json.loads(path.read_text())
-        row = Row("outrider", "dense-cont", 1.0, {"experts.kind": "dense", "routing.kind": "none"})
-        bench = _core.Workbench.open(json.dumps(self.plan.options(row, None)))
-        bench.make_experts()
+        bench = self.bench(None)
         splits = ("valid", "test", "unseen")
         found = {s: json.loads(bench.evaluate(s, all_channels=True, tokens=self.plan.eval_tokens)) for s in splits}
         path.parent.mkdir(parents=True, exist_ok=True)

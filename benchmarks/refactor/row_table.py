@@ -13,7 +13,11 @@ from typing import Any
 
 ACTIVE = (0.5, 0.75)
 NO_ROUTER = {"routing.kind": "none"}
+LAYERWISE = {"routing.kind": "layerwise"}
 STATIC = {"experts.kind": "static", "experts.statistic": "best", **NO_ROUTER}
+
+# Options of the core that change no result.
+WITHOUT_EFFECT = ("checkpoint_steps", "seconds_max", "steps_max", "eval_taus", "trace_tokens")
 
 # How the tokens of a row are spread over stages; `last_router` is the share of router steps behind the last expert
 # stage. Everything else are options of the core.
@@ -41,7 +45,13 @@ class Row:
         return f"{self.preset}-{self.active:g}-{self.name}" + ("-ce" if plain else "")
 
     @property
+    def trained_router(self) -> bool:
+        """Whether there are router stages."""
+        return self.options.get("routing.kind", "router") in ("router", "layerwise")
+
+    @property
     def routed(self) -> bool:
+        """Whether a router outside the backbone chooses one expert for all layers."""
         return self.options.get("routing.kind", "router") == "router"
 
 
@@ -58,6 +68,12 @@ def _rows_of(preset: str, active: float) -> list[Row]:
             row("static+", True, STATIC, extra=True),
             row("random-router", True, {"routing.kind": "random"}),
             row("contextual", True, {"experts.kind": "contextual", **NO_ROUTER}),
+            row("layerwise", True, LAYERWISE),
+            row("carved", True, {"experts.kind": "carved", **LAYERWISE}),
+            row("random-mask", True, {"experts.kind": "random"}),
+            row("ours-gradient", True, {"coverage.mass": "gradient"}),
+            row("ours-global", True, {"coverage.ratio": "global"}),
+            row("ours-gradient-global", True, {"coverage.mass": "gradient", "coverage.ratio": "global"}),
             row("ours-16", True, {"experts.count": 16}),
             row("ours-window-16", True, {"coverage.granularity": "window:16"}),
             row("ours-window-256", True, {"coverage.granularity": "window:256"}),
@@ -72,6 +88,7 @@ def _rows_of(preset: str, active: float) -> list[Row]:
         row("random-router", False, {"routing.kind": "random"}),
         row("domain-oracle", False, {"routing.kind": "domain"}),
         row("contextual", False, {"experts.kind": "contextual", **NO_ROUTER}),
+        row("layerwise", False, LAYERWISE),
     ]
 
 
@@ -117,7 +134,7 @@ class Plan:
     batch: int = 28
     sequence: int = 1_024
     micro_batch: int = 28
-    eval_tokens: int = 131_072
+    eval_tokens: int = 65_536
     seed: int = 0
     device: str = "cuda"
     dtype: str = "bfloat16"
@@ -137,8 +154,8 @@ class Plan:
         return {
             "rounds": rounds,
             "expert.steps": max(1, round(tuning / (rounds * self.step_tokens))),
-            "router.steps": round((router - last) / rounds) if row.routed else 0,
-            "router.last_steps": last if row.routed else 0,
+            "router.steps": round((router - last) / rounds) if row.trained_router else 0,
+            "router.last_steps": last if row.trained_router else 0,
         }
 
     def options(self, row: Row, teacher: str | None) -> dict[str, Any]:
@@ -155,6 +172,7 @@ class Plan:
             "sequence": self.sequence,
             "micro_batch": min(self.micro_batch, self.batch),
             "experts.keep": row.active,
+            "eval_tokens": self.eval_tokens,
             **schedule,
             **self.stages(row),
             **row.options,
@@ -180,6 +198,7 @@ class Plan:
     def identity(self, row: Row) -> str:
         """The row's key and a digest of what decides its result, so that other settings never meet in one folder."""
         teacher = teacher_of(row)
-        decides = self.options(row, self.identity(teacher) if teacher else None)
+        options = self.options(row, self.identity(teacher) if teacher else None)
+        decides = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT}
         text = json.dumps(decides, sort_keys=True)
         return f"{row.key}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

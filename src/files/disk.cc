@@ -21,7 +21,9 @@ int Disk::Write(int fd, const std::byte* bytes, size_t count, size_t& written) {
 
 int Disk::Sync(int fd) { return ::fsync(fd) != 0 ? errno : 0; }
 int Disk::Close(int fd) { return ::close(fd) != 0 ? errno : 0; }
-int Disk::Rename(const std::string& from, const std::string& to) { return ::rename(from.c_str(), to.c_str()) != 0 ? errno : 0; }
+int Disk::Rename(const std::string& from, const std::string& to) {
+  return ::rename(from.c_str(), to.c_str()) != 0 ? errno : 0;
+}
 
 int Disk::SyncFolder(const std::string& folder) {
   const int fd = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -33,9 +35,15 @@ int Disk::SyncFolder(const std::string& folder) {
 
 void Disk::Remove(const std::string& path) { (void)::unlink(path.c_str()); }
 
+namespace {
+Disk* replacement = nullptr;
+}  // namespace
+
 Disk& Disk::Real() {
   static auto* disk = new Disk();
-  return *disk;
+  return replacement != nullptr ? *replacement : *disk;
 }
+
+void Disk::Replace(Disk* disk) { replacement = disk; }
 
 }  // namespace outrider::files

@@ -1,5 +1,6 @@
 #pragma once
-// The calls that may fail for want of space, rights or luck, in one place, so that tests can make the n-th of them fail.
+// The calls that may fail for want of space, rights or luck, in one place, so that tests can make the n-th of them
+// fail.
 
 #include <cstddef>
 #include <string>
@@ -19,6 +20,9 @@ class Disk {
   virtual void Remove(const std::string& path);  // best effort
 
   static Disk& Real();
+  // For tests of whole programs: what Real() returns from now on, nullptr for the real one. Not while files are
+  // written.
+  static void Replace(Disk* disk);
 };
 
 }  // namespace outrider::files

@@ -9,6 +9,7 @@
 
 #include "base/check.h"
 #include "files/mapped_file.h"
+#include "files/shallow_json.h"
 
 namespace outrider::model {
 namespace {
@@ -17,6 +18,7 @@ using nlohmann::json;
 
 constexpr const char* kCode = "E_CONFIG";
 constexpr int64_t kSizeMax = int64_t{1} << 32;  // no field of a real model is larger
+constexpr int64_t kLayersMax = 4096;            // something is allocated for each
 
 struct Family {
   std::string_view model_type, architecture;
@@ -55,14 +57,14 @@ class Reader {
   void Complain(const std::string& field, const std::string& found, const std::string& expected) {
     if (complaint_.empty()) complaint_ = place_ + ": " + field + ": found " + found + ", expected " + expected;
   }
-  int64_t Size(const char* field, std::optional<int64_t> absent = std::nullopt) {
+  int64_t Size(const char* field, std::optional<int64_t> absent = std::nullopt, int64_t most = kSizeMax) {
     const json* value = Find(field);
     if (value == nullptr && absent) return *absent;
     if (value != nullptr && value->is_number_integer()) {
       const auto number = value->get<int64_t>();
-      if (number >= 1 && number <= kSizeMax) return number;
+      if (number >= 1 && number <= most) return number;
     }
-    Complain(field, Text(value), "a whole number from 1 to " + std::to_string(kSizeMax));
+    Complain(field, Text(value), "a whole number from 1 to " + std::to_string(most));
     return 1;
   }
   double Positive(const char* field, std::optional<double> absent = std::nullopt) {
@@ -131,7 +133,7 @@ void ReadFamily(Reader& reader, Config& config) {
 
 void ReadSizes(Reader& reader, Config& config) {
   config.hidden_size = reader.Size("hidden_size");
-  config.layers = reader.Size("num_hidden_layers");
+  config.layers = reader.Size("num_hidden_layers", std::nullopt, kLayersMax);
   config.heads = reader.Size("num_attention_heads");
   config.kv_heads = reader.Size("num_key_value_heads", config.heads);
   config.head_dim = reader.Size("head_dim", std::max<int64_t>(1, config.hidden_size / config.heads));
@@ -260,7 +262,7 @@ json IdsJson(const std::vector<int64_t>& ids) {
 }  // namespace
 
 base::Result<Config> ParseConfig(std::string_view text, const std::string& file) {
-  const json root = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  const json root = files::ParseShallowJson(text);
   if (!root.is_object()) return base::Fail(kCode, file + ": found no JSON object, expected the config of a model");
   Reader reader(root, file);
   Config config;

@@ -37,6 +37,17 @@ class KvCache {
   }
   // The pass over `tokens` tokens has appended to every layer.
   void Advance(int64_t tokens) { length_ += tokens; }
+  // The same text `batch` times, each with room for `capacity` tokens; for a cache of one text.
+  KvCache Repeated(const Config& config, int64_t batch, int64_t capacity) const {
+    OUTRIDER_CHECK(entries_.front().first.size(0) == 1 && capacity >= length_, "a cache of one text that fits");
+    KvCache out(config, batch, capacity, entries_.front().first);
+    for (size_t layer = 0; layer < entries_.size(); ++layer) {
+      out.entries_[layer].first.slice(2, 0, length_).copy_(entries_[layer].first.slice(2, 0, length_));
+      out.entries_[layer].second.slice(2, 0, length_).copy_(entries_[layer].second.slice(2, 0, length_));
+    }
+    out.length_ = length_;
+    return out;
+  }
   // Forgets all but the first `tokens`.
   void Truncate(int64_t tokens) { length_ = std::min(length_, tokens); }
 

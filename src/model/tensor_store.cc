@@ -23,7 +23,7 @@ using WeightMap = std::map<std::string, std::string>;
 base::Result<WeightMap> ReadIndex(const std::string& path) {
   const auto file = files::MappedFile::Open(path);
   if (!file) return tl::unexpected(file.error());
-  const json root = json::parse(file->Text(), nullptr, /*allow_exceptions=*/false);
+  const json root = files::ParseShallowJson(file->Text());
   if (!root.is_object() || !root.contains("weight_map") || !root["weight_map"].is_object() ||
       root["weight_map"].empty()) {
     return Bad(path + ": weight_map: found none, expected the file of each tensor");

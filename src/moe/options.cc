@@ -10,6 +10,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "files/shallow_json.h"
+
 namespace outrider::moe {
 namespace {
 
@@ -117,6 +119,7 @@ int64_t ParseGranularity(const std::string& text) {
 
 // -1 for a text that names no way of tuning.
 int64_t ParseTune(const std::string& text) { return text == "full" ? 0 : CountBehind("adapter", text); }
+
 // Numbers of at least 0 with commas between them; nullopt for anything else.
 std::optional<std::vector<double>> ParseNumbers(const std::string& text) {
   std::vector<double> numbers;
@@ -229,7 +232,7 @@ base::Result<Options> Preset(const json& root) {
 }  // namespace
 
 base::Result<Options> ParseOptions(std::string_view text) {
-  const json root = json::parse(text, nullptr, false);
+  const json root = files::ParseShallowJson(text);
   if (!root.is_object()) return base::Fail("E_OPTION", "options: expected a JSON object");
   auto preset = Preset(root);
   if (!preset) return preset;

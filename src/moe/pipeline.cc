@@ -126,6 +126,7 @@ class Run {
     const Progress progress{NameOf(stage.kind), stage.round, step,   stage.steps,
                             position_,          positions_,  *facts, static_cast<double>(facts->tokens) / seconds};
     Log(progress, seconds);
+    if (!log_) return base::Fail("E_WRITE", options_.out + "/log.jsonl: write");
     bool go_on = !progress_ || progress_(progress);
     go_on = go_on && (options_.seconds_max <= 0 || SecondsSince(begin_) < options_.seconds_max);
     go_on = go_on && (options_.steps_max <= 0 || steps_ < options_.steps_max);

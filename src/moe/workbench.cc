@@ -15,6 +15,7 @@
 #include "moe/evaluation.h"
 #include "moe/export.h"
 #include "moe/tensor_file.h"
+#include "moe/text_scores.h"
 #include "moe/trainer.h"
 
 namespace outrider::moe {
@@ -54,6 +55,18 @@ base::Result<Teacher> LoadTeacher(const std::string& folder, const model::Config
   auto parameters = model::LoadParameters(folder, *config, dtype, device);
   if (!parameters) return tl::unexpected(parameters.error());
   return Teacher{*std::move(config), *std::move(parameters)};
+}
+
+// Name of the first tensor with a value that is no finite number; empty when there is none.
+std::string FirstNotFinite(const NamedTensors& tensors) {
+  std::vector<at::Tensor> finite;
+  for (const NamedTensor& t : tensors) finite.push_back(t.tensor.detach().isfinite().all());
+  if (finite.empty()) return "";
+  const at::Tensor all = at::stack(finite).to(at::kCPU);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (!all[static_cast<int64_t>(i)].item<bool>()) return tensors[i].name;
+  }
+  return "";
 }
 
 }  // namespace
@@ -193,6 +206,10 @@ base::Result<std::vector<DomainLoss>> Workbench::Evaluate(const std::string& spl
 base::Result<void> Workbench::Save(const std::string& path, int64_t position) const {
   const RoutedModel& model = state_->model;
   NamedTensors tensors = state_->trainer->State();
+  if (const std::string broken = FirstNotFinite(tensors); !broken.empty()) {
+    return base::Fail("E_NAN", "behind step " + std::to_string(position) + ": " + broken +
+                                   ": found a value that is no finite number");
+  }
   if (model.Masked()) tensors.push_back({"masks", SignatureTensor(model.masks, at::kShort)});
   for (size_t l = 0; l < model.fill.size(); ++l) tensors.push_back({"fill." + std::to_string(l), model.fill[l]});
   return SaveTensors(path, tensors,
@@ -229,6 +246,12 @@ base::Result<int64_t> Workbench::Restore(const std::string& path) {
 
 base::Result<void> Workbench::Export(const std::string& folder) const {
   return ExportModel(folder, state_->model, state_->options, state_->data.domains());
+}
+
+base::Result<std::vector<std::vector<TextAnswer>>> Workbench::Score(const std::vector<TextQuery>& queries,
+                                                                    EvalMode mode) const {
+  OUTRIDER_CHECK(state_->trainer.has_value(), "scores before the experts were made");
+  return ScoreTexts(state_->model, mode, queries);
 }
 
 void Workbench::SetTau(double tau) { state_->model.tau = tau; }

@@ -55,6 +55,18 @@ struct DomainLoss {
   int64_t traced_tokens = 0;
 };
 
+// Ids that the model reads, and ids that may follow: target j stands at the last positions, each of its ids predicted
+// from what is read up to there. The targets are alternatives and do not see each other.
+struct TextQuery {
+  std::vector<int64_t> inputs;
+  std::vector<std::vector<int64_t>> targets;
+};
+
+struct TextAnswer {
+  double log_probability = 0;  // nats, sum over the target
+  bool greedy = false;         // each id of the target is the most likely one
+};
+
 enum class EvalMode : uint8_t {
   kRefactored,  // with the experts and the routing of the options
   kDense,       // all channels on
@@ -77,10 +89,14 @@ class Workbench {
   base::Result<std::vector<DomainLoss>> Evaluate(const std::string& split, EvalMode mode, int64_t tokens,
                                                  int64_t trace_tokens = 0);
 
+  // Answers to one batch of queries, see text_scores.h; like Step and Evaluate only once there are experts.
+  base::Result<std::vector<std::vector<TextAnswer>>> Score(const std::vector<TextQuery>& queries, EvalMode mode) const;
+
   // Hysteresis of later evaluations and of Export, in nats; the options' own until then.
   void SetTau(double tau);
 
-  // Everything a resumed run needs, in one file; `position` comes back from Restore. Codes: E_WRITE; E_CHECKPOINT when
+  // Everything a resumed run needs, in one file; `position` comes back from Restore. Codes: E_WRITE; E_NAN: a tensor
+  // (named) with a value that is no finite number, nothing is written; E_CHECKPOINT when
   // the file is of other options (names the field), E_READ, E_SAFETENSORS.
   base::Result<void> Save(const std::string& path, int64_t position) const;
   base::Result<int64_t> Restore(const std::string& path);

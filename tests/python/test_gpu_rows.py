@@ -12,6 +12,7 @@ from outrider.refactor import smoke
 from outrider.refactor.card.write import regenerate
 from outrider.refactor.domains import from_folder
 from outrider.refactor.prepare import Options, prepare
+from outrider.refactor.tasks.items import Choice
 from outrider.refactor.tokenizer import load_tokenizer
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "benchmarks" / "refactor"
@@ -19,6 +20,7 @@ sys.path.insert(0, str(FOLDER))
 
 import gpu_rows  # noqa: E402
 import row_results  # noqa: E402
+import row_tasks  # noqa: E402
 from row_table import Plan, all_rows, chosen_rows  # noqa: E402
 
 SMALL = ("*:calibration.tokens=128", "*:calibration.samples=2", "*:coverage.rounds=2", "experts.count=4")
@@ -110,7 +112,7 @@ def test_every_row_has_its_figures(finished):
     assert ours["frontier"][0]["ppl_geomean"] == pytest.approx(ours["ppl_geomean"])
     assert rows[None, 1.0, "parent"]["ppl_geomean"] == pytest.approx(512, rel=0.1), "random weights"
     assert rows["readme", 0.75, "domain-oracle"]["ppl_unseen"] == {}
-    assert rows["outrider", 0.5, "static"]["statistic"] in ("l1", "l1_out", "fluctuation")
+    assert rows["outrider", 0.5, "static"]["statistic"] in ("l1", "l1_out", "fluctuation", "coverage")
 
 
 def test_comparisons_are_against_the_static_row_of_the_same_kind(finished):
@@ -124,6 +126,8 @@ def test_comparisons_are_against_the_static_row_of_the_same_kind(finished):
         value, low, high = entry["test"]["geometric mean"]
         assert value == pytest.approx(ours["ppl_geomean"] / static["ppl_geomean"], rel=1e-4)
         assert low <= value <= high
+        assert (ours["to_static"], ours["to_static_interval"]) == (value, [low, high])
+        assert static["to_static"] is None
     assert row_results.compare_all(finished["rows"], finished["documents"]) == finished["comparisons"]
 
 
@@ -141,7 +145,7 @@ def test_the_archive_has_cards_and_no_weights(finished, inputs, tmp_path):
     with tarfile.open(inputs[0] / "out" / "found.tar.xz") as archive:
         names = set(archive.getnames())
         archive.extractall(tmp_path, filter="data")
-    assert {"outrider-0.5-ours/routes.npz", "outrider-0.5-ours/outrider_masks.safetensors"} <= names
+    assert {"outrider-0.5-ours/routes.safetensors", "outrider-0.5-ours/outrider_masks.safetensors"} <= names
     assert not any("model" in pathlib.Path(name).name for name in names)
     for name in ("outrider-0.5-ours", "readme-0.75-ours"):
         assert len(regenerate(tmp_path / name)) == 2
@@ -152,11 +156,13 @@ def test_the_archive_has_cards_and_no_weights(finished, inputs, tmp_path):
 
 
 def test_a_stopped_call_goes_on_to_the_same_figures(finished, inputs):
+    assert call(inputs, "outrider-0.5-ours", "--seconds", "1", work="again", out="again") == 3
+    assert not (inputs[0] / "again" / "rows").exists(), "too little time to begin"
     stops = 0
-    while call(inputs, "outrider-0.5-ours", "--seconds", "20.001", work="again", out="again") == 3:
+    while call(inputs, "outrider-0.5-ours", "--set", "steps_max=1", work="again", out="again") == 3:
         stops += 1
-        assert stops < 30
-    assert stops > 2, "twenty seconds are kept back, so that a call does one step at most"
+        assert stops < 10
+    assert stops == 3 + 5, "every call does one step; the last step of a row ends it"
     documents = found(inputs, "again")["documents"]
     same = [key for key in documents if key.startswith("outrider-0.5-ours")]
     assert len(same) == 1
@@ -165,11 +171,40 @@ def test_a_stopped_call_goes_on_to_the_same_figures(finished, inputs):
     assert rows == [[], []], "checkpoints of finished rows are removed"
 
 
+def test_a_row_that_fails_does_not_keep_the_others_from_running(finished, inputs, capsys):
+    changes = ("--set", "outrider-0.5-ours-ce:router.width=1024")
+    assert call(inputs, "outrider-0.5-ours-ce,outrider-0.5-static-ce", *changes, out="failed") == 3
+    text = capsys.readouterr().out
+    assert "outrider-0.5-ours-ce: error E_" in text and "failed: outrider-0.5-ours-ce" in text
+    assert any(row["id"].startswith("outrider-0.5-static-ce") for row in found(inputs, "failed")["rows"])
+
+
 def test_rows_of_an_earlier_file_stay(finished, inputs):
     earlier = inputs[0] / "out" / "found.json"
     assert call(inputs, "outrider-0.5-static-ce", "--merge", str(earlier), out="merged") == 0
     ids = [row["id"].rpartition("-")[0] for row in found(inputs, "merged")["rows"]]
     assert len(ids) == 8 and "outrider-0.5-static-ce" in ids
+
+
+def test_rows_are_scored_on_tasks(inputs, monkeypatch, capsys):
+    items = {"piqa": [Choice(f"piqa-{i}", "def f(x):\n    return", ["x", "the file"], i % 2) for i in range(4)]}
+    monkeypatch.setattr(row_tasks, "task_items", lambda *_: items)
+    rows = "outrider-0.75-static-ce,outrider-0.75-ours-ce"
+    more = ("--score", rows, "--task-source", "x", "--archive", "outrider-0.75-ours-ce")
+    assert call(inputs, rows, *more, work="scored", out="scored_out") == 0
+    entries = {e["row"].rpartition("-")[0]: e for e in found(inputs, "scored_out")["tasks"]}
+    assert entries.keys() >= {"outrider-0.75-static-ce", "outrider-0.75-ours-ce"}
+    assert len(entries) == 3, "and the parent"
+    ours = entries["outrider-0.75-ours-ce"]
+    assert ours["scores"]["piqa"]["acc"]["items"] == 4
+    assert ours["against_static"]["piqa"]["acc"].keys() == {"value", "low", "high"}
+    assert "± " in (inputs[0] / "scored_out" / "found.md").read_text()
+    with tarfile.open(inputs[0] / "scored_out" / "found.tar.xz") as archive:
+        card = json.loads(archive.extractfile("outrider-0.75-ours-ce/quality_card.json").read())
+    assert all(row["tasks"]["piqa"]["acc"]["items"] == 4 for row in card["rows"] if row["name"] != "dense-cont")
+    capsys.readouterr()
+    assert call(inputs, rows, *more, work="scored", out="scored_out") == 0
+    assert "piqa acc" not in capsys.readouterr().out, "scores are kept"
 
 
 def test_a_sweep_chooses_on_valid(finished, inputs):

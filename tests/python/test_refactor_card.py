@@ -83,6 +83,24 @@ def test_the_card_is_the_same_bytes_each_time(tmp_path):
     assert first["quality_card.png"].startswith(b"\x89PNG") and len(first["quality_card.png"]) > 10_000
 
 
+def test_the_picture_has_room_for_tasks_and_curve(tmp_path):
+    import struct
+
+    def height() -> int:
+        return struct.unpack(">I", (tmp_path / "quality_card.png").read_bytes()[20:24])[0]
+
+    card = _card()
+    write_card(card, tmp_path)
+    with_tasks = height()
+    for row in card["rows"]:
+        row["tasks"], row["tasks_against_static"] = {}, None
+    write_card(card, tmp_path)
+    assert with_tasks == height(), "the curve stays"
+    del card["curve"]
+    write_card(card, tmp_path)
+    assert with_tasks > height()
+
+
 def test_global_plot_settings_do_not_change_the_picture(tmp_path):
     import matplotlib
 

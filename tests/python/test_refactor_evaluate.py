@@ -130,7 +130,7 @@ def test_the_commands_prepare_measure_and_refuse(stdlib, tmp_path):
     folder, _ = stdlib
     _tiny_model(folder / "model")
     runner = CliRunner()
-    model, data = ["--model", str(folder / "model")], ["--data", str(folder / "data")]
+    model, data = [str(folder / "model")], ["--data", str(folder / "data")]
     out = tmp_path / "loss.json"
     done = runner.invoke(
         app, ["eval", "perplexity", *model, *data, "--split", "valid", "--max-tokens", "300", "--out", str(out)]

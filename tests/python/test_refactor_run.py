@@ -4,6 +4,9 @@ import json
 import shutil
 
 import pytest
+import transformers
+from gguf_files import write_gguf
+from model_fixtures import make_model
 from outrider import _core
 from outrider.cli import app
 from outrider.refactor import budgets, run, smoke
@@ -115,11 +118,86 @@ def test_bad_input_is_one_line(inputs, tmp_path, arguments, says):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_gguf_file_is_sent_to_the_import(tmp_path):
-    arguments = ["refactor", "model.gguf", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 2
-    assert "outrider import model.gguf" in result.stderr
+def test_a_gguf_file_is_imported_once_into_the_working_folder(inputs, tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    config = transformers.LlamaConfig(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=288,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        head_dim=16,
+    )
+    write_gguf(tmp_path / "tiny.gguf", make_model(config, folder))
+    out = tmp_path / "moe"
+    arguments = ["refactor", str(tmp_path / "tiny.gguf"), "--data", str(inputs[1]), "--out", str(out)]
+    arguments += [word for name, value in SMALL for word in ("--option", f"{name}={value}")]
+    done = CliRunner().invoke(app, [*arguments, "--dry-run"])
+    assert done.exit_code == 0 and "memory_bytes: " in done.stdout, done.output
+    assert not out.exists() and not out.with_name("moe.work").exists()
+
+    calls = []
+
+    def interrupt(request, *_, **__):
+        calls.append(request.model)
+        raise ValueError("error E_TEST: stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "refactor", interrupt)
+        assert CliRunner().invoke(app, arguments).exit_code == 2
+    imported = out.with_name("moe.work") / "tiny"
+    assert calls == [imported]
+    before = (imported / "model.safetensors").stat().st_mtime_ns
+    done = CliRunner().invoke(app, [*arguments, "--max-tokens", "60000"])
+    assert done.exit_code == 0, done.output
+    assert before and not imported.exists(), "the working folder is gone"
+    card = json.loads((out / "quality_card.json").read_text())
+    assert card["parent"]["name"] == "tiny" and card["experts"]["count"] == 4
+    assert (out / "tokenizer.json").is_file()
+
+
+def test_a_file_that_is_no_gguf_is_named(inputs, tmp_path):
+    arguments = ["refactor", str(tmp_path / "none.gguf"), "--data", str(inputs[1]), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2 and "none.gguf" in done.stderr and done.stderr.count("\n") == 1
+    (tmp_path / "none.gguf").write_bytes(b"GGUF but not really")
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2 and "E_GGUF" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_estimate_grows_with_what_it_counts(inputs):
+    from outrider.refactor.estimate import estimate
+
+    model, _ = inputs
+    options = request_of(inputs, "out").options()
+    base = estimate(model, options, ("dense-cont", "static", "ours"))
+    assert base["steps_per_row"] == 1 * (2 + 3) + 1
+    assert base["time_seconds"] >= 1 and "measured now" in base["time_basis"]
+    assert estimate(model, options, ("ours",))["disk_bytes"] < base["disk_bytes"]
+    for change in ({"micro_batch": 1, "batch": 4}, {"tune": "adapter:4"}, {"chunk": 1}):
+        assert estimate(model, options | change, ("ours",))["memory_bytes"] < base["memory_bytes"], change
+    distilled = estimate(model, options | {"distill": 1.0}, ("ours",))
+    assert distilled["memory_bytes"] > base["memory_bytes"]
+    far = estimate(model, options | {"device": "cuda"}, ("ours",))["time_basis"]
+    assert "H100" in far or "measured now" in far
+
+
+def test_the_same_card_text_comes_from_its_json(finished, tmp_path):
+    out, _ = finished
+    copy = shutil.copytree(out, tmp_path / "copy")
+    before = {name: (copy / name).read_bytes() for name in ("quality_card.md", "quality_card.png")}
+    for name in before:
+        (copy / name).unlink()
+    assert CliRunner().invoke(app, ["card", str(copy)]).exit_code == 0
+    assert before == {name: (copy / name).read_bytes() for name in before}
+    card = json.loads((copy / "quality_card.json").read_text())
+    assert [point["label"] for point in card["curve"]] == ["tau 0", "tau 0.5", "tau 1", "tau 2", "tau 4"]
+    assert card["routing"]["all"]["run_histogram"] and card["masks"]["live_signatures"]
+    assert all(row["domains"]["code"]["bits_per_byte"] > 0 for row in card["rows"])
 
 
 def test_budgets_are_options_of_the_core(inputs, tmp_path):

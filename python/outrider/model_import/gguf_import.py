@@ -101,7 +101,7 @@ def import_gguf(
     if dtype not in DTYPE_BYTES:
         raise InputError("E_DTYPE", path, "dtype", dtype, " or ".join(DTYPE_BYTES))
     stored = check_gguf(path)
-    reader = _open(path)
+    reader = open_gguf(path)
     config = read_config(path, reader)
     names = {name: _huggingface_name(path, name) for name in stored}
     elements = sum(int(np.prod(tensor.shape)) for tensor in stored.values())
@@ -112,7 +112,7 @@ def import_gguf(
     return config
 
 
-def _open(path: Path) -> "gguf.GGUFReader":
+def open_gguf(path: Path) -> "gguf.GGUFReader":
     import gguf
 
     try:

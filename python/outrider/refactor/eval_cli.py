@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 eval_app = typer.Typer(help="Measure a model: perplexity on prepared text, scores on task sets.", no_args_is_help=True)
 
-Model = Annotated[Path, typer.Option(help="A HF model folder; with outrider.json in it, tokens run their experts.")]
-Device = Annotated[str, typer.Option(help="Torch device.")]
+Model = Annotated[Path, typer.Argument(help="A HF model folder; with outrider.json in it, tokens run their experts.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Out = Annotated[Path | None, typer.Option(help="Write every document's or item's figure as JSON.")]
 
@@ -68,6 +68,7 @@ def tasks_command(
     tasks: Annotated[Path, typer.Option(help="Output of `outrider data tasks`.")],
     task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first items of each task.", min=1)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The 200 items of each task that `quick` cards have.")] = False,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens of a batch at most.", min=1)] = 4_096,
@@ -76,6 +77,7 @@ def tasks_command(
     """Standard scores of each task set, with standard errors."""
     from transformers import AutoTokenizer
 
+    from outrider.refactor.tasks.chosen import picked
     from outrider.refactor.tasks.items import read_items
     from outrider.refactor.tasks.scorers import model_scorer
     from outrider.refactor.tasks.scoring import score
@@ -85,7 +87,8 @@ def tasks_command(
         names = task or sorted(path.stem for path in tasks.glob("*.jsonl"))
         if not names:
             raise InputError("E_TASK", tasks, "tasks", "no .jsonl file", "the output of `outrider data tasks`")
-        items = {name: read_items(tasks / f"{name}.jsonl")[:limit] for name in names}
+        mode = "quick" if quick else "full"
+        items = {name: picked(read_items(tasks / f"{name}.jsonl"), mode)[:limit] for name in names}
         loaded = load_model(model, device, dtype)
         scorer = model_scorer(loaded, AutoTokenizer.from_pretrained(model), batch_tokens=batch_tokens)
         for name in names:

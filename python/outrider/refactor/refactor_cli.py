@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,12 +14,11 @@ from outrider.refactor import run
 from outrider.refactor.budgets import BUDGETS, DEFAULT_ROWS, ROWS
 from outrider.refactor.cli import input_errors, self_progress
 from outrider.refactor.errors import InputError
+from outrider.refactor.tasks.chosen import TaskChoice
 
 
 def refactor_command(
-    model: Annotated[
-        Path, typer.Argument(help="A Hugging Face model folder; `outrider import` makes one of a GGUF file.")
-    ],
+    model: Annotated[Path, typer.Argument(help="A Hugging Face model folder, or a GGUF file.")],
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist.")],
     data: Annotated[
         Path | None,
@@ -36,6 +36,11 @@ def refactor_command(
     option: Annotated[list[str] | None, typer.Option(help="Further options of the core, as NAME=VALUE.")] = None,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bits on one machine.", min=0)] = 0,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens per domain at most.", min=1)] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="none, quick (200 items a task) or full; with --task-data quick on the CPU, else full."),
+    ] = None,
+    task_data: Annotated[Path | None, typer.Option(help="Output of `outrider data tasks`.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what it takes, and write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output folder.")] = False,
 ) -> None:
@@ -44,18 +49,7 @@ def refactor_command(
     An interrupted run goes on where it stopped when it is called again with the same options.
     """
     with input_errors():
-        if model.suffix == ".gguf":
-            expected = f"a folder: run `outrider import {model} DIR` once, then pass DIR"
-            raise InputError("E_USAGE", "outrider refactor", "MODEL", "a GGUF file", expected)
-        if data is None and table is None:
-            found = "neither --data nor --domains"
-            raise InputError(
-                "E_USAGE",
-                "outrider refactor",
-                "text",
-                found,
-                "--data FOLDER of .txt or .jsonl files, or --data self:1M",
-            )
+        _require_text(data, table)
         request = run.Request(
             model=model,
             data=data or Path(),
@@ -70,16 +64,34 @@ def refactor_command(
             changes=tuple(_change(text) for text in option or []),
             force=force,
         )
+        request = replace(request, tasks=_task_choice(request, tasks, task_data))
         if dry_run:
             for name, value in run.estimate(request).items():
-                print(f"{name}: {value:,}")
+                print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
             return
+        request = run.as_folder(request)
         if request.own_tokens:
             with self_progress(request.own_tokens) as own_progress:
                 run.write_own_text(request, own_progress)
         with step_bar() as progress:
-            run.refactor(request, progress)
+            run.refactor(request, progress, note=lambda line: print(line, file=sys.stderr))
     print((out / "quality_card.md").read_text(encoding="utf-8"))
+
+
+def _require_text(data: Path | None, table: str | None) -> None:
+    if data is None and table is None:
+        expected = "--data FOLDER of .txt or .jsonl files, or --data self:1M"
+        raise InputError("E_USAGE", "outrider refactor", "text", "neither --data nor --domains", expected)
+
+
+def _task_choice(request: run.Request, tasks: str | None, folder: Path | None) -> TaskChoice:
+    """Checked at once, so that a run of hours does not end with a missing file."""
+    if tasks is None:
+        quick = folder is not None and request.options()["device"] == "cpu"
+        tasks = "none" if folder is None else "quick" if quick else "full"
+    choice = TaskChoice(tasks, folder)
+    choice.items()
+    return choice
 
 
 def _change(text: str) -> tuple[str, Any]:

@@ -6,18 +6,23 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from outrider.refactor import domains, prepare
+from outrider.refactor import estimate as estimates
 from outrider.refactor.artifact import HEADER
 from outrider.refactor.atomic import atomic_folder, remove, require_space, write_file
-from outrider.refactor.budgets import BUDGETS, DEFAULT_ROWS, ROWS, calibration_tokens, row_options, stage_tokens
+from outrider.refactor.budgets import BUDGETS, DEFAULT_ROWS, ROWS, calibration_tokens, row_options
 from outrider.refactor.card.write import write_card
+from outrider.refactor.data_set import load_data
 from outrider.refactor.errors import InputError
 from outrider.refactor.self_text import Progress as OwnProgress
 from outrider.refactor.self_text import SelfOptions, token_count, write_self_text
+from outrider.refactor.tasks.chosen import TaskChoice, score_all
+from outrider.refactor.tasks.items import Item
+from outrider.refactor.tasks.scoring import TaskScores
 from outrider.refactor.tokenizer import load_tokenizer
 
 TOKENIZER_FILES = (
@@ -28,18 +33,20 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 
+NO_TASKS = TaskChoice()
 OWN = "self:"
 OWN_ROWS = 512  # texts at once on a GPU
 OWN_TEACHER = {"teacher": "parent", "distill": 1.0}
 
 # row, what the core reports behind a step
 Progress = Callable[[str, dict[str, Any]], None]
+ImportProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to refactor. `data` is a folder of text, one made by `outrider data`, or `self:TOKENS`: text that the parent
-    writes itself, with the parent as the teacher."""
+    """What to refactor. `model` is a folder or a GGUF file; `data` is a folder of text, one made by `outrider data`, or
+    `self:TOKENS`: text that the parent writes itself, with the parent as the teacher."""
 
     model: Path
     data: Path
@@ -52,6 +59,7 @@ class Request:
     seed: int = 0
     max_tokens: int | None = None
     changes: tuple[tuple[str, Any], ...] = ()  # further options of the core
+    tasks: TaskChoice = NO_TASKS
     force: bool = False
 
     @property
@@ -68,6 +76,8 @@ class Request:
         """Options of the core for the row `ours`, every field filled in."""
         from outrider import _core
 
+        if self.budget not in BUDGETS:
+            raise InputError("E_USAGE", "outrider refactor", "--budget", self.budget, " or ".join(BUDGETS))
         named = BUDGETS[self.budget] | (OWN_TEACHER if self.own_tokens else {}) | dict(self.changes)
         if self.preset == "readme":  # its router is of another form, and has one expert per domain
             named = {name: value for name, value in named.items() if name != "router.width"}
@@ -76,21 +86,33 @@ class Request:
 
 
 def estimate(request: Request) -> dict[str, Any]:
-    """Tokens per row, and bytes on disk and in memory, before anything is written."""
-    options = request.options()
-    weights = sum(path.stat().st_size for path in request.model.glob("*.safetensors"))
-    parameters = json.loads((request.model / "config.json").read_text())
-    tokens = stage_tokens(options)
-    # fp32 masters, gradients and two moments; two checkpoints hold masters and moments.
-    count = weights // {"float32": 4}.get(str(parameters.get("torch_dtype", parameters.get("dtype"))), 2)
-    return {
-        "rows": len(request.rows),
-        "steps_per_row": options["rounds"] * (options["router.steps"] + options["expert.steps"]),
-        "expert_tokens_per_row": tokens["expert"],
-        "router_tokens": tokens["router"],
-        "memory_bytes": 16 * count + weights,
-        "disk_bytes": len(request.rows) * (2 * 12 * count + 4 * count),
-    }
+    """What the request will take, see estimate.py; nothing is written.
+
+    Raises:
+        InputError: text or model that cannot be read.
+    """
+    if request.own_tokens:
+        count = 1
+    elif (request.data / "data.json").is_file():
+        data = load_data(request.data)
+        count = len(data.domains) + len(data.unseen)
+    else:
+        count = len(_files(request).all)
+    return estimates.estimate(request.model, request.options(), request.rows, count)
+
+
+def as_folder(request: Request, progress: ImportProgress | None = None) -> Request:
+    """The request with a GGUF file imported, once, into the working folder."""
+    if request.model.suffix != ".gguf":
+        return request
+    _check(request)
+    folder = request.work / request.model.stem
+    if not folder.exists():
+        from outrider.model_import import import_gguf
+
+        request.work.mkdir(parents=True, exist_ok=True)
+        import_gguf(request.model, folder, progress=progress)
+    return replace(request, model=folder)
 
 
 def write_own_text(request: Request, progress: OwnProgress = lambda domain, tokens: None) -> None:
@@ -103,15 +125,21 @@ def write_own_text(request: Request, progress: OwnProgress = lambda domain, toke
     write_self_text(request.model, out, _own_options(request, request.own_tokens), progress=progress)
 
 
-def refactor(request: Request, progress: Progress = lambda row, step: None) -> dict[str, Any]:
+def refactor(
+    request: Request, progress: Progress = lambda row, step: None, note: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
     """Runs or resumes; returns the quality card. `OUT` appears complete, at the end, or not at all.
+
+    `note` takes a line for each score of a task.
 
     Raises:
         InputError: as its parts say. ValueError: an error line of the core.
     """
     _check(request)
     require_space(request.out.parent, estimate(request)["disk_bytes"])
+    items = request.tasks.items()
     request.work.mkdir(parents=True, exist_ok=True)
+    request = as_folder(request)
     data = _prepared(request)
     results, seconds = {}, {}
     for row in request.rows:
@@ -119,6 +147,7 @@ def refactor(request: Request, progress: Progress = lambda row, step: None) -> d
         results[row] = _run_row(request, data, row, progress)
         seconds[row] = _seconds(request, row, time.monotonic() - started)
     parent = _parent(request, data)
+    tasks = _task_scores(request, data, items, note)
     with atomic_folder(request.out, force=request.force) as folder:
         shutil.copytree(request.work / "rows" / "ours" / "model", folder, dirs_exist_ok=True)
         for name in TOKENIZER_FILES:
@@ -127,11 +156,15 @@ def refactor(request: Request, progress: Progress = lambda row, step: None) -> d
         _seal(folder)
         from outrider.refactor import card_of_run  # torch is imported late: the command line starts without it
 
-        run = card_of_run.Run(request.model, folder, data, request.preset, results, parent, seconds, _environment())
+        names = (request.model, folder, data, request.preset)
+        run = card_of_run.Run(*names, results, parent, seconds, _environment(), tasks)
         card = card_of_run.make_card(run)
         write_card(card, folder)
         write_file(folder / "rows.json", json.dumps(results, separators=(",", ":")) + "\n")
         _keep_routes(request, folder / "routes")
+        if tasks:
+            plain = {row: {task: asdict(one) for task, one in scores.items()} for row, scores in tasks.items()}
+            write_file(folder / "tasks.json", json.dumps(plain, separators=(",", ":")) + "\n")
     remove(request.work)
     return card
 
@@ -154,13 +187,15 @@ def _seal(folder: Path) -> None:
 
 
 def _check(request: Request) -> None:
-    if request.budget not in BUDGETS:
-        raise InputError("E_USAGE", "outrider refactor", "--budget", request.budget, " or ".join(BUDGETS))
+    request.options()
     unknown = [row for row in request.rows if row not in ROWS]
     if unknown or "ours" not in request.rows:
         raise InputError("E_USAGE", "outrider refactor", "--rows", ", ".join(request.rows), f"ours, and of {[*ROWS]}")
-    if not (request.model / "config.json").is_file():
-        raise InputError("E_READ", request.model, "config.json", "no such file", "the folder of a dense model")
+    is_file = request.model.suffix == ".gguf" and request.model.is_file()
+    if not is_file and not (request.model / "config.json").is_file():
+        raise InputError(
+            "E_READ", request.model, "config.json", "no such file", "the folder of a dense model, or a GGUF file"
+        )
     if request.out.exists() and not request.force:
         raise InputError("E_EXISTS", request.out, "output", "an existing path", "none, or --force to replace it")
 
@@ -172,11 +207,15 @@ def _prepared(request: Request) -> Path:
     out = request.work / "data"
     if out.exists():
         return out
-    files = domains.from_table(request.table, request.data) if request.table else domains.from_folder(request.data)
+    files = _files(request)
     needed = calibration_tokens(request.options())
     options = prepare.Options(max_tokens=request.max_tokens, min_train_tokens=needed)
     prepare.prepare(files, load_tokenizer(request.model), out, options)
     return out
+
+
+def _files(request: Request) -> domains.DomainFiles:
+    return domains.from_table(request.table, request.data) if request.table else domains.from_folder(request.data)
 
 
 def _own_options(request: Request, tokens: int) -> SelfOptions:
@@ -187,13 +226,54 @@ def _own_options(request: Request, tokens: int) -> SelfOptions:
     return SelfOptions(tokens, seed=request.seed, length=min(SelfOptions.length, positions), **where)
 
 
+def _row_options(request: Request, data: Path, row: str) -> dict[str, Any]:
+    out = request.work / "rows" / row
+    files = {"model": str(request.model), "data": str(data), "out": str(out), "write_model": row == "ours"}
+    return row_options(row, request.options()) | files
+
+
 def _run_row(request: Request, data: Path, row: str, progress: Progress) -> dict[str, Any]:
     from outrider import _core
 
-    out = request.work / "rows" / row
-    files = {"model": str(request.model), "data": str(data), "out": str(out), "write_model": row == "ours"}
-    options = row_options(row, request.options()) | files
+    options = _row_options(request, data, row)
     return json.loads(_core.refactor(json.dumps(options), lambda step: progress(row, step)))
+
+
+def _task_scores(
+    request: Request, data: Path, items: dict[str, list[Item]], note: Callable[[str], None]
+) -> dict[str, dict[str, TaskScores]]:
+    """Row -> task -> scores, of the untouched parent and of every row as its last checkpoint has it."""
+    from outrider import _core
+    from outrider.refactor.tasks.scorers import BatchScorer, bench_scorer
+
+    def scorer(row: str) -> BatchScorer:
+        options = _row_options(request, data, "dense-cont" if row == "parent" else row)
+        bench = _core.Workbench.open(json.dumps(options))
+        if row == "parent":
+            bench.make_experts()
+        else:
+            bench.restore(str(last_checkpoint(Path(options["out"]))))
+        return bench_scorer(bench, request.model)
+
+    if not items:
+        return {}
+    found = {}
+    for row in ("parent", *request.rows):
+        path = request.work / f"tasks-{row}.json"
+        found[row] = score_all(items, lambda row=row: scorer(row), path, lambda line, row=row: note(f"{row}, {line}"))
+    return found
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The newest of a run folder.
+
+    Raises:
+        InputError: E_READ when there is none.
+    """
+    found = list(folder.glob("checkpoint-*.safetensors"))
+    if not found:
+        raise InputError("E_READ", folder, "checkpoint", "none", "checkpoint-<position>.safetensors")
+    return max(found, key=lambda path: int(path.stem.partition("-")[2]))
 
 
 def _seconds(request: Request, row: str, now: float) -> float:

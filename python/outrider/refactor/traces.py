@@ -1,6 +1,5 @@
-"""Which expert each token of prepared text gets: a byte a token, for statistics and for replay without the model."""
+"""Which expert each token of prepared text gets, as the files of a refactored model say."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +36,6 @@ def route_traces(
             routes = [route(router.logits(part.to(device)), artifact.tau).cpu() for part in texts.split(_TEXTS_AT_ONCE)]
         traces[name] = torch.cat(routes).numpy().astype(np.uint8)
     return traces
-
-
-def save_traces(path: Path, traces: Mapping[str, np.ndarray]) -> None:
-    """A compressed .npz file, an array a domain."""
-    with Path(path).open("wb") as stream:
-        np.savez_compressed(stream, **traces)
 
 
 def embedding_of(folder: Path) -> torch.Tensor:

@@ -39,6 +39,18 @@ TEST(Config, ReadsALlama) {
   EXPECT_EQ(config->windows, std::vector<int64_t>(5, 0));
 }
 
+TEST(Config, SizesThatWouldFillMemoryOrStackAreRefused) {
+  EXPECT_THAT(Complaint({{"num_hidden_layers", int64_t{1} << 31}}),
+              testing::HasSubstr("num_hidden_layers: found 2147483648, expected a whole number from 1 to 4096"));
+  for (const char* bracket : {"[", "{\"a\":"}) {
+    std::string text = "{\"model_type\":";
+    for (int depth = 0; depth < 200'000; ++depth) text += bracket;
+    EXPECT_FALSE(ParseConfig(text, "f")) << "an unfinished text";
+  }
+  const std::string deep = "{\"model_type\":" + std::string(200'000, '[') + std::string(200'000, ']') + "}";
+  EXPECT_THAT(ParseConfig(deep, "f").error().message, testing::HasSubstr("found no JSON object"));
+}
+
 TEST(Config, FamiliesDifferInBiasesAndWindows) {
   json root = Small();
   root.update(

@@ -59,6 +59,11 @@ TEST(Options, DifferencesThatChangeTheResultAreNamed) {
   EXPECT_EQ(Difference(a, b), "expert.rate: found 0.0001, expected 1.0");
 }
 
+TEST(Options, DeepNestingIsNoObject) {
+  const std::string deep = "{\"seed\":" + std::string(200'000, '[') + std::string(200'000, ']') + "}";
+  EXPECT_THAT(ParseOptions(deep).error().message, HasSubstr("expected a JSON object"));
+}
+
 TEST(Options, TausAreNumbersWithCommas) {
   const auto taus = [](const std::string& text) { return ParseOptions(R"({"eval_taus": ")" + text + R"("})"); };
   EXPECT_THAT(EvalTaus(taus("").value()), testing::IsEmpty());

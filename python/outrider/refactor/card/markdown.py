@@ -129,7 +129,7 @@ def _tasks(card: dict[str, Any]) -> list[str]:
     names = list(dict.fromkeys(name for row in card["rows"] for name in row["tasks"]))
     if not names:
         return []
-    metrics = {name: _first_metric(card, name) for name in names}
+    metrics = {name: first_metric(card, name) for name in names}
     rows = []
     for row in card["rows"]:
         scores = (row["tasks"].get(name, {}).get(metric) for name, metric in metrics.items())
@@ -150,7 +150,8 @@ def _tasks(card: dict[str, Any]) -> list[str]:
     return parts
 
 
-def _first_metric(card: dict[str, Any], name: str) -> str:
+def first_metric(card: dict[str, Any], name: str) -> str:
+    """The metric of a task that comes first in tables, of those that the rows have."""
     found = {metric for row in card["rows"] for metric in row["tasks"].get(name, {})}
     return next((metric for metric in _FIRST_METRICS if metric in found), min(found, default=""))
 
@@ -218,6 +219,9 @@ def _masks(card: dict[str, Any]) -> list[str]:
     live, names = masks["live_signatures"], card["experts"]["names"]
     text = f"Of all channels {_percent(masks['permanent'])} % are in every expert, {_percent(masks['union'])} % in at "
     text += f"least one, {_percent(masks['dead'])} % in none. Live signatures per layer: {min(live)} to {max(live)}. "
+    swaps = [share for i, row in enumerate(masks["swap"]) for j, share in enumerate(row) if i != j]
+    if swaps:
+        text += f"Going from one expert to another brings in {_percent(sum(swaps) / len(swaps))} % of the channels. "
     text += "The table says which share (%) of the row's expert the column's expert has too."
     rows = [[name, *map(_percent, shares)] for name, shares in zip(names, masks["pairs"], strict=True)]
     return ["## Masks", text, table(["expert", *names], rows)]
