@@ -11,6 +11,7 @@
 #include <torch/headeronly/version.h>
 
 #include "coexec/session.h"
+#include "kernels.h"
 #include "model.h"
 #include "moe.h"
 #include "seam/eligibility.h"
@@ -211,4 +212,5 @@ PYBIND11_MODULE(_core, m) {
   DefineBackward(m);
   DefineModel(m);
   DefineMoe(m);
+  DefineKernels(m);
 }

@@ -5,14 +5,14 @@ set_property(GLOBAL PROPERTY OUTRIDER_CORE_ROOMS "")
 set_property(GLOBAL PROPERTY OUTRIDER_TORCH_ROOMS "")
 
 # outrider_layer(NAME <room> [TORCH] [SOURCES <file>...])
-# Builds src/<room>/**.cc (or SOURCES). A TORCH room sees torch's headers. Files under cuda/ or no_cuda/ are left to
-# the chosen backend: a missing backend is a file, not an #ifdef.
+# Builds src/<room>/**.cc (or SOURCES). A TORCH room sees torch's headers. Files under cuda/ or no_cuda/, x86/ or no_x86/
+# are left to the chosen backend: a missing backend is a file, not an #ifdef.
 function(outrider_layer)
   cmake_parse_arguments(PARSE_ARGV 0 arg "TORCH" "NAME" "SOURCES")
   set(sources ${arg_SOURCES})
   if(NOT sources)
     file(GLOB_RECURSE sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${arg_NAME}/*.cc)
-    list(FILTER sources EXCLUDE REGEX "/src/${arg_NAME}/(cuda|no_cuda)/")
+    list(FILTER sources EXCLUDE REGEX "/src/${arg_NAME}/(cuda|no_cuda|x86|no_x86)/")
   endif()
   if(arg_TORCH)
     file(GLOB backend CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/${arg_NAME}/${OUTRIDER_CUDA_FOLDER}/*.cc)

@@ -1,0 +1,54 @@
+#pragma once
+// Both forms of the channel-record FFN on a CUDA device (sm_90a), bf16 with fp32 sums. Every pointer is device memory
+// unless it says otherwise; all work goes onto `stream`, nothing is allocated and nothing waits. No torch, no other
+// room.
+//
+// The bits of a token's result depend on the layer, its expert and its x: all tiles and orders are fixed, and there are
+// no atomic operations. Prefill and decode differ in the last bits.
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace outrider::kernels::cuda {
+
+constexpr int kExpertsMax = 16;
+constexpr int kWidthMultiple = 256;
+constexpr int kDecodeTokensMax = 32;
+constexpr int kDecodeParts = 32;  // of the stored order, summed one after another
+
+// One layer. Record c is gate row | up row | down column of channel c, `width` bf16 each (channel_store.h); records
+// hold less than 64 GiB. `lists` holds the channels of expert 0, then of expert 1, ...; expert i has those from
+// list_at[i] to list_at[i + 1], ascending. All weights are finite: a decode step multiplies foreign ones by zero.
+struct Layer {
+  const void* records = nullptr;         // 16-byte aligned
+  const uint16_t* signatures = nullptr;  // [channels]
+  const int32_t* lists = nullptr;
+  const int32_t* list_at = nullptr;  // [experts + 1]
+  int channels = 0;
+  int width = 0;  // a multiple of kWidthMultiple
+  int experts = 0;
+  int active_max = 0;  // channels of the largest expert
+};
+
+// Tokens sorted by expert: the same for all layers of a step.
+struct Plan {
+  int32_t* order = nullptr;     // [tokens]
+  int32_t* order_at = nullptr;  // [experts + 1], tokens of expert i as in lists
+};
+
+// Fills the plan from expert ids uint8 [tokens], each less than `experts`.
+cudaError_t MakePlan(const uint8_t* ids, int tokens, int experts, const Plan& plan, cudaStream_t stream);
+
+// x and y bf16 [tokens, width]; hidden: HiddenBytes. Two launches. `outputs`: the tile of the second one in outputs,
+// 256 or 192; 0 takes the one that fills the device's `multiprocessors` better.
+int64_t HiddenBytes(const Layer& layer, int tokens);
+cudaError_t Prefill(const Layer& layer, const Plan& plan, const void* x, void* y, int tokens, void* hidden,
+                    int multiprocessors, int outputs, cudaStream_t stream);
+
+// As Prefill for at most kDecodeTokensMax tokens, from expert ids; scratch: DecodeBytes. Three launches.
+int64_t DecodeBytes(const Layer& layer, int tokens);
+cudaError_t Decode(const Layer& layer, const uint8_t* ids, const void* x, void* y, int tokens, void* scratch,
+                   cudaStream_t stream);
+
+}  // namespace outrider::kernels::cuda

@@ -1,0 +1,75 @@
+// The engines of every machine: four lanes in plain C++, which compilers turn into whatever the target has.
+#include "kernels/decode_engine.h"
+#include "kernels/tile_engine.h"
+
+namespace outrider::kernels {
+namespace {
+
+struct Vector4 {
+  static constexpr int64_t kLanes = 4, kGroup = 2, kDownTokens = 4;
+  static constexpr int Pairs(int vectors) { return vectors == 1 ? 3 : 2; }
+  using F = float __attribute__((vector_size(16)));  // a type of GCC and clang on every target
+
+  template <class Op>
+  static F Each(Op op) {
+    return F{op(0), op(1), op(2), op(3)};
+  }
+  static F Set(float value) { return F{value, value, value, value}; }
+  static F Zero() { return Set(0); }
+  static F Broadcast(const float* at) { return Set(*at); }
+  static F Load(const float* at) {
+    F result;
+    __builtin_memcpy(&result, at, sizeof(F));
+    return result;
+  }
+  static void Store(float* at, F a) { __builtin_memcpy(at, &a, sizeof(F)); }
+  static uint16_t Rounded(float value) {
+    const auto bits = __builtin_bit_cast(uint32_t, value);
+    if ((bits & 0x7fffffffU) > 0x7f800000U) return static_cast<uint16_t>((bits >> 16) | 0x40U);
+    return static_cast<uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
+  }
+  static float Widened(uint16_t bits) { return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16); }
+  static F LoadBf16(const uint16_t* at) {
+    return Each([&](int i) { return Widened(at[i]); });
+  }
+  static void StoreBf16(uint16_t* at, F a) {
+    for (int i = 0; i < 4; ++i) at[i] = Rounded(a[i]);
+  }
+  static F RoundBf16(F a) {
+    return Each([&](int i) { return Widened(Rounded(a[i])); });
+  }
+  static F Add(F a, F b) { return a + b; }
+  static F Mul(F a, F b) { return a * b; }
+  static F Div(F a, F b) { return a / b; }
+  static F Min(F a, F b) {
+    return Each([&](int i) { return a[i] < b[i] ? a[i] : b[i]; });
+  }
+  static F Max(F a, F b) {
+    return Each([&](int i) { return a[i] > b[i] ? a[i] : b[i]; });
+  }
+  static F MulAdd(F c, F a, F b) { return c + a * b; }
+  // |a| < 2^22: adding and taking away 1.5 * 2^23 leaves the nearest whole number.
+  static F Round(F a) {
+    return Each([&](int i) {
+      const float shifted = a[i] + 12582912.0F;
+      return shifted - 12582912.0F;
+    });
+  }
+  static F Scale(F a, F n) {
+    return Each([&](int i) {
+      return a[i] * __builtin_bit_cast(float, static_cast<uint32_t>(static_cast<int32_t>(n[i]) + 127) << 23);
+    });
+  }
+  static float Sum(F a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+};
+
+constexpr PrefillEngine kPrefillF32 = TileEngine<FloatForm<Vector4, false>>::Table("portable");
+constexpr PrefillEngine kPrefillBf16 = TileEngine<FloatForm<Vector4, true>>::Table("portable");
+constexpr DecodeEngine kDecodeF32 = DecodeWalk<Vector4, false>::Table("portable");
+constexpr DecodeEngine kDecodeBf16 = DecodeWalk<Vector4, true>::Table("portable");
+
+}  // namespace
+
+EngineSet PortableEngines() { return {{&kPrefillF32, &kPrefillBf16}, {&kDecodeF32, &kDecodeBf16}}; }
+
+}  // namespace outrider::kernels

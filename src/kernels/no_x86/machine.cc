@@ -1,0 +1,7 @@
+#include "kernels/machine.h"
+
+namespace outrider::kernels {
+
+std::vector<EngineSet> MachineEngines() { return {}; }
+
+}  // namespace outrider::kernels

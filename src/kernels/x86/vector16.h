@@ -1,0 +1,51 @@
+#pragma once
+// Sixteen fp32 lanes of AVX-512. Only for units compiled for it: everything here is internal to the unit.
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace outrider::kernels {
+namespace {
+
+struct Vector16 {
+  static constexpr int64_t kLanes = 16, kGroup = 4, kDownTokens = 8;
+  static constexpr int Pairs(int vectors) { return vectors == 1 ? 8 : vectors == 2 ? 6 : vectors == 3 ? 4 : 3; }
+  using F = __m512;
+
+  static F Zero() { return _mm512_setzero_ps(); }
+  static F Set(float value) { return _mm512_set1_ps(value); }
+  static F Broadcast(const float* at) { return _mm512_set1_ps(*at); }
+  static F Load(const float* at) { return _mm512_loadu_ps(at); }
+  static void Store(float* at, F a) { _mm512_storeu_ps(at, a); }
+  static F LoadBf16(const uint16_t* at) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+  }
+  // bf16 bits in the upper halves, rounded to nearest even; a NaN stays one.
+  static __m512i Rounded(F a) {
+    const __m512i bits = _mm512_castps_si512(a);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+    return _mm512_mask_or_epi32(up, nan, bits, _mm512_set1_epi32(0x400000));
+  }
+  static F RoundBf16(F a) {
+    return _mm512_castsi512_ps(_mm512_and_si512(Rounded(a), _mm512_set1_epi32(static_cast<int>(0xffff0000U))));
+  }
+  static void StoreBf16(uint16_t* at, F a) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtepi32_epi16(_mm512_srli_epi32(Rounded(a), 16)));
+  }
+  static F Add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F Mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F Div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F Min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F Max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F MulAdd(F c, F a, F b) { return _mm512_fmadd_ps(a, b, c); }
+  static F Round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static F Scale(F a, F n) { return _mm512_scalef_ps(a, n); }
+  static float Sum(F a) { return _mm512_reduce_add_ps(a); }
+};
+
+}  // namespace
+}  // namespace outrider::kernels

@@ -1,0 +1,27 @@
+// C functions over the CUDA form of the channel-record FFN, for ctypes. Pointers are device memory.
+#include "kernels/cuda/tied_ffn.h"
+
+namespace cuda = outrider::kernels::cuda;
+
+extern "C" {
+
+int tied_plan(const uint8_t* ids, int tokens, int experts, int32_t* order, int32_t* order_at, void* stream) {
+  return cuda::MakePlan(ids, tokens, experts, {order, order_at}, static_cast<cudaStream_t>(stream));
+}
+
+int64_t tied_hidden_bytes(const cuda::Layer* layer, int tokens) { return cuda::HiddenBytes(*layer, tokens); }
+
+int64_t tied_decode_bytes(const cuda::Layer* layer, int tokens) { return cuda::DecodeBytes(*layer, tokens); }
+
+int tied_prefill(const cuda::Layer* layer, int32_t* order, int32_t* order_at, const void* x, void* y, int tokens,
+                 void* hidden, int multiprocessors, int outputs, void* stream) {
+  return cuda::Prefill(*layer, {order, order_at}, x, y, tokens, hidden, multiprocessors, outputs,
+                       static_cast<cudaStream_t>(stream));
+}
+
+int tied_decode(const cuda::Layer* layer, const uint8_t* ids, const void* x, void* y, int tokens, void* scratch,
+                void* stream) {
+  return cuda::Decode(*layer, ids, x, y, tokens, scratch, static_cast<cudaStream_t>(stream));
+}
+
+}  // extern "C"
