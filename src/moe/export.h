@@ -110,6 +110,7 @@ inline base::Result<void> ExportModel(const std::string& folder, const RoutedMod
                                       const std::vector<std::string>& domains) {
   const at::NoGradGuard no_grad;
   std::error_code error;
+  if (!model.gains.empty()) return base::Fail("E_OPTION", folder + ": experts with gains cannot be written yet");
   if (!model.fill.empty() || model.contextual > 0 || model.layer_router) {
     return base::Fail("E_OPTION",
                       folder + ": expected experts with one router or one mask without a compensating bias");

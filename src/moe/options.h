@@ -27,6 +27,7 @@ struct Options {
   int64_t coverage_rounds = 15;
   double coverage_sink = 64;                   // CoverageOptions::sink_factor
   std::string coverage_granularity = "token";  // token | window:W | document
+  double experts_gain = 0;  // above 0: each expert tunes a factor per channel, at so many times the rate of the weights
   std::string coverage_mass = "activation";    // of a channel: activation | gradient (GradientMass)
   int64_t carved_top = 2;                      // routed experts that a token uses in each layer
 
