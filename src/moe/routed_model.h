@@ -73,7 +73,7 @@ struct RoutedModel {
   std::unique_ptr<model::FfnHook> Hook(const Masking& masking, const at::Tensor& ids,
                                        std::vector<at::Tensor>* chosen = nullptr) const;
   // [B, S] -> [B, S, N]. A tied router reads the table as the compute copy has it.
-  at::Tensor RouterLogits(const at::Tensor& inputs) const;
+  at::Tensor RouterLogits(const at::Tensor& inputs, RouterCache* cache = nullptr) const;
   // Expert of every token, [B * S] int64 on the device; undefined without routing, and with a router per layer.
   at::Tensor ExpertIds(const TokenBatch& batch) const;
 };

@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "model/checkpoint.h"
+#include "model/tensor_store.h"
 #include "moe/choose_experts.h"
 #include "moe/evaluation.h"
 #include "moe/export.h"
@@ -229,6 +230,12 @@ base::Result<int64_t> Workbench::Restore(const std::string& path) {
 
 base::Result<void> Workbench::Export(const std::string& folder) const {
   return ExportModel(folder, state_->model, state_->options, state_->data.domains());
+}
+
+base::Result<void> Workbench::ExportAdapter(const std::string& folder) const {
+  const auto sum = model::WeightsSha256(state_->options.model);
+  if (!sum) return tl::unexpected(sum.error());
+  return moe::ExportAdapter(folder, state_->model, state_->options, state_->data.domains(), *sum);
 }
 
 void Workbench::SetTau(double tau) { state_->model.tau = tau; }

@@ -72,12 +72,16 @@ def refactor_command(
             for name, value in run.estimate(request).items():
                 print(f"{name}: {value:,}")
             return
-        if request.own_tokens:
-            with self_progress(request.own_tokens) as own_progress:
-                run.write_own_text(request, own_progress)
-        with step_bar() as progress:
-            run.refactor(request, progress)
+        _run(request)
     print((out / "quality_card.md").read_text(encoding="utf-8"))
+
+
+def _run(request: run.Request) -> None:
+    if request.own_tokens:
+        with self_progress(request.own_tokens) as own_progress:
+            run.write_own_text(request, own_progress)
+    with step_bar() as progress:
+        run.refactor(request, progress)
 
 
 def _change(text: str) -> tuple[str, Any]:

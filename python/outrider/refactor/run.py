@@ -1,6 +1,5 @@
 """A whole refactoring: text -> tokens -> comparison rows -> model folder with its quality card."""
 
-import hashlib
 import json
 import platform
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from outrider.refactor import domains, prepare
-from outrider.refactor.artifact import HEADER
+from outrider.refactor.artifact import seal
 from outrider.refactor.atomic import atomic_folder, remove, require_space, write_file
 from outrider.refactor.budgets import BUDGETS, ROWS, calibration_tokens, stage_tokens
 from outrider.refactor.card.write import write_card
@@ -28,6 +27,8 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
 )
 
+ADAPTER_FOLDER = "adapter"
+CARD_FILES = ("quality_card.json", "quality_card.md", "quality_card.png")
 OWN = "self:"
 OWN_ROWS = 512  # texts at once on a GPU
 OWN_TEACHER = {"teacher": "parent", "distill": 1.0}
@@ -124,23 +125,27 @@ def refactor(request: Request, progress: Progress = lambda row, step: None) -> d
         for name in TOKENIZER_FILES:
             if (request.model / name).is_file():
                 shutil.copyfile(request.model / name, folder / name)
-        _seal(folder)
+        seal(folder)
         from outrider.refactor import card_of_run  # torch is imported late: the command line starts without it
 
         run = card_of_run.Run(request.model, folder, data, request.preset, results, parent, seconds, _environment())
         card = card_of_run.make_card(run)
         write_card(card, folder)
         write_file(folder / "rows.json", json.dumps(results, separators=(",", ":")) + "\n")
+        _add_adapter(request.work / "rows" / "ours" / ADAPTER_FOLDER, folder)
     remove(request.work)
     return card
 
 
-def _seal(folder: Path) -> None:
-    """Puts the checksum of every file into outrider.json."""
-    header = json.loads((folder / HEADER).read_text())
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != HEADER]
-    header["files"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    write_file(folder / HEADER, json.dumps(header, indent=1) + "\n")
+def _add_adapter(source: Path, folder: Path) -> None:
+    """What was tuned beside the parent, where that is how it was, with the card of the run."""
+    if not source.is_dir():
+        return
+    target = folder / ADAPTER_FOLDER
+    shutil.copytree(source, target)
+    seal(target)
+    for name in CARD_FILES:
+        shutil.copyfile(folder / name, target / name)
 
 
 def _check(request: Request) -> None:
