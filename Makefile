@@ -109,7 +109,7 @@ demo: demo-coexec demo-refactor  ## the demonstrations, one after another
 demo-coexec: build-package  ## imperative programs, eager and co-executed side by side
 	$(IN_TREE) $(VENV_PYTHON) -m outrider.demo coexec
 
-demo-refactor: build-package  ## a small dense model becomes a Mixture-of-Experts; its quality card in out/refactor
+demo-refactor: build-package  ## a small dense model becomes a Mixture-of-Experts; a real one beside its parent (93 MB once)
 	$(IN_TREE) $(VENV_PYTHON) -m outrider.demo refactor
 
 bench-coexec: build  ## CPU figures of co-execution into docs/results and README.md

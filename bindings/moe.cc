@@ -130,6 +130,9 @@ void DefineMoe(py::module_& m) {
           "restore", [](moe::Workbench& b, const std::string& path) { return Unwrap(b.Restore(path)); },
           py::arg("path"), unlocked)
       .def(
+          "export_adapter", [](const moe::Workbench& b, const std::string& folder) { Unwrap(b.ExportAdapter(folder)); },
+          py::arg("folder"), unlocked, "adapter, masks in the parent's order and router, without the parent")
+      .def(
           "export", [](const moe::Workbench& b, const std::string& folder) { Unwrap(b.Export(folder)); },
           py::arg("folder"), unlocked)
       .def(

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
-from outrider import _runtime, api, graph_export, model_cli, script_runner, timeline
+from outrider import _runtime, api, generate_cli, graph_export, model_cli, script_runner, timeline
 from outrider.demo.__main__ import application as demo_app
 from outrider.explain import explain, load_rows, print_rows, save_rows
 from outrider.refactor.cli import data_app
 from outrider.refactor.eval_cli import card_command, eval_app
+from outrider.refactor.export_cli import export_command
+from outrider.refactor.prompts_cli import prompts_command
 from outrider.refactor.refactor_cli import refactor_command
 from outrider.refactor.routes.analyze_cli import analyze_command
 
@@ -25,13 +27,15 @@ app = typer.Typer(
 coexec_app = typer.Typer(help="Co-execute a PyTorch program; explain what was covered.", no_args_is_help=True)
 app.add_typer(coexec_app, name="coexec")
 app.add_typer(data_app, name="data")
+eval_app.command("prompts")(prompts_command)
 app.add_typer(eval_app, name="eval")
 app.command("card")(card_command)
 app.command("refactor")(refactor_command)
 app.command("analyze")(analyze_command)
 app.add_typer(demo_app, name="demo")
 app.command("import")(model_cli.import_command)
-app.command("generate")(model_cli.generate_command)
+app.command("generate")(generate_cli.generate_command)
+app.command("export")(export_command)
 
 
 @coexec_app.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

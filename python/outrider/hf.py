@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from outrider.refactor.adapter import restore
 from outrider.refactor.artifact import MASKS, ROUTER, load_artifact
 from outrider.refactor.errors import InputError
 from outrider.refactor.torch_router import TorchRouter, route
@@ -24,15 +25,17 @@ def apply(model: torch.nn.Module, folder: str | Path, *, channels: str = "export
     """Masks the input of every `mlp.down_proj` by the token's expert, which a router outside the model chooses.
 
     `model` is a Llama-like HF model; `channels` says in which order its FFN channels lie: `exported` as in `folder`,
-    `parent` as before the export. Applying twice is an error; `Routed.remove` undoes it.
+    `parent` as before the export. With an adapter in `folder`, `model` is the parent, and its weights are corrected as
+    well. Applying twice is an error; `Routed.remove` undoes it.
 
     Raises:
-        InputError: E_ARTIFACT, E_MASKS, E_ROUTER for a file that does not fit, E_MODEL for a model that does not.
+        InputError: E_ARTIFACT, E_MASKS, E_ROUTER, E_ADAPTER for a file that does not fit, E_MODEL for a model that does
+            not.
     """
     if channels not in ("exported", "parent"):
         raise InputError("E_USAGE", "outrider.hf.apply", "channels", repr(channels), "exported or parent")
     artifact = load_artifact(Path(folder))
-    masks = artifact.masks(parent_order=channels == "parent")
+    masks = artifact.masks(parent_order=channels == "parent" or artifact.adapter is not None)
     downs = _down_projections(model)
     sizes = [down.in_features for down in downs]
     if sizes != [masks.shape[2]] * masks.shape[1]:
@@ -40,7 +43,8 @@ def apply(model: torch.nn.Module, folder: str | Path, *, channels: str = "export
         raise InputError("E_MASKS", artifact.folder / MASKS, "sig", found, f"{len(sizes)} of {sorted(set(sizes))}")
     backbone = model.get_input_embeddings().weight
     router = TorchRouter(artifact.shape, artifact.experts, artifact.router, backbone, artifact.folder / ROUTER)
-    return Routed(model, downs, router, masks, artifact.tau)
+    before = artifact.adapter.add_to(model) if artifact.adapter else {}
+    return Routed(model, downs, router, masks, artifact.tau, before)
 
 
 def _down_projections(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -63,9 +67,16 @@ class Routed:
     """
 
     def __init__(
-        self, model: torch.nn.Module, downs: list[torch.nn.Module], router: TorchRouter, masks: torch.Tensor, tau: float
+        self,
+        model: torch.nn.Module,
+        downs: list[torch.nn.Module],
+        router: TorchRouter,
+        masks: torch.Tensor,
+        tau: float,
+        before: dict[str, torch.Tensor],
     ) -> None:
         self.router, self.tau = router, tau
+        self._model, self._before = model, before
         self.ids: torch.Tensor | None = None
         self._masks = masks
         self._text: torch.Tensor | None = None
@@ -77,13 +88,15 @@ class Routed:
             self._handles.append(down.register_forward_pre_hook(_masking(self, layer)))
 
     def remove(self) -> None:
-        """Takes the hooks off; the model then computes its dense function again."""
+        """Takes hooks and adapter off; the model then computes its dense function again."""
         for handle in self._handles:
             handle.remove()
         for down in self._downs:
             if hasattr(down, "_outrider_routed"):
                 del down._outrider_routed
         self._handles = []
+        restore(self._model, self._before)
+        self._before = {}
 
     def experts_of(self, ids: torch.Tensor, real: torch.Tensor | None = None) -> torch.Tensor:
         """Expert ids [B, S] of token ids [B, S]; `real` [B, S] is False for padding."""

@@ -79,6 +79,8 @@ class Writer {
     at::Tensor positions = OnDevice(in.positions, {count}, at::kLong, device);
     const at::Tensor forced = OnDevice(in.forced, {steps, count}, at::kLong, device);
     const at::Tensor uniform = OnDevice(in.uniform, {steps, count}, at::kFloat, device);
+    at::Tensor temperatures = OnDevice(in.temperatures, {count}, at::kFloat, device);
+    temperatures = at::where(temperatures > 0, temperatures, sampling_.temperature);
     const at::Tensor visible = OnDevice(in.seen, {count, slots}, at::kByte, device);
     const at::Tensor seen =
         at::zeros({count, slots}, options_).masked_fill_(visible == 0, -std::numeric_limits<double>::infinity());
@@ -88,7 +90,8 @@ class Writer {
     for (int64_t w = 0; w < steps; ++w) {
       const int64_t slot = (in.first_slot + w) % slots;
       seen.select(1, slot).fill_(0);
-      const at::Tensor drawn = DrawTokens(decoder_.Step(ids, positions, slot, seen, used), sampling_, uniform[w]);
+      const at::Tensor logits = decoder_.Step(ids, positions, slot, seen, used);
+      const at::Tensor drawn = DrawTokens(logits, sampling_, uniform[w], temperatures);
       ids = at::where(forced[w] >= 0, forced[w], drawn);
       positions.add_(1);
       made.push_back(ids);
@@ -106,9 +109,12 @@ class Writer {
 
 }  // namespace
 
-at::Tensor DrawTokens(const at::Tensor& logits, const Sampling& sampling, const at::Tensor& uniform) {
+at::Tensor DrawTokens(const at::Tensor& logits, const Sampling& sampling, const at::Tensor& uniform,
+                      const at::Tensor& temperatures) {
   if (sampling.temperature <= 0) return logits.argmax(-1);
-  at::Tensor shares = at::softmax(logits.to(at::kFloat) / sampling.temperature, -1);
+  const at::Tensor wide = logits.to(at::kFloat);
+  at::Tensor shares =
+      at::softmax(temperatures.defined() ? wide / temperatures.unsqueeze(1) : wide / sampling.temperature, -1);
   at::Tensor ids;  // of the shares, the most likely first; undefined: in the order of the vocabulary
   if (sampling.top_k > 0 && sampling.top_k < logits.size(-1)) {
     std::tie(shares, ids) = shares.topk(sampling.top_k, -1, /*largest=*/true, /*sorted=*/true);

@@ -20,8 +20,10 @@ struct SamplingRun {
   int64_t window = 0;  // steps between two looks at the ids; 0: 1 on the CPU, 16 elsewhere, where a look makes it wait
 };
 
-// One id per row of logits [B, V], int64 [B]: PickToken with uniform [B] in [0, 1) instead of a seed.
-at::Tensor DrawTokens(const at::Tensor& logits, const Sampling& sampling, const at::Tensor& uniform);
+// One id per row of logits [B, V], int64 [B]: PickToken with uniform [B] in [0, 1) instead of a seed. temperatures:
+// undefined, or [B] fp32, of each row instead of the sampling's, unless that is 0.
+at::Tensor DrawTokens(const at::Tensor& logits, const Sampling& sampling, const at::Tensor& uniform,
+                      const at::Tensor& temperatures = {});
 
 // Writes the texts of `plan` (its seed counts, not that of `sampling`). `on_text` gets them in the order of their
 // numbers; false ends the run. Codes: E_PROMPT an id outside the vocabulary or a prompt that is too long; E_OPTION a

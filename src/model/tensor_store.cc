@@ -6,6 +6,9 @@
 
 #include <nlohmann/json.hpp>
 
+#include "files/sha256.h"
+#include "files/shallow_json.h"
+
 namespace outrider::model {
 namespace {
 
@@ -75,6 +78,22 @@ std::string ShapeText(std::span<const int64_t> shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
   return text + "]";
+}
+
+base::Result<std::string> WeightsSha256(const std::string& folder) {
+  const auto store = TensorStore::Open(folder);
+  if (!store) return tl::unexpected(store.error());
+  files::Sha256 sum;
+  for (const auto& [name, tensor] : store->Tensors()) {
+    std::string shape;
+    for (const int64_t size : tensor.entry.shape) shape += (shape.empty() ? "" : ",") + std::to_string(size);
+    for (const std::string& text : {name, std::string(files::NameOf(tensor.entry.dtype)), shape}) {
+      sum.Add(text);
+      sum.Add(std::string_view("\0", 1));
+    }
+    sum.Add(tensor.bytes);
+  }
+  return sum.Hex();
 }
 
 std::optional<NonFinite> FindNonFinite(const StoredTensor& tensor) {

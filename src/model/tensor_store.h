@@ -39,6 +39,11 @@ class TensorStore {
   std::map<std::string, StoredTensor> tensors_;
 };
 
+// SHA-256 over the weights of a model folder, whatever files they lie in: for each tensor in the order of names, name,
+// dtype as in safetensors, sizes in decimal with commas between, a zero byte behind each of the three, then its bytes.
+// Codes as TensorStore::Open.
+base::Result<std::string> WeightsSha256(const std::string& folder);
+
 // The first element that is NaN or infinite, and how many are. Nothing when all are finite, or no floats.
 struct NonFinite {
   int64_t first = 0, count = 0;

@@ -56,6 +56,7 @@ TextRows::Inputs TextRows::Next() {
              .seen = {},
              .forced = std::vector<int64_t>(steps * count, -1),
              .uniform = std::vector<float>(steps * count),
+             .temperatures = std::vector<float>(count),
              .first_slot = step_ % slots_,
              .used_slots = std::min(step_ + window_, slots_)};
   for (size_t b = 0; b < count; ++b) {
@@ -67,6 +68,7 @@ TextRows::Inputs TextRows::Next() {
     const std::vector<int64_t>& ids = row.text->ids;
     out.ids[b] = ids.back();
     out.positions[b] = row.consumed;
+    out.temperatures[b] = static_cast<float>(plan_.turns[static_cast<size_t>(row.text->turns)].temperature);
     for (size_t w = 0; w < steps; ++w) {
       if (w < row.queue.size()) out.forced[w * count + b] = row.queue[row.queue.size() - 1 - w];
       out.uniform[w * count + b] = Uniform(plan_.seed, row.text->number, ids.size() + w);

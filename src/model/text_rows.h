@@ -16,6 +16,7 @@ namespace outrider::model {
 // does between two turns; behind the last turn nothing is.
 struct Turn {
   std::vector<int64_t> end_ids, tail;
+  double temperature = 0;  // of the draws in this turn; 0: that of the sampling
 };
 
 struct TextPlan {
@@ -49,6 +50,7 @@ class TextRows {
     std::vector<uint8_t> seen;            // [rows, slots]: before the first step; each step then sees its own slot
     std::vector<int64_t> forced;          // [window, rows]: the id that comes next, -1 where it is drawn
     std::vector<float> uniform;           // [window, rows] in [0, 1), by seed, text and place in the text
+    std::vector<float> temperatures;      // [rows]: Turn::temperature
     int64_t first_slot = 0;               // of the first step; the next steps take the next slots
     int64_t used_slots = 0;               // slots below this have ever been written, those of these steps included
   };

@@ -10,8 +10,6 @@
 namespace outrider::moe {
 namespace {
 
-bool IsPaired(const model::NamedTensor& t) { return t.shape.size() == 2 && t.name.starts_with("model.layers."); }
-
 at::Tensor Uniform(at::IntArrayRef shape, double bound, uint64_t seed, uint32_t weight) {
   const at::Tensor out = at::empty(shape, at::kFloat);
   float* data = out.mutable_data_ptr<float>();
@@ -24,16 +22,19 @@ at::Tensor Uniform(at::IntArrayRef shape, double bound, uint64_t seed, uint32_t 
 
 }  // namespace
 
+bool Adapter::Pairs(const model::NamedTensor& t) { return t.shape.size() == 2 && t.name.starts_with("model.layers."); }
+
 Adapter Adapter::Make(const model::Config& config, const model::Parameters& parameters, int64_t rank, uint64_t seed) {
   Adapter adapter;
   model::Parameters view = parameters;
   for (const model::NamedTensor& t : model::NamedTensors(config, view)) {
-    if (!IsPaired(t)) continue;
+    if (!Pairs(t)) continue;
     const int64_t out = t.shape[0], in = t.shape[1];
     const at::Device device = t.tensor->device();
     const double bound = 1 / std::sqrt(static_cast<double>(in));
     const at::Tensor a = Uniform({rank, in}, bound, seed, static_cast<uint32_t>(adapter.pairs_.size()));
-    adapter.pairs_.push_back({t.name, a.to(device), at::zeros({out, rank}, at::TensorOptions(device).dtype(at::kFloat))});
+    adapter.pairs_.push_back(
+        {t.name, a.to(device), at::zeros({out, rank}, at::TensorOptions(device).dtype(at::kFloat))});
   }
   return adapter;
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -20,6 +21,10 @@ struct AdapterPair {
 
 class Adapter {
  public:
+  Adapter() = default;
+  explicit Adapter(std::vector<AdapterPair> pairs) : pairs_(std::move(pairs)) {}
+  // Whether a tensor of a model file is a weight that may have a pair.
+  static bool Pairs(const model::NamedTensor& t);
   // One pair for every matrix of the layers, on the device of the weights. a is uniform in +-1/sqrt(in), drawn by
   // (seed, weight); b is 0, so that nothing changes at first.
   static Adapter Make(const model::Config& config, const model::Parameters& parameters, int64_t rank, uint64_t seed);

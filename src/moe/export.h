@@ -3,10 +3,8 @@
 // into a Mixture-of-Experts. Without that, the weights alone compute another function: all channels are on.
 
 #include <algorithm>
-#include <filesystem>
 #include <span>
 #include <string>
-#include <system_error>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -18,10 +16,12 @@
 
 #include "base/result.h"
 #include "model/checkpoint.h"
+#include "moe/adapter_file.h"
 #include "moe/block_table.h"
 #include "moe/options.h"
 #include "moe/routed_model.h"
 #include "moe/tensor_file.h"
+#include "moe/whole_folder.h"
 
 namespace outrider::moe {
 
@@ -83,7 +83,9 @@ inline NamedTensors MaskTensors(const Masks& masks, std::span<const LayerLayout>
   return {{"sig", SignatureTensor(Permuted(masks, layouts), dtype)}, {"perm", perm}, {"blocks", blocks}};
 }
 
-inline std::string Manifest(const RoutedModel& model, const Options& options, const std::vector<std::string>& domains) {
+// outrider.json.
+inline nlohmann::json Manifest(const RoutedModel& model, const Options& options,
+                               const std::vector<std::string>& domains) {
   nlohmann::json root = {{"version", 1},
                          {"experts", model.masks.experts()},
                          {"experts_kind", options.experts_kind},
@@ -100,7 +102,33 @@ inline std::string Manifest(const RoutedModel& model, const Options& options, co
                       {"scale", options.router_scale},         {"embed", options.router_embedding},
                       {"attention", options.router_attention}, {"rope_base", model.router->shape().rope_base}};
   }
-  return root.dump(1) + "\n";
+  return root;
+}
+
+// Weights, config, masks and router of one model; `manifest` is null for one without experts.
+inline base::Result<void> WriteModel(const std::string& folder, const RoutedModel& model, bool narrow,
+                                     const nlohmann::json& manifest) {
+  const at::NoGradGuard no_grad;
+  return WriteFolder(folder, [&](const std::string& partial) -> base::Result<void> {
+    std::vector<LayerLayout> layouts;
+    for (int64_t l = 0; l < model.masks.layers(); ++l) layouts.push_back(LayOut(model.masks, l, 1));
+    auto done = model::SaveParameters(partial, model.config, InStoredOrder(model.Copy(at::kFloat), layouts),
+                                      {.dtype = narrow ? at::kBFloat16 : at::kFloat});
+    if (done && model.Masked())
+      done = SaveTensors(partial + "/outrider_masks.safetensors", MaskTensors(model.masks, layouts), {});
+    if (done && model.router)
+      done = SaveTensors(partial + "/outrider_router.safetensors", model.router->Parameters(), {});
+    if (done) done = WriteText(partial + "/config.json", model::ToJson(model.config, narrow ? "bfloat16" : "float32"));
+    if (done && !manifest.is_null()) done = WriteText(partial + "/outrider.json", manifest.dump(1) + "\n");
+    return done;
+  });
+}
+
+// What has a place beside the parent's architecture.
+inline base::Result<void> CheckExport(const std::string& folder, const RoutedModel& model) {
+  if (!model.gains.empty()) return base::Fail("E_OPTION", folder + ": experts with gains cannot be written yet");
+  if (model.fill.empty() && model.contextual == 0 && !model.layer_router) return {};
+  return base::Fail("E_OPTION", folder + ": expected experts with one router or one mask without a compensating bias");
 }
 
 // Appears under `folder`, which must not exist, complete or not at all. A model without experts is written as it is.
@@ -108,42 +136,31 @@ inline std::string Manifest(const RoutedModel& model, const Options& options, co
 // router per layer.
 inline base::Result<void> ExportModel(const std::string& folder, const RoutedModel& model, const Options& options,
                                       const std::vector<std::string>& domains) {
-  const at::NoGradGuard no_grad;
-  std::error_code error;
-  if (!model.gains.empty()) return base::Fail("E_OPTION", folder + ": experts with gains cannot be written yet");
-  if (!model.fill.empty() || model.contextual > 0 || model.layer_router) {
-    return base::Fail("E_OPTION",
-                      folder + ": expected experts with one router or one mask without a compensating bias");
-  }
-  if (std::filesystem::exists(folder, error)) return base::Fail("E_WRITE", folder + ": exists");
-  const std::string partial = folder + ".partial";
-  std::filesystem::remove_all(partial, error);
-  if (!std::filesystem::create_directories(partial, error)) {
-    return base::Fail("E_WRITE", partial + ": create: " + error.message());
-  }
-  std::vector<LayerLayout> layouts;
-  for (int64_t l = 0; l < model.masks.layers(); ++l) layouts.push_back(LayOut(model.masks, l, 1));
-  const bool narrow = options.dtype == "bfloat16";
-  auto done = model::SaveParameters(partial, model.config, InStoredOrder(model.Copy(at::kFloat), layouts),
-                                    {.dtype = narrow ? at::kBFloat16 : at::kFloat});
-  if (done && model.Masked())
-    done = SaveTensors(partial + "/outrider_masks.safetensors", MaskTensors(model.masks, layouts), {});
-  if (done && model.router)
-    done = SaveTensors(partial + "/outrider_router.safetensors", model.router->Parameters(), {});
-  std::vector<std::pair<const char*, std::string>> texts = {
-      {"/config.json", model::ToJson(model.config, options.dtype)}};
-  if (model.Masked()) texts.emplace_back("/outrider.json", Manifest(model, options, domains));
-  for (const auto& [name, text] : texts) {
-    if (!done) return done;
-    auto file = files::AtomicFile::Create(partial + name);
-    if (!file) return tl::unexpected(file.error());
-    done = file->Write(text);
-    if (done) done = file->Commit();
-  }
-  if (!done) return done;
-  std::filesystem::rename(partial, folder, error);
-  if (error) return base::Fail("E_WRITE", folder + ": rename: " + error.message());
-  return {};
+  if (auto ok = CheckExport(folder, model); !ok) return ok;
+  return WriteModel(folder, model, options.dtype == "bfloat16",
+                    model.Masked() ? Manifest(model, options, domains) : nlohmann::json());
+}
+
+// Adapter, masks in the parent's order and router: all that is not the parent. `base_sha256`: model::WeightsSha256 of
+// the parent. Codes as ExportModel; E_OPTION without an adapter or experts.
+inline base::Result<void> ExportAdapter(const std::string& folder, const RoutedModel& model, const Options& options,
+                                        const std::vector<std::string>& domains, const std::string& base_sha256) {
+  if (auto ok = CheckExport(folder, model); !ok) return ok;
+  if (!model.adapter || !model.Masked()) return base::Fail("E_OPTION", folder + ": expected an adapter and experts");
+  const AdapterHeader header{.rank = AdapterRank(options), .dtype = options.adapter_dtype, .base_sha256 = base_sha256};
+  nlohmann::json manifest = Manifest(model, options, domains);
+  manifest["adapter"] = {{"rank", header.rank}, {"dtype", header.dtype}};
+  manifest["base_sha256"] = base_sha256;
+  return WriteFolder(folder, [&](const std::string& partial) -> base::Result<void> {
+    const at::ScalarType dtype = model.masks.experts() <= 8 ? at::kByte : at::kUInt16;
+    auto done =
+        SaveTensors(partial + "/outrider_masks.safetensors", {{"sig", SignatureTensor(model.masks, dtype)}}, {});
+    if (done && model.router)
+      done = SaveTensors(partial + "/outrider_router.safetensors", model.router->Parameters(), {});
+    if (done) done = SaveAdapter(partial + "/outrider_adapter.safetensors", *model.adapter, header);
+    if (done) done = WriteText(partial + "/outrider.json", manifest.dump(1) + "\n");
+    return done;
+  });
 }
 
 }  // namespace outrider::moe

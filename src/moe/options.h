@@ -47,9 +47,10 @@ struct Options {
   int64_t chunk = 4096;                 // tokens whose logits exist at a time
   double router_rate = 5e-4, expert_rate = 1e-4, round_decay = 0.8;
   double weight_decay = 0.01, clip_norm = 1.0;
-  double distill = 0;          // weight of KL(teacher || student)
-  std::string tune = "full";   // full | adapter:R, pairs of rank R beside a frozen parent
-  bool deterministic = false;  // the same bits on a GPU as well; on a CPU they always are
+  double distill = 0;                      // weight of KL(teacher || student)
+  std::string tune = "full";               // full | adapter:R, pairs of rank R beside a frozen parent
+  std::string adapter_dtype = "bfloat16";  // of their file: bfloat16 | int8
+  bool deterministic = false;              // the same bits on a GPU as well; on a CPU they always are
 
   // What does not change the result.
   int64_t checkpoint_steps = 50;  // optimizer steps between checkpoints

@@ -10,9 +10,9 @@
 #include <nlohmann/json.hpp>
 
 #include "base/check.h"
-#include "files/atomic_file.h"
 #include "moe/report.h"
 #include "moe/route_trace.h"
+#include "moe/whole_folder.h"
 
 namespace outrider::moe {
 namespace {
@@ -25,13 +25,6 @@ constexpr int64_t kCheckpointsKept = 2;
 const char* NameOf(StageKind kind) { return kind == StageKind::kRouter ? "router" : "expert"; }
 
 double SecondsSince(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
-
-base::Result<void> WriteText(const std::string& path, const std::string& text) {
-  auto file = files::AtomicFile::Create(path);
-  if (!file) return tl::unexpected(file.error());
-  if (auto done = file->Write(text); !done) return done;
-  return file->Commit();
-}
 
 // Positions of the checkpoints in a folder, ascending.
 std::vector<int64_t> Checkpoints(const std::string& folder) {
@@ -172,6 +165,10 @@ class Run {
       const auto done = bench_.Export(options_.out + "/model");
       if (!done && done.error().code != "E_OPTION") return tl::unexpected(done.error());
       if (!done) result["no_model"] = done.error().message;
+    }
+    if (options_.write_model && AdapterRank(options_) > 0 && !std::filesystem::exists(options_.out + "/adapter")) {
+      const auto done = bench_.ExportAdapter(options_.out + "/adapter");
+      if (!done && done.error().code != "E_OPTION") return tl::unexpected(done.error());
     }
     if (auto done = WriteText(options_.out + "/result.json", result.dump(1) + "\n"); !done) {
       return tl::unexpected(done.error());

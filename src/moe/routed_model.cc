@@ -69,9 +69,9 @@ std::unique_ptr<model::FfnHook> RoutedModel::Hook(const Masking& masking, const 
   return std::make_unique<ContextualHook>(std::move(down), contextual);
 }
 
-at::Tensor RoutedModel::RouterLogits(const at::Tensor& inputs) const {
-  if (router->shape().embedding == RouterEmbedding::kOwn) return router->Logits(inputs, masters.embed);
-  return router->Logits(inputs, masters.embed.detach().slice(1, 0, router->shape().width).to(dtype));
+at::Tensor RoutedModel::RouterLogits(const at::Tensor& inputs, RouterCache* cache) const {
+  if (router->shape().embedding == RouterEmbedding::kOwn) return router->Logits(inputs, masters.embed, cache);
+  return router->Logits(inputs, masters.embed.detach().slice(1, 0, router->shape().width).to(dtype), cache);
 }
 
 namespace {

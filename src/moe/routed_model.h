@@ -78,7 +78,7 @@ struct RoutedModel {
   // The same with the gains of the experts; gradients reach them.
   Masking WithGains(Masking masking) const;
   // [B, S] -> [B, S, N]. A tied router reads the table as the compute copy has it.
-  at::Tensor RouterLogits(const at::Tensor& inputs) const;
+  at::Tensor RouterLogits(const at::Tensor& inputs, RouterCache* cache = nullptr) const;
   // Expert of every token, [B * S] int64 on the device; undefined without routing, and with a router per layer.
   at::Tensor ExpertIds(const TokenBatch& batch) const;
 };

@@ -28,7 +28,8 @@ struct TensorFile {
 inline constexpr std::pair<files::Dtype, at::ScalarType> kStoredDtypes[] = {
     {files::Dtype::kF32, at::kFloat}, {files::Dtype::kBF16, at::kBFloat16}, {files::Dtype::kF64, at::kDouble},
     {files::Dtype::kI64, at::kLong},  {files::Dtype::kI32, at::kInt},       {files::Dtype::kI16, at::kShort},
-    {files::Dtype::kU8, at::kByte},   {files::Dtype::kF16, at::kHalf},      {files::Dtype::kU16, at::kUInt16}};
+    {files::Dtype::kU8, at::kByte},   {files::Dtype::kF16, at::kHalf},      {files::Dtype::kU16, at::kUInt16},
+    {files::Dtype::kI8, at::kChar}};
 
 // Code: E_WRITE.
 inline base::Result<void> SaveTensors(const std::string& path, const NamedTensors& tensors,

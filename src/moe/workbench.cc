@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "model/checkpoint.h"
+#include "model/tensor_store.h"
 #include "moe/choose_experts.h"
 #include "moe/evaluation.h"
 #include "moe/export.h"
@@ -260,6 +261,12 @@ base::Result<std::vector<std::vector<TextAnswer>>> Workbench::Score(const std::v
                                                                     EvalMode mode) const {
   OUTRIDER_CHECK(state_->trainer.has_value(), "scores before the experts were made");
   return ScoreTexts(state_->model, mode, queries);
+}
+
+base::Result<void> Workbench::ExportAdapter(const std::string& folder) const {
+  const auto sum = model::WeightsSha256(state_->options.model);
+  if (!sum) return tl::unexpected(sum.error());
+  return moe::ExportAdapter(folder, state_->model, state_->options, state_->data.domains(), *sum);
 }
 
 void Workbench::SetTau(double tau) { state_->model.tau = tau; }

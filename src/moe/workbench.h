@@ -105,6 +105,10 @@ class Workbench {
   // config.json, outrider_masks.safetensors, outrider_router.safetensors, outrider.json. Codes: E_WRITE, E_OPTION.
   base::Result<void> Export(const std::string& folder) const;
 
+  // What was tuned beside the frozen parent, with masks and router (docs/formats/adapter.md), into the new folder
+  // `folder`. Codes: E_WRITE; E_OPTION without an adapter or experts.
+  base::Result<void> ExportAdapter(const std::string& folder) const;
+
   int64_t Parameters() const;        // of the backbone
   int64_t RouterParameters() const;  // 0 without a router
   const Masks& masks() const;

@@ -15,10 +15,10 @@ from outrider.refactor.data_set import load_data
 from outrider.refactor.errors import InputError
 from outrider.refactor.prompts import load_prompts
 from outrider.refactor.self_filter import SelfFilter, distinct_share, loops
-from outrider.refactor.self_text import SelfOptions, token_count, weights_sha256, write_self_text
+from outrider.refactor.self_text import SelfOptions, token_count, write_self_text
 from typer.testing import CliRunner
 
-OPTIONS = SelfOptions(tokens=3000, length=64, rows=8, seed=5, top_k=0, top_p=1.0)
+OPTIONS = SelfOptions(tokens=3000, length=64, rows=8, seed=5, answer_temperature=1.0, top_k=0, top_p=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ def test_the_form_of_a_chat_template(parent):
     assert (form.user_end, form.assistant_end) == (2, 2)
     assert tokenizer.decode(form.to_assistant) == "\n<|begin|>assistant\n"
     assert tokenizer.decode(form.to_user) == "\n<|begin|>user\n"
-    question, answer = ([2], form.to_assistant), ([2], form.to_user)
-    assert form.turns(2, questions=True) == [question, answer, question, ([2], [])]
-    assert form.turns(1, questions=False) == [([2], [])]
+    question, answer = ([2], form.to_assistant, 0.0), ([2], form.to_user, 0.5)
+    assert form.turns(2, questions=True, temperature=0.5) == [question, answer, question, ([2], [], 0.5)]
+    assert form.turns(1, questions=False) == [([2], [], 0.0)]
     assert text_start(tokenizer, None) == 1
     assert text_start(tokenizer, form) == 2, "the token that begins conversations begins no other text"
 
@@ -83,7 +83,7 @@ def test_texts_are_conversations_of_the_template_and_other_texts(parent, written
         kept = sum(len(split.documents()) for split in data.splits[name].values())
         assert row["kept"] == kept
         assert row["written"] == kept + sum(row["dropped"].values())
-    assert summary["self"]["parent_sha256"] == weights_sha256(parent)
+    assert summary["self"]["parent_sha256"] == _core.weights_sha256(str(parent))
     for splits in data.splits.values():
         for split in splits.values():
             sizes = [len(tokenizer.decode(text.tolist()).encode()) for text in split.documents()]
@@ -91,9 +91,9 @@ def test_texts_are_conversations_of_the_template_and_other_texts(parent, written
 
 
 def test_the_same_seed_gives_the_same_bytes_with_any_number_of_rows(parent, written, tmp_path):
-    again = SelfOptions(tokens=3000, length=64, rows=3, seed=5, top_k=0, top_p=1.0)
+    again = SelfOptions(tokens=3000, length=64, rows=3, seed=5, answer_temperature=1.0, top_k=0, top_p=1.0)
     write_self_text(parent, tmp_path / "again", again)
-    other = SelfOptions(tokens=3000, length=64, rows=8, seed=6, top_k=0, top_p=1.0)
+    other = SelfOptions(tokens=3000, length=64, rows=8, seed=6, answer_temperature=1.0, top_k=0, top_p=1.0)
     write_self_text(parent, tmp_path / "other", other)
     files = sorted(path.relative_to(written[0]) for path in written[0].rglob("*") if path.is_file())
     assert len(files) == 7
@@ -107,7 +107,9 @@ def test_questions_of_a_file_are_answered(parent, tmp_path):
     questions = ["what is the capital", "and the other thing in other words"]
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in questions))
-    options = SelfOptions(tokens=800, length=64, rows=4, text_share=0, prompts=path, top_k=0, top_p=1.0)
+    options = SelfOptions(
+        tokens=800, length=64, rows=4, text_share=0, prompts=path, answer_temperature=1.0, top_k=0, top_p=1.0
+    )
     summary = write_self_text(parent, tmp_path / "data", options)
     assert summary["domains"] == ["chat"]
     assert [source["file"] for source in summary["sources"]] == ["prompts.jsonl"]
@@ -124,7 +126,9 @@ def test_questions_of_a_file_are_answered(parent, tmp_path):
 
 
 def test_several_turns(parent, tmp_path):
-    options = SelfOptions(tokens=2000, length=200, rows=4, text_share=0, turns=3, top_k=0, top_p=1.0)
+    options = SelfOptions(
+        tokens=2000, length=200, rows=4, text_share=0, turns=3, answer_temperature=1.0, top_k=0, top_p=1.0
+    )
     write_self_text(parent, tmp_path / "data", options)
     tokenizer = tokenizer_of(parent)
     texts = [
@@ -245,9 +249,9 @@ def test_refactor_without_data(parent, tmp_path):
 def test_the_core_checks_what_it_is_given(parent):
     model = _core.Model.load(str(parent))
     with pytest.raises(ValueError, match="E_PROMPT: prompt: found id 300"):
-        model.sample_texts([[300]], [([2], [])], lambda *_: True, 1, length=8)
+        model.sample_texts([[300]], [([2], [], 0.0)], lambda *_: True, 1, length=8)
     with pytest.raises(KeyError, match="mine"):
-        model.sample_texts([[5]], [([2], [])], _fail, 1, length=8)
+        model.sample_texts([[5]], [([2], [], 0.0)], _fail, 1, length=8)
 
 
 def _fail(*_):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from outrider.refactor.adapter import ADAPTER, Adapter, load_adapter
+from outrider.refactor.atomic import write_file
 from outrider.refactor.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Artifact:
     signatures: "torch.Tensor"
     permutation: "torch.Tensor | None"
     router: dict[str, "torch.Tensor"]
+    adapter: Adapter | None = None  # then signatures without permutation are in the parent's order
 
     def masks(self, *, parent_order: bool = False) -> "torch.Tensor":
         """[N, L, D], 1 where the expert has the channel; `parent_order` undoes the permutation.
@@ -57,7 +60,7 @@ class Artifact:
         import torch
 
         signatures = self.signatures
-        if parent_order:
+        if parent_order and not (self.adapter and self.permutation is None):
             if self.permutation is None:
                 raise InputError("E_MASKS", self.folder / MASKS, "perm", "no such tensor", "int32 [L, D]")
             signatures = torch.empty_like(signatures).scatter_(1, self.permutation, signatures)
@@ -66,21 +69,34 @@ class Artifact:
 
 
 def load_artifact(folder: Path) -> Artifact:
-    """Reads and checks outrider.json, masks and router.
+    """Reads and checks outrider.json, masks, router, and the adapter where there is one.
 
     Raises:
-        InputError: E_ARTIFACT for a missing or malformed file or a wrong checksum; E_MASKS and E_ROUTER for a tensor.
+        InputError: E_ARTIFACT for a missing or malformed file or a wrong checksum; E_MASKS, E_ROUTER and E_ADAPTER for
+            a tensor.
     """
     folder = Path(folder)
     header = _header(folder / HEADER)
-    for name in (MASKS, ROUTER):
+    adapted = (folder / ADAPTER).is_file()
+    for name in (MASKS, ROUTER, ADAPTER) if adapted else (MASKS, ROUTER):
         _check_sha256(folder / name, header.get("files", {}).get(name))
     shape = _shape(folder / HEADER, header.get("router", {}))
     experts = header["experts"]
     signatures, permutation = _masks(folder / MASKS, experts)
     router = _tensors(folder / ROUTER)
     names = header.get("names") or [str(i) for i in range(experts)]
-    return Artifact(folder, experts, names, float(header.get("tau", 0)), shape, signatures, permutation, router)
+    adapter = load_adapter(folder / ADAPTER) if adapted else None
+    return Artifact(
+        folder, experts, names, float(header.get("tau", 0)), shape, signatures, permutation, router, adapter
+    )
+
+
+def seal(folder: Path) -> None:
+    """Puts the checksum of every file into outrider.json."""
+    header = json.loads((folder / HEADER).read_text())
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != HEADER]
+    header["files"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    write_file(folder / HEADER, json.dumps(header, indent=1) + "\n")
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -9,6 +9,9 @@ from outrider.refactor.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Ids that end a turn, ids behind it, temperature of its draws or 0 for that of all.
+Turn = tuple[list[int], list[int], float]
+
 _MARKS = ("outrider-first-question", "outrider-first-answer", "outrider-second-question")
 
 
@@ -26,14 +29,14 @@ class ChatForm:
     assistant_end: int
     to_user: list[int]
 
-    def turns(self, pairs: int, *, questions: bool) -> list[tuple[list[int], list[int]]]:
-        """(ids that end a turn, ids behind it) of what the model writes in `pairs` of question and answer.
+    def turns(self, pairs: int, *, questions: bool, temperature: float = 0.0) -> list[Turn]:
+        """What the model writes in `pairs` of question and answer; `temperature` of the answers.
 
         Without `questions` the first question is given, and the first turn is its answer.
         """
-        question, answer = ([self.user_end], self.to_assistant), ([self.assistant_end], self.to_user)
+        question, answer = ([self.user_end], self.to_assistant, 0.0), ([self.assistant_end], self.to_user, temperature)
         turns = [question, answer] * pairs
-        return [*turns[0 if questions else 1 : -1], ([self.assistant_end], [])]
+        return [*turns[0 if questions else 1 : -1], ([self.assistant_end], [], temperature)]
 
 
 def chat_form(tokenizer: "PreTrainedTokenizerBase", where: Path | str) -> ChatForm | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 eval_app = typer.Typer(help="Measure a model: perplexity on prepared text, scores on task sets.", no_args_is_help=True)
 
 Model = Annotated[Path, typer.Argument(help="A HF model folder; with outrider.json in it, tokens run their experts.")]
+Parent = Annotated[Path | None, typer.Option(help="The parent of a refactored model without weights of its own.")]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Out = Annotated[Path | None, typer.Option(help="Write every document's or item's figure as JSON.")]
@@ -32,6 +33,7 @@ def perplexity_command(
     max_tokens: Annotated[int | None, typer.Option(help="Tokens per domain at most.", min=1)] = None,
     unseen: Annotated[bool, typer.Option("--unseen", help="The unseen domains instead.")] = False,
     window: Annotated[int, typer.Option(help="Tokens of context at most.", min=2)] = 1_024,
+    parent: Parent = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     out: Out = None,
@@ -47,8 +49,8 @@ def perplexity_command(
         names = opened.unseen if unseen else opened.domains
         if not names or any(split not in opened.splits[name] for name in names):
             raise InputError("E_USAGE", data, "split", f"no {split} text", "a split that data.json has")
-        loaded = load_model(model, device, dtype)
-        _require_same_vocabulary(model, loaded.config.vocab_size, opened)
+        loaded = load_model(model, device, dtype, parent)
+        _require_same_vocabulary(parent or model, loaded.config.vocab_size, opened)
         losses = perplexities(
             model_logits(loaded), opened, split=split, names=names, window=window, max_tokens=max_tokens
         )
@@ -69,6 +71,7 @@ def tasks_command(
     task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first items of each task.", min=1)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The 200 items of each task that `quick` cards have.")] = False,
+    parent: Parent = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     batch_tokens: Annotated[int, typer.Option(help="Padded tokens of a batch at most.", min=1)] = 4_096,
@@ -89,8 +92,8 @@ def tasks_command(
             raise InputError("E_TASK", tasks, "tasks", "no .jsonl file", "the output of `outrider data tasks`")
         mode = "quick" if quick else "full"
         items = {name: picked(read_items(tasks / f"{name}.jsonl"), mode)[:limit] for name in names}
-        loaded = load_model(model, device, dtype)
-        scorer = model_scorer(loaded, AutoTokenizer.from_pretrained(model), batch_tokens=batch_tokens)
+        loaded = load_model(model, device, dtype, parent)
+        scorer = model_scorer(loaded, AutoTokenizer.from_pretrained(parent or model), batch_tokens=batch_tokens)
         for name in names:
             scores = score(items[name], scorer)
             results[name] = asdict(scores)
@@ -156,25 +159,43 @@ def _require_same_vocabulary(model: Path, vocab: int, data: "DataSet") -> None:
             raise InputError("E_VOCAB", tokenizer, "sha256", found, f"{data.tokenizer_sha256}, as in {data.folder}")
 
 
-def load_model(folder: Path, device: str, dtype: str):
+def load_model(folder: Path, device: str, dtype: str, parent: Path | None = None):
     """A HF causal model in evaluation mode; a refactored one with its router on.
 
+    `parent`: of a folder without weights of its own.
+
     Raises:
-        InputError: E_MODEL when there is no such model, or it cannot be loaded.
+        InputError: E_MODEL when there is no such model, it cannot be loaded, or the parent is not the one that an
+            adapter was tuned beside.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     if dtype not in ("float32", "bfloat16", "float16"):
         raise InputError("E_USAGE", folder, "--dtype", repr(dtype), "float32, bfloat16 or float16")
-    if not (folder / "config.json").is_file():
-        raise InputError("E_MODEL", folder, "config.json", "no such file", "a HF model folder")
+    weights = parent or folder
+    if not (weights / "config.json").is_file():
+        expected = "a HF model folder" if parent or not (folder / HEADER).exists() else "--parent, its weights"
+        raise InputError("E_MODEL", weights, "config.json", "no such file", expected)
+    if parent:
+        _require_parent_of(folder, parent)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
+        model = AutoModelForCausalLM.from_pretrained(weights, dtype=getattr(torch, dtype)).to(device).eval()
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError("E_MODEL", folder, "model", str(error).splitlines()[0][:120], "a HF causal model") from error
+        raise InputError("E_MODEL", weights, "model", str(error).splitlines()[0][:120], "a HF causal model") from error
     if (folder / HEADER).exists():
         from outrider import hf
 
-        hf.apply(model, folder)
+        hf.apply(model, folder, channels="parent" if parent else "exported")
     return model
+
+
+def _require_parent_of(folder: Path, parent: Path) -> None:
+    from outrider import _core
+    from outrider.refactor.artifact import load_artifact
+
+    if (folder / "config.json").is_file():
+        raise InputError("E_MODEL", folder, "config.json", "weights of its own", "none, as --parent is given")
+    adapter = load_artifact(folder).adapter
+    if adapter and (found := _core.weights_sha256(str(parent))) != adapter.base_sha256:
+        raise InputError("E_MODEL", parent, "sha256 of the weights", found, f"{adapter.base_sha256}, as in {folder}")

@@ -69,13 +69,16 @@ def refactor_command(
             for name, value in run.estimate(request).items():
                 print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
             return
-        request = run.as_folder(request)
-        if request.own_tokens:
-            with self_progress(request.own_tokens) as own_progress:
-                run.write_own_text(request, own_progress)
-        with step_bar() as progress:
-            run.refactor(request, progress, note=lambda line: print(line, file=sys.stderr))
+        _run(run.as_folder(request))
     print((out / "quality_card.md").read_text(encoding="utf-8"))
+
+
+def _run(request: run.Request) -> None:
+    if request.own_tokens:
+        with self_progress(request.own_tokens) as own_progress:
+            run.write_own_text(request, own_progress)
+    with step_bar() as progress:
+        run.refactor(request, progress, note=lambda line: print(line, file=sys.stderr))
 
 
 def _require_text(data: Path | None, table: str | None) -> None:

@@ -1,6 +1,5 @@
 """A whole refactoring: text -> tokens -> comparison rows -> model folder with its quality card."""
 
-import hashlib
 import json
 import platform
 import shutil
@@ -12,7 +11,7 @@ from typing import Any
 
 from outrider.refactor import domains, prepare
 from outrider.refactor import estimate as estimates
-from outrider.refactor.artifact import HEADER
+from outrider.refactor.artifact import seal
 from outrider.refactor.atomic import atomic_folder, remove, require_space, write_file
 from outrider.refactor.budgets import BUDGETS, DEFAULT_ROWS, ROWS, calibration_tokens, row_options
 from outrider.refactor.card.write import write_card
@@ -34,6 +33,8 @@ TOKENIZER_FILES = (
 )
 
 NO_TASKS = TaskChoice()
+ADAPTER_FOLDER = "adapter"
+CARD_FILES = ("quality_card.json", "quality_card.md", "quality_card.png")
 OWN = "self:"
 OWN_ROWS = 512  # texts at once on a GPU
 OWN_TEACHER = {"teacher": "parent", "distill": 1.0}
@@ -153,7 +154,7 @@ def refactor(
         for name in TOKENIZER_FILES:
             if (request.model / name).is_file():
                 shutil.copyfile(request.model / name, folder / name)
-        _seal(folder)
+        seal(folder)
         from outrider.refactor import card_of_run  # torch is imported late: the command line starts without it
 
         names = (request.model, folder, data, request.preset)
@@ -165,6 +166,7 @@ def refactor(
         if tasks:
             plain = {row: {task: asdict(one) for task, one in scores.items()} for row, scores in tasks.items()}
             write_file(folder / "tasks.json", json.dumps(plain, separators=(",", ":")) + "\n")
+        _add_adapter(request.work / "rows" / "ours" / ADAPTER_FOLDER, folder)
     remove(request.work)
     return card
 
@@ -178,12 +180,15 @@ def _keep_routes(request: Request, folder: Path) -> None:
             shutil.copyfile(trace, folder / f"{row}.safetensors")
 
 
-def _seal(folder: Path) -> None:
-    """Puts the checksum of every file into outrider.json."""
-    header = json.loads((folder / HEADER).read_text())
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != HEADER]
-    header["files"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    write_file(folder / HEADER, json.dumps(header, indent=1) + "\n")
+def _add_adapter(source: Path, folder: Path) -> None:
+    """What was tuned beside the parent, where that is how it was, with the card of the run."""
+    if not source.is_dir():
+        return
+    target = folder / ADAPTER_FOLDER
+    shutil.copytree(source, target)
+    seal(target)
+    for name in CARD_FILES:
+        shutil.copyfile(folder / name, target / name)
 
 
 def _check(request: Request) -> None:

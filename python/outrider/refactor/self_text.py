@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from outrider.refactor.atomic import atomic_folder, write_file
-from outrider.refactor.chat_form import ChatForm, chat_form, text_start
+from outrider.refactor.chat_form import ChatForm, Turn, chat_form, text_start
 from outrider.refactor.documents import SPLITS, hash_of, read_documents, split_of
 from outrider.refactor.errors import InputError
 from outrider.refactor.prepare import FORMAT
@@ -34,7 +34,8 @@ Progress = Callable[[str, int], None]
 class SelfOptions:
     """`text_share`: of the tokens, in texts that are no conversation; all of them without a chat template.
 
-    `turns`: questions and answers of a conversation. `length`: tokens of a text at most. `rows`: texts at once.
+    `turns`: questions and answers of a conversation; answers are drawn at a temperature of their own. `length`: tokens
+    of a text at most. `rows`: texts at once.
     """
 
     tokens: int
@@ -42,6 +43,7 @@ class SelfOptions:
     turns: int = 1
     length: int = 512
     temperature: float = 1.0
+    answer_temperature: float = 0.7
     top_k: int = 256
     top_p: float = 0.95
     seed: int = 0
@@ -59,7 +61,7 @@ class _Plan:
     domain: str
     tokens: int
     prompts: list[list[int]]
-    turns: list[tuple[list[int], list[int]]]
+    turns: list[Turn]
     written: list[int]
     special: frozenset[int]
     asks: bool = False
@@ -71,7 +73,7 @@ class _Plan:
         """
         start = self.written[number % len(self.written)]
         place = answer = start
-        for ends, tail in self.turns:
+        for ends, tail, _ in self.turns:
             while place < len(ids) and ids[place] not in self.special:
                 place += 1
             if place >= len(ids):
@@ -134,7 +136,7 @@ def write_self_text(
             "splits": splits,
             "tokenizer_sha256": tokenizer.sha256,
             "sources": sources,
-            "self": {"parent_sha256": weights_sha256(parent), **settings, "texts": domains},
+            "self": {"parent_sha256": _core.weights_sha256(str(parent)), **settings, "texts": domains},
         }
         write_file(folder / "data.json", json.dumps(summary, separators=(",", ":")) + "\n")
     return summary
@@ -152,18 +154,6 @@ def token_count(command: str, text: str) -> int:
     return int(count)
 
 
-def weights_sha256(folder: Path) -> str:
-    """Of the weight files of a model folder, one after another in the order of their names."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        if path.name.startswith("outrider_"):
-            continue
-        with path.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _check(options: SelfOptions) -> None:
     ranges = {
         "--tokens": (options.tokens, options.tokens >= 1, "at least 1"),
@@ -171,6 +161,7 @@ def _check(options: SelfOptions) -> None:
         "--turns": (options.turns, options.turns >= 1, "at least 1"),
         "--length": (options.length, options.length > SHORT_TOKENS, f"more than {SHORT_TOKENS}"),
         "--temperature": (options.temperature, options.temperature > 0, "above 0: equal texts are of no use"),
+        "--answer-temperature": (options.answer_temperature, options.answer_temperature > 0, "above 0"),
         "--top-p": (options.top_p, 0 < options.top_p <= 1, "above 0, up to 1"),
         "--top-k": (options.top_k, options.top_k >= 0, "at least 0"),
         "--rows": (options.rows, options.rows >= 1, "at least 1"),
@@ -192,7 +183,7 @@ def _plans(parent: Path, wide: Any, tokenizer: ModelTokenizer, options: SelfOpti
         )
     if text_tokens:
         ends = sorted({*wide.all_special_ids, text_start(wide, form)})
-        plans.append(_Plan(TEXT, text_tokens, [[text_start(wide, form)]], [(ends, [])], [1], frozenset(ends)))
+        plans.append(_Plan(TEXT, text_tokens, [[text_start(wide, form)]], [(ends, [], 0.0)], [1], frozenset(ends)))
     for plan in plans:
         if longest := max(len(prompt) for prompt in plan.prompts) >= options.length - SHORT_TOKENS:
             found = f"{longest} tokens of prompt"
@@ -204,14 +195,14 @@ def _chat_plan(
     form: ChatForm, tokens: int, tokenizer: ModelTokenizer, special: frozenset[int], options: SelfOptions
 ) -> _Plan:
     if options.prompts is None:
-        turns = form.turns(options.turns, questions=True)
+        turns = form.turns(options.turns, questions=True, temperature=options.answer_temperature)
         return _Plan(CHAT, tokens, [form.start], turns, [len(form.start)], special, asks=True)
     questions = [document.text for document in read_documents(options.prompts.parent, options.prompts.name)]
     if not questions:
         raise InputError("E_DATA", options.prompts, "prompts", "no text", 'lines of {"text": ...}')
     behind = [form.user_end, *form.to_assistant]
     prompts = [[*form.start, *ids, *behind] for ids in tokenizer.encode(questions)]
-    turns = form.turns(options.turns, questions=False)
+    turns = form.turns(options.turns, questions=False, temperature=options.answer_temperature)
     return _Plan(CHAT, tokens, prompts, turns, [len(ids) for ids in prompts], special)
 
 

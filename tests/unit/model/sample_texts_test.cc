@@ -102,6 +102,34 @@ TEST(SampleTexts, ATextDoesNotDependOnWhatIsWrittenBesideIt) {
   EXPECT_NE(Sampled(other, sampling, {.rows = 4}, config, parameters).at(0).ids, expected.at(0).ids);
 }
 
+TEST(SampleTexts, EachTurnHasItsTemperature) {
+  const Config config = Small();
+  const Parameters parameters = Loud(config);
+  const at::NoGradGuard no_grad;
+  TextPlan plan = Plan();
+  plan.turns[1].temperature = 1e-4;
+  int64_t greedy = 0, free = 0, wrong = 0;
+  for (const auto& [number, text] : Sampled(plan, {.temperature = 3}, {.rows = 4}, config, parameters)) {
+    size_t second = 0;  // place where the second turn begins
+    for (size_t place = number % 2 == 0 ? 3 : 1; place < text.ids.size(); ++place) {
+      if (second > 0 && place < second) continue;
+      const std::vector<int64_t> before(text.ids.begin(), text.ids.begin() + static_cast<std::ptrdiff_t>(place));
+      const at::Tensor logits =
+          Logits(config, parameters, HiddenStates(config, parameters, at::tensor(before, at::kLong).unsqueeze(0)));
+      const bool best = logits[0][-1].argmax().item<int64_t>() == text.ids[place];
+      if (second == 0) {
+        free += best ? 0 : 1;
+        if (text.ids[place] >= 5 && text.ids[place] <= 8) second = place + 3;
+      } else {
+        (best ? greedy : wrong) += 1;
+      }
+    }
+  }
+  EXPECT_GT(greedy, 20);
+  EXPECT_EQ(wrong, 0);
+  EXPECT_GT(free, 20);
+}
+
 TEST(SampleTexts, TheCallbackEndsTheRun) {
   const Config config = Small();
   int64_t calls = 0;
