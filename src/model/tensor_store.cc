@@ -6,6 +6,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "files/shallow_json.h"
+
 namespace outrider::model {
 namespace {
 

@@ -97,7 +97,7 @@ class MassSample {
 
 struct CoverageOptions {
   int64_t experts = 8;
-  int64_t keep = 0;  // channels per expert and layer
+  int64_t keep = 0;            // channels per expert and layer
   bool across_layers = false;  // `keep` on average over the layers: the channels with the most mass in all
   int64_t rounds = 15;
   uint64_t seed = 0;
