@@ -140,8 +140,8 @@ bool CollectGradients(const py::handle& gradients, std::vector<at::Tensor>& out)
   return true;
 }
 
-int BackwardEnter(const py::object& tensors, const py::object& gradients, bool keep_graph, bool create_graph, const py::object& inputs,
-                  bool accumulate) {
+int BackwardEnter(const py::object& tensors, const py::object& gradients, bool keep_graph, bool create_graph,
+                  const py::object& inputs, bool accumulate) {
   std::vector<at::Tensor> roots, given;
   bool plain = !keep_graph && !create_graph && accumulate && (inputs.is_none() || py::len(inputs) == 0);
   plain = CollectRoots(tensors, roots) && CollectGradients(gradients, given) && plain && roots.size() == given.size();
@@ -155,11 +155,13 @@ void LearnTransientSites(bool on) {
   if (on) learning = std::make_unique<outrider::seam::LearnCallSites>(outrider::seam::LearnCallSites::Kind::kTransient);
 }
 
-// The funnel of Python's backward calls: backward_enter(tensors, gradients, keep_graph, create_graph, inputs, accumulate)
+// The funnel of Python's backward calls: backward_enter(tensors, gradients, keep_graph, create_graph, inputs,
+// accumulate)
 // -> 0 run the engine, 1 done, 2 run the engine and then call backward_exit(completed).
 void DefineBackward(py::module_& m) {
   m.def("learn_transient", &LearnTransientSites);
-  m.def("probe_tensor", [] { return py::reinterpret_steal<py::object>(THPVariable_Wrap(outrider::seam::GraftedProbe())); });
+  m.def("probe_tensor",
+        [] { return py::reinterpret_steal<py::object>(THPVariable_Wrap(outrider::seam::GraftedProbe())); });
   m.def("backward_enter", &BackwardEnter);
   m.def("reveal_history", [](const py::object& tensor, const std::string& how) {
     if (THPVariable_Check(tensor.ptr())) Session::Get().RevealHistory(THPVariable_Unpack(tensor.ptr()), how);
@@ -184,7 +186,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("step_abort", [] { Session::Get().AbortStep(); });
   m.def("flush", [] { Session::Get().Flush(FlushReason::kCalled); });
   m.def("flush_for_flag", [](bool sets) { Session::Get().FlushForFlag(sets); }, pybind11::arg("sets") = false);
-  m.def("flag_changed", [](const std::string& flag, const std::string& value) { Session::Get().FlagChanged(flag, value); }, pybind11::arg("flag"), pybind11::arg("value"));
+  m.def(
+      "flag_changed",
+      [](const std::string& flag, const std::string& value) { Session::Get().FlagChanged(flag, value); },
+      pybind11::arg("flag"), pybind11::arg("value"));
   m.def("leave", [] { Session::Get().Leave(); });
   m.def("reset", [] { Session::Get().Reset(); });
   m.def("shutdown", [] { Session::Get().Shutdown(); });

@@ -17,8 +17,8 @@ struct Options {
   int64_t seed = 0;
 
   // Experts. kind: coverage | published | random | carved | static | contextual | dense. statistic: l1 | l1_out |
-  // fluctuation | coverage (static only: one coverage expert) | best (static only: the one with the lowest loss on valid
-  // before tuning).
+  // fluctuation | coverage (static only: one coverage expert) | best (static only: the one with the lowest loss on
+  // valid before tuning).
   std::string experts_kind = "coverage", experts_statistic = "l1";
   int64_t experts_count = 8;              // coverage, random; carved: the routed ones; published has one per domain
   double experts_keep = 0.5;              // share of all channels that a token uses; of each layer's with ratio uniform

@@ -42,7 +42,7 @@ TokenBatch MakeBatch(const TokenData& data, const std::string& split, std::span<
 
 struct RoutedModel {
   model::Config config;
-  model::Parameters masters;          // fp32; with an adapter frozen, in `dtype`
+  model::Parameters masters;  // fp32; with an adapter frozen, in `dtype`
   std::optional<Adapter> adapter;
   at::ScalarType dtype = at::kFloat;  // of the compute copy
   Masks masks;                        // no expert at all: dense
