@@ -40,17 +40,18 @@ class PrefillCall {
   void Run() {
     const int64_t width = layer_.width;
     const auto pack =
-        Tasks([&](const Segment& s) { return RoundUp(s.count, engine_.token_block) / engine_.token_block; }, 1);
+        Tasks([&](const Segment& s) { return RoundUp(s.count, engine_.token_block) / engine_.token_block; }, 1,
+              Order::kExpertByExpert);
     workers_.Run(Count(pack), [&](int64_t i, int) {
       const Task& task = pack[static_cast<size_t>(i)];
       engine_.pack_tokens(*task.segment, batch_.x, width, task.first, task.last);
     });
-    const auto gate_up = Tasks([](const Segment& s) { return s.active; }, engine_.channel_block);
+    const auto gate_up = Tasks([](const Segment& s) { return s.active; }, engine_.channel_block, Order::kTogether);
     workers_.Run(Count(gate_up), [&](int64_t i, int worker) {
       const Task& task = gate_up[static_cast<size_t>(i)];
       engine_.gate_up(layer_, *task.segment, task.first, task.last, WorkerMemory(worker));
     });
-    const auto down = Tasks([&](const Segment&) { return width; }, engine_.output_block);
+    const auto down = Tasks([&](const Segment&) { return width; }, engine_.output_block, Order::kExpertByExpert);
     workers_.Run(Count(down), [&](int64_t i, int worker) {
       const Task& task = down[static_cast<size_t>(i)];
       engine_.down(layer_, *task.segment, task.first, task.last, batch_.y, WorkerMemory(worker));
@@ -94,14 +95,19 @@ class PrefillCall {
     }
   }
 
+  // kTogether: by position first, then by expert. Experts share most channels, and then read them from a near cache one
+  // after another; otherwise an expert's hidden numbers stay near.
+  enum class Order { kTogether, kExpertByExpert };
+
   template <class Size>
-  std::vector<Task> Tasks(const Size& size, int64_t block) const {
+  std::vector<Task> Tasks(const Size& size, int64_t block, Order order) const {
     std::vector<Task> tasks;
     for (const Share& share : shares_) {
       const int64_t end = size(share.segment);
       for (int64_t first = 0; first < end; first += block)
         tasks.push_back({&share.segment, first, std::min(first + block, end)});
     }
+    if (order == Order::kTogether) std::ranges::stable_sort(tasks, {}, [](const Task& task) { return task.first; });
     return tasks;
   }
 

@@ -1,9 +1,21 @@
 #include "kernels/scratch.h"
 
+#include <sys/mman.h>
+
 #include <new>
 #include <utility>
 
 namespace outrider::kernels {
+namespace {
+
+// Gathered reads touch a page each; with small pages they wait for address translation as much as for data.
+constexpr int64_t kLargePage = int64_t{2} << 20;
+
+std::align_val_t AlignmentOf(int64_t bytes) {
+  return std::align_val_t{static_cast<size_t>(bytes >= kLargePage ? kLargePage : kLineBytes)};
+}
+
+}  // namespace
 
 AlignedBytes::AlignedBytes(AlignedBytes&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
@@ -14,11 +26,17 @@ AlignedBytes& AlignedBytes::operator=(AlignedBytes&& other) noexcept {
   return *this;
 }
 
-AlignedBytes::~AlignedBytes() { ::operator delete(data_, std::align_val_t{kLineBytes}); }
+AlignedBytes::~AlignedBytes() { Free(); }
+
+void AlignedBytes::Free() {
+  if (data_ != nullptr) ::operator delete(data_, AlignmentOf(size_));
+}
 
 void AlignedBytes::Resize(int64_t bytes) {
-  auto* fresh = static_cast<std::byte*>(::operator new(static_cast<size_t>(bytes), std::align_val_t{kLineBytes}));
-  ::operator delete(data_, std::align_val_t{kLineBytes});
+  if (bytes >= kLargePage) bytes = (bytes + kLargePage - 1) / kLargePage * kLargePage;
+  auto* fresh = static_cast<std::byte*>(::operator new(static_cast<size_t>(bytes), AlignmentOf(bytes)));
+  if (bytes >= kLargePage) madvise(fresh, static_cast<size_t>(bytes), MADV_HUGEPAGE);  // a wish, which may be refused
+  Free();
   data_ = fresh;
   size_ = bytes;
 }

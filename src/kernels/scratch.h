@@ -1,5 +1,5 @@
 #pragma once
-// Memory aligned to cache lines, and a scratch area that a caller keeps between calls so that nothing is allocated
+// Memory aligned to cache lines, in large pages where it is large, and a scratch area that a caller keeps between calls so that nothing is allocated
 // anew.
 
 #include <cstddef>
@@ -23,6 +23,8 @@ class AlignedBytes {
   int64_t size() const { return size_; }
 
  private:
+  void Free();
+
   std::byte* data_ = nullptr;
   int64_t size_ = 0;
 };

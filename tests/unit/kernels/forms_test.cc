@@ -64,7 +64,7 @@ float ValueAt(const std::vector<std::byte>& y, Number number, size_t i) {
 
 void ExpectClose(const Case& c, const std::vector<std::byte>& y, const Expected& expected) {
   // Sums are fp32 throughout; for bf16, hidden numbers and outputs are rounded to 8 significant bits.
-  const double rounded = c.number == Number::kF32 ? 0 : 1.0 / 250;
+  const double rounded = c.number == Number::kF32 ? 0 : 1.0 / 240;
   for (size_t i = 0; i < expected.y.size(); ++i) {
     const double tolerance = 4e-7 * expected.products[i] + rounded * (expected.terms[i] + std::abs(expected.y[i]));
     ASSERT_NEAR(ValueAt(y, c.number, i), expected.y[i], tolerance) << c.name << " at " << i;
