@@ -53,7 +53,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "random-mask": {"experts.kind": "random"},
     "domain-oracle": {"experts.kind": "published", "routing.kind": "domain"},
     "layerwise": _PER_LAYER,
-    "carved": {"experts.kind": "carved", **_PER_LAYER},
+    "carved": {"experts.kind": "carved", "experts.count": 16, "carved.top": 4, **_PER_LAYER},
     "contextual": {"experts.kind": "contextual", "routing.kind": "none"},
     "ours": {},
 }
