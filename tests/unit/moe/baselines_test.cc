@@ -5,7 +5,7 @@
 #include <cstring>
 #include <tuple>
 
-#include "refactor_fixture.h"
+#include "refactor_support.h"
 
 namespace outrider::moe {
 namespace {
