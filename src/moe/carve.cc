@@ -1,9 +1,7 @@
 #include "moe/carve.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
-#include <numeric>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -36,47 +34,56 @@ base::Result<CarvedSizes> SplitChannels(int64_t channels, int64_t keep, int64_t 
   return sizes;
 }
 
-CoActivation::CoActivation(int64_t layers, int64_t channels, double active_share, at::Device device)
-    : channels_(channels), active_(std::max<int64_t>(1, std::llround(active_share * static_cast<double>(channels)))) {
+CoActivation::CoActivation(int64_t layers, int64_t channels, at::Device device) : channels_(channels) {
   const auto options = at::TensorOptions().dtype(at::kFloat).device(device);
   for (int64_t l = 0; l < layers; ++l) {
     together_.push_back(at::zeros({channels, channels}, options));
+    mass_.push_back(at::zeros({channels}, options.dtype(at::kDouble)));
     peaks_.push_back(at::zeros({channels}, options));
   }
 }
 
 void CoActivation::Add(int64_t layer, const at::Tensor& h, const at::Tensor& column_norms) {
+  constexpr double kMost = 8;
   const at::NoGradGuard no_grad;
   const auto l = static_cast<size_t>(layer);
   const at::Tensor mass = ActivationMass(h, column_norms);
   peaks_.at(l) = at::maximum(peaks_.at(l), mass.amax(0));
-  const at::Tensor active = at::zeros_like(mass).scatter_(1, std::get<1>(mass.topk(active_, -1)), 1.0);
-  together_[l].addmm_(active.t(), active);
+  mass_[l].add_(mass.to(at::kDouble).sum(0));
+  const at::Tensor activity = (mass * static_cast<double>(channels_)).clamp_max(kMost).sqrt();
+  together_[l].addmm_(activity.t(), activity);
 }
+
+namespace {
+
+std::vector<double> ToDoubles(const at::Tensor& values) {
+  const at::Tensor plain = values.to(at::kCPU, at::kDouble).contiguous();
+  return {plain.const_data_ptr<double>(), plain.const_data_ptr<double>() + plain.numel()};
+}
+
+}  // namespace
 
 std::vector<float> CoActivation::Together(int64_t layer) const {
   const at::Tensor counts = together_.at(static_cast<size_t>(layer)).to(at::kCPU).contiguous();
   return {counts.const_data_ptr<float>(), counts.const_data_ptr<float>() + counts.numel()};
 }
 
+std::vector<double> CoActivation::Mass(int64_t layer) const { return ToDoubles(mass_.at(static_cast<size_t>(layer))); }
+
 std::vector<double> CoActivation::Peaks(int64_t layer) const {
-  const at::Tensor peaks = peaks_.at(static_cast<size_t>(layer)).to(at::kCPU, at::kDouble).contiguous();
-  return {peaks.const_data_ptr<double>(), peaks.const_data_ptr<double>() + peaks.numel()};
+  return ToDoubles(peaks_.at(static_cast<size_t>(layer)));
 }
 
 namespace {
 
-std::vector<int64_t> SharedChannels(const std::vector<float>& together, const std::vector<double>& peaks,
-                                    int64_t shared, const CarveOptions& options) {
-  const size_t channels = peaks.size();
-  std::vector<double> often;
-  for (size_t c = 0; c < channels; ++c) often.push_back(together[c * channels + c]);
-  const double sink = options.sink_factor / static_cast<double>(channels);
+std::vector<int64_t> SharedChannels(std::vector<double> mass, const std::vector<double>& peaks, int64_t shared,
+                                    const CarveOptions& options) {
+  const double sink = options.sink_factor / static_cast<double>(mass.size());
   for (const int64_t c : TopChannels(peaks, std::min(shared, options.keep / 4))) {
     const auto at = static_cast<size_t>(c);
-    if (peaks[at] > sink) often[at] = std::numeric_limits<double>::infinity();
+    if (peaks[at] > sink) mass[at] = std::numeric_limits<double>::infinity();
   }
-  return TopChannels(often, shared);
+  return TopChannels(mass, shared);
 }
 
 }  // namespace
@@ -89,7 +96,7 @@ base::Result<Carved> Carve(const CoActivation& seen, const CarveOptions& options
   for (int64_t l = 0; l < seen.layers(); ++l) {
     const std::vector<float> together = seen.Together(l);
     std::vector<Signature> signatures(static_cast<size_t>(channels), 0);
-    for (const int64_t c : SharedChannels(together, seen.Peaks(l), sizes->shared, options)) {
+    for (const int64_t c : SharedChannels(seen.Mass(l), seen.Peaks(l), sizes->shared, options)) {
       signatures[static_cast<size_t>(c)] = out.masks.Full();
     }
     std::vector<int64_t> rest;

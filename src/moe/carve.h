@@ -25,26 +25,28 @@ base::Result<CarvedSizes> SplitChannels(int64_t channels, int64_t keep, int64_t 
 
 struct CarveOptions {
   int64_t keep = 0, experts = 8, top = 2;
-  double active_share = 0.25;  // a channel is active for a token when it is among that share of a layer's channels
-  double sink_factor = 64;     // see CoverageOptions: such channels are shared
-  int64_t rounds = 20;         // of clustering, at most
+  double sink_factor = 64;  // see CoverageOptions: such channels are shared
+  int64_t rounds = 20;      // of clustering, at most
 };
 
-// How often channels are active, and active together, on the texts that were shown.
+// How active channels are, and how active together, on the texts that were shown. The activity of a channel for a token
+// is sqrt(min(8, D * its share of the token's mass)): between "active or not" and the mass itself, in which a few
+// tokens would outweigh all others.
 class CoActivation {
  public:
-  CoActivation(int64_t layers, int64_t channels, double active_share, at::Device device);
-  // h [T, D]: unmasked input of down_proj; column_norms [D]. Active are the channels of the largest |h| * norm.
+  CoActivation(int64_t layers, int64_t channels, at::Device device);
+  // h [T, D]: unmasked input of down_proj; column_norms [D]. Mass: see ActivationMass.
   void Add(int64_t layer, const at::Tensor& h, const at::Tensor& column_norms);
 
   int64_t layers() const { return static_cast<int64_t>(together_.size()); }
   int64_t channels() const { return channels_; }
-  std::vector<float> Together(int64_t layer) const;  // [D, D] tokens for which both were active
+  std::vector<float> Together(int64_t layer) const;  // [D, D] sums over tokens of the products of two activities
+  std::vector<double> Mass(int64_t layer) const;     // [D] sums over tokens of shares of mass
   std::vector<double> Peaks(int64_t layer) const;    // [D] largest share of a token's mass
 
  private:
-  int64_t channels_, active_;
-  std::vector<at::Tensor> together_, peaks_;
+  int64_t channels_;
+  std::vector<at::Tensor> together_, mass_, peaks_;
 };
 
 struct Carved {
@@ -52,8 +54,8 @@ struct Carved {
   std::vector<std::vector<int64_t>> representatives;  // [layers][experts]: the channel nearest to the cluster's mean
 };
 
-// Shared are the channels that are active most often, sinks first; the rest is clustered by co-activation into experts
-// of equal size. Deterministic. Codes: those of SplitChannels.
+// Shared are the channels that carry most mass on average, sinks first; the rest is clustered by co-activation into
+// experts of equal size. Deterministic. Codes: those of SplitChannels.
 base::Result<Carved> Carve(const CoActivation& seen, const CarveOptions& options);
 
 // The line from |h| of an expert's representative to the logits of its target, 150 * (share of mass of the expert's

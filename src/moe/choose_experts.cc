@@ -213,7 +213,7 @@ class Chooser {
                                         " bytes, expected at most " + std::to_string(kMassBytesMax));
     }
     const std::vector<at::Tensor> norms = Norms();
-    CoActivation seen(model_.config.layers, model_.config.ffn, carve.active_share, model_.device());
+    CoActivation seen(model_.config.layers, model_.config.ffn, model_.device());
     Calibrate([&](const Place&, int64_t layer, const at::Tensor& h) {
       seen.Add(layer, h, norms[static_cast<size_t>(layer)]);
     });

@@ -226,3 +226,11 @@ def test_static_plus_spends_what_the_router_saw():
     assert plus["expert.steps"] == 152 + 48, "190 router steps over four rounds, rounded up"
     assert budgets.row_options("static", options)["expert.steps"] == 152
     assert budgets.row_options("ours", options) == options
+
+
+@pytest.mark.parametrize("changes", [(), (("experts.ratio", "measured"), ("routing.tau", 1.0), ("experts.count", 4))])
+def test_every_row_goes_with_what_ours_may_be(inputs, tmp_path, changes):
+    options = request_of(inputs, tmp_path, changes=changes).options()
+    for row in budgets.ROWS:
+        changed = budgets.row_options(row, options)
+        assert json.loads(_core.refactor_options(json.dumps(changed))) == changed, row

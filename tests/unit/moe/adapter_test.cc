@@ -7,7 +7,7 @@
 
 #include "moe/adapter.h"
 #include "moe/tensor_file.h"
-#include "refactor_fixture.h"
+#include "refactor_support.h"
 
 namespace outrider::moe {
 namespace {

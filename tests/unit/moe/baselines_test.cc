@@ -5,7 +5,7 @@
 #include <cstring>
 #include <tuple>
 
-#include "refactor_fixture.h"
+#include "refactor_support.h"
 
 namespace outrider::moe {
 namespace {
@@ -88,6 +88,33 @@ TEST_F(BaselinesTest, TracesHoldTheIdsOfWholeTextsAndMatchTheStatistics) {
   options["trace_tokens"] = 0;
   Refactored("trace_none", options);
   EXPECT_FALSE(std::filesystem::exists(root_ + "/trace_none/routes.safetensors"));
+}
+
+TEST_F(BaselinesTest, MasksAtRandomShareChannelsByChance) {
+  for (const char* routing : {"router", "random"}) {
+    const json result = Refactored(std::string("random_") + routing, {{"experts.kind", "random"},
+                                                                      {"routing.kind", routing},
+                                                                      {"rounds", 1},
+                                                                      {"router.steps", 2},
+                                                                      {"expert.steps", 2}});
+    ASSERT_FALSE(result.contains("error")) << result["error"];
+    EXPECT_EQ(result["tokens"]["expert"], 2 * 12 * 32);
+  }
+  EXPECT_EQ(Slurp(root_ + "/random_router/experts.json"), Slurp(root_ + "/random_random/experts.json"));
+  for (const json& layer : json::parse(Slurp(root_ + "/random_router/experts.json"))["layers"]) {
+    EXPECT_EQ(layer["active"], json({44, 44, 44, 44}));
+    EXPECT_NEAR(layer["delta"].get<double>(), 22, 5) << "another expert lacks half of an expert's channels";
+  }
+}
+
+TEST_F(BaselinesTest, RoutersPerLayerLearn) {
+  const json trained =
+      Refactored("trained", {{"routing.kind", "layerwise"}, {"rounds", 1}, {"router.steps", 40}, {"expert.steps", 0}});
+  const json random = Refactored("at_random", {{"routing.kind", "random"}, {"rounds", 1}, {"expert.steps", 0}});
+  ASSERT_FALSE(trained.contains("error")) << trained["error"];
+  EXPECT_LT(Nats(trained), Nats(random) - 0.02);
+  const json log = Log("trained");
+  EXPECT_LT(log[39]["loss"], log[0]["loss"].get<double>() - 0.1);
 }
 
 }  // namespace

@@ -62,7 +62,7 @@ at::Tensor Activations() {
 }
 
 Carved CarveActivations(double sink_factor) {
-  CoActivation seen(1, 14, 6.0 / 14, at::kCPU);
+  CoActivation seen(1, 14, at::kCPU);
   const at::Tensor h = Activations();
   seen.Add(0, h.slice(0, 0, 25), at::ones({14}));
   seen.Add(0, h.slice(0, 25), at::ones({14}));
@@ -98,13 +98,27 @@ TEST(Carve, SinksAreShared) {
   EXPECT_EQ(carved.masks.Count(0).permanent, 2);
 }
 
-TEST(Carve, TheOrderOfTheTextsDoesNotMatter) {
-  CoActivation one(1, 14, 6.0 / 14, at::kCPU), two(1, 14, 6.0 / 14, at::kCPU);
-  const at::Tensor h = Activations();
-  one.Add(0, h, at::ones({14}));
-  for (int64_t t = 59; t >= 0; --t) two.Add(0, h.slice(0, t, t + 1), at::ones({14}));
-  EXPECT_EQ(one.Together(0), two.Together(0));
-  EXPECT_EQ(one.Together(0)[0], 60) << "channel 0 is active for every token";
+TEST(CoActivation, HandComputed) {
+  // Shares of mass 0.5, 0.3, 0.2, 0 of four channels: 2, 1.2, 0.8, 0 times the mean; the second token is a sink's.
+  CoActivation seen(1, 4, at::kCPU);
+  seen.Add(0, at::tensor({-5.F, 1.F, 2.F, 0.F}).unsqueeze(0), at::tensor({1.F, 3.F, 1.F, 9.F}));
+  const std::vector<float> one = seen.Together(0);
+  EXPECT_NEAR(one[0], 2, 1e-5);
+  EXPECT_NEAR(one[1], std::sqrt(2 * 1.2), 1e-5);
+  EXPECT_NEAR(one[6], std::sqrt(1.2 * 0.8), 1e-5);
+  EXPECT_EQ(one[3], 0);
+  seen.Add(0, at::tensor({0.F, 0.F, 0.F, 7.F}).unsqueeze(0), at::ones({4}));
+  EXPECT_NEAR(seen.Together(0)[15], 4, 1e-5);
+  EXPECT_NEAR(seen.Mass(0)[0], 0.5, 1e-6);
+  EXPECT_NEAR(seen.Mass(0)[3], 1, 1e-6);
+  EXPECT_NEAR(seen.Peaks(0)[1], 0.3, 1e-6);
+  EXPECT_NEAR(seen.Peaks(0)[3], 1, 1e-6);
+}
+
+TEST(CoActivation, NoTokenOutweighsAllOthers) {
+  CoActivation seen(1, 20, at::kCPU);
+  seen.Add(0, at::eye(20).slice(0, 0, 1), at::ones({20}));
+  EXPECT_NEAR(seen.Together(0)[0], 8, 1e-5) << "20 times the mean counts as 8";
 }
 
 TEST(RepresentativeFit, IsTheLineOfLeastSquares) {

@@ -11,7 +11,7 @@
 
 #include "moe/gradient_mass.h"
 #include "moe/losses.h"
-#include "refactor_fixture.h"
+#include "refactor_support.h"
 
 namespace outrider::moe {
 namespace {

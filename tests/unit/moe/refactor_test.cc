@@ -3,7 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "refactor_fixture.h"
+#include "refactor_support.h"
 
 namespace outrider::moe {
 namespace {
