@@ -253,7 +253,7 @@ def test_commands_take_it_with_its_parent(made, tmp_path):
     plain = CliRunner().invoke(app, [*asked, *parent, "--plain"])
     assert plain.stdout != alone.stdout, "the template matters"
     out = tmp_path / "prompts.json"
-    measured = ["eval", "prompts", "--model", str(made.adapter), *parent, "--limit", "3", "--out", str(out)]
+    measured = ["eval", "prompts", str(made.adapter), *parent, "--limit", "3", "--out", str(out)]
     done = CliRunner().invoke(app, measured)
     assert done.exit_code == 0, done.output
     result = json.loads(out.read_text())
@@ -287,8 +287,8 @@ def test_what_lacks_or_has_too_much_is_one_line(made, tmp_path):
         (["generate", str(made.adapter), *prompt], "tokenizer.json"),
         (["generate", str(made.adapter), "--parent", str(other), *prompt], "sha256 of the weights"),
         (["generate", str(made.parent), "--parent", str(made.parent), *prompt], "expected a refactored model"),
-        (["eval", "perplexity", "--model", str(made.adapter), *data], "expected --parent"),
-        (["eval", "perplexity", "--model", str(made.adapter), "--parent", str(other), *data], "sha256 of the weights"),
+        (["eval", "perplexity", str(made.adapter), *data], "expected --parent"),
+        (["eval", "perplexity", str(made.adapter), "--parent", str(other), *data], "sha256 of the weights"),
         (["export", str(made.adapter), "--model", str(other), "--out", str(tmp_path / "x")], "sha256 of the weights"),
         (["export", str(made.adapter), "--model", str(other), "--out", str(tmp_path / "x"), "--dtype", "q"], "E_DTYPE"),
     ):
