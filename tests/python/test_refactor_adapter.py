@@ -13,6 +13,7 @@ import transformers
 from chat_fixtures import VOCAB, make_chat_model
 from outrider import _core
 from outrider.cli import app
+from outrider.refactor import run as refactoring
 from outrider.refactor.adapter import load_adapter
 from outrider.refactor.artifact import load_artifact, seal
 from outrider.refactor.errors import InputError
@@ -20,6 +21,7 @@ from outrider.refactor.self_text import SelfOptions, write_self_text
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+FILES = ("model", "data", "out")
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
@@ -274,6 +276,25 @@ def test_commands_take_it_with_its_parent(made, tmp_path):
     done = CliRunner().invoke(app, text)
     assert done.exit_code == 0, done.output
     assert "chat: " in done.stdout
+
+
+def test_a_refactoring_leaves_its_adapter_with_the_card(made, tmp_path):
+    out = tmp_path / "moe"
+    changes = tuple((key, value) for key, value in json.loads(options(made, out)).items() if key not in FILES)
+    refactoring.refactor(
+        refactoring.Request(model=made.parent, data=made.data, out=out, rows=("ours",), active=0.75, changes=changes)
+    )
+    assert {"quality_card.json", "quality_card.md", "outrider_adapter.safetensors"} <= {
+        path.name for path in (out / "adapter").iterdir()
+    }
+    assert (out / "adapter" / "quality_card.md").read_bytes() == (out / "quality_card.md").read_bytes()
+    files = json.loads((out / "adapter" / "outrider.json").read_text())["files"]
+    assert set(files) == {f"outrider_{name}.safetensors" for name in ("masks", "router", "adapter")}
+    ids = some_ids(1, 20)
+    merged = _core.Model.load_routed(str(out))
+    beside = _core.Model.load_routed(str(out / "adapter"), str(made.parent))
+    assert torch.equal(merged.expert_ids(ids), beside.expert_ids(ids))
+    assert (merged.logits(ids) - beside.logits(ids)).abs().max() <= 0.03 * beside.logits(ids).abs().max()
 
 
 def test_what_lacks_or_has_too_much_is_one_line(made, tmp_path):
