@@ -63,7 +63,9 @@ def options(made: Made, out: Path, **changes) -> str:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     root = tmp_path_factory.mktemp("adapter")
     parent = make_chat_model(root / "parent")
-    write_self_text(parent, root / "data", SelfOptions(tokens=6000, length=96, rows=16, top_k=0, top_p=1.0))
+    write_self_text(
+        parent, root / "data", SelfOptions(tokens=12_000, text_share=0, length=96, rows=32, top_k=0, top_p=1.0)
+    )
     result = Made(parent, root / "data", root / "out" / "adapter")
     torch.set_num_threads(1)
     _core.refactor(options(result, root / "out"))
@@ -262,18 +264,8 @@ def test_commands_take_it_with_its_parent(made, tmp_path):
     assert result["prompts"] == len(result["answers"]) == 3
     assert result["agreed"] == sum(row["agrees"] for row in result["answers"])
     assert f"{result['agreed']} of 3 agree" in done.stdout
-    text = [
-        "eval",
-        "perplexity",
-        "--model",
-        str(made.adapter),
-        *parent,
-        "--data",
-        str(made.data),
-        "--max-tokens",
-        "200",
-    ]
-    done = CliRunner().invoke(app, text)
+    data = ["--data", str(made.data), "--max-tokens", "200"]
+    done = CliRunner().invoke(app, ["eval", "perplexity", str(made.adapter), *parent, *data])
     assert done.exit_code == 0, done.output
     assert "chat: " in done.stdout
 
