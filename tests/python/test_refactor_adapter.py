@@ -13,6 +13,7 @@ import transformers
 from chat_fixtures import VOCAB, make_chat_model
 from outrider import _core
 from outrider.cli import app
+from outrider.refactor import run as refactoring
 from outrider.refactor.adapter import load_adapter
 from outrider.refactor.artifact import load_artifact, seal
 from outrider.refactor.errors import InputError
@@ -20,6 +21,7 @@ from outrider.refactor.self_text import SelfOptions, write_self_text
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+FILES = ("model", "data", "out")
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
@@ -61,7 +63,9 @@ def options(made: Made, out: Path, **changes) -> str:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     root = tmp_path_factory.mktemp("adapter")
     parent = make_chat_model(root / "parent")
-    write_self_text(parent, root / "data", SelfOptions(tokens=6000, length=96, rows=16, top_k=0, top_p=1.0))
+    write_self_text(
+        parent, root / "data", SelfOptions(tokens=12_000, text_share=0, length=96, rows=32, top_k=0, top_p=1.0)
+    )
     result = Made(parent, root / "data", root / "out" / "adapter")
     torch.set_num_threads(1)
     _core.refactor(options(result, root / "out"))
@@ -253,27 +257,36 @@ def test_commands_take_it_with_its_parent(made, tmp_path):
     plain = CliRunner().invoke(app, [*asked, *parent, "--plain"])
     assert plain.stdout != alone.stdout, "the template matters"
     out = tmp_path / "prompts.json"
-    measured = ["eval", "prompts", "--model", str(made.adapter), *parent, "--limit", "3", "--out", str(out)]
+    measured = ["eval", "prompts", str(made.adapter), *parent, "--limit", "3", "--out", str(out)]
     done = CliRunner().invoke(app, measured)
     assert done.exit_code == 0, done.output
     result = json.loads(out.read_text())
     assert result["prompts"] == len(result["answers"]) == 3
     assert result["agreed"] == sum(row["agrees"] for row in result["answers"])
     assert f"{result['agreed']} of 3 agree" in done.stdout
-    text = [
-        "eval",
-        "perplexity",
-        "--model",
-        str(made.adapter),
-        *parent,
-        "--data",
-        str(made.data),
-        "--max-tokens",
-        "200",
-    ]
-    done = CliRunner().invoke(app, text)
+    data = ["--data", str(made.data), "--max-tokens", "200"]
+    done = CliRunner().invoke(app, ["eval", "perplexity", str(made.adapter), *parent, *data])
     assert done.exit_code == 0, done.output
     assert "chat: " in done.stdout
+
+
+def test_a_refactoring_leaves_its_adapter_with_the_card(made, tmp_path):
+    out = tmp_path / "moe"
+    changes = tuple((key, value) for key, value in json.loads(options(made, out)).items() if key not in FILES)
+    refactoring.refactor(
+        refactoring.Request(model=made.parent, data=made.data, out=out, rows=("ours",), active=0.75, changes=changes)
+    )
+    assert {"quality_card.json", "quality_card.md", "outrider_adapter.safetensors"} <= {
+        path.name for path in (out / "adapter").iterdir()
+    }
+    assert (out / "adapter" / "quality_card.md").read_bytes() == (out / "quality_card.md").read_bytes()
+    files = json.loads((out / "adapter" / "outrider.json").read_text())["files"]
+    assert set(files) == {f"outrider_{name}.safetensors" for name in ("masks", "router", "adapter")}
+    ids = some_ids(1, 20)
+    merged = _core.Model.load_routed(str(out))
+    beside = _core.Model.load_routed(str(out / "adapter"), str(made.parent))
+    assert torch.equal(merged.expert_ids(ids), beside.expert_ids(ids))
+    assert (merged.logits(ids) - beside.logits(ids)).abs().max() <= 0.03 * beside.logits(ids).abs().max()
 
 
 def test_what_lacks_or_has_too_much_is_one_line(made, tmp_path):
@@ -287,8 +300,8 @@ def test_what_lacks_or_has_too_much_is_one_line(made, tmp_path):
         (["generate", str(made.adapter), *prompt], "tokenizer.json"),
         (["generate", str(made.adapter), "--parent", str(other), *prompt], "sha256 of the weights"),
         (["generate", str(made.parent), "--parent", str(made.parent), *prompt], "expected a refactored model"),
-        (["eval", "perplexity", "--model", str(made.adapter), *data], "expected --parent"),
-        (["eval", "perplexity", "--model", str(made.adapter), "--parent", str(other), *data], "sha256 of the weights"),
+        (["eval", "perplexity", str(made.adapter), *data], "expected --parent"),
+        (["eval", "perplexity", str(made.adapter), "--parent", str(other), *data], "sha256 of the weights"),
         (["export", str(made.adapter), "--model", str(other), "--out", str(tmp_path / "x")], "sha256 of the weights"),
         (["export", str(made.adapter), "--model", str(other), "--out", str(tmp_path / "x"), "--dtype", "q"], "E_DTYPE"),
     ):

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 eval_app = typer.Typer(help="Measure a model: perplexity on prepared text, scores on task sets.", no_args_is_help=True)
 
 Model = Annotated[Path, typer.Argument(help="A HF model folder; with outrider.json in it, tokens run their experts.")]
-Parent = Annotated[Path | None, typer.Option(help="The parent of a refactored model without weights of its own.")]
+Parent = Annotated[
+    Path | None, typer.Option("--parent", "--model", help="The parent of a refactored model without weights.")
+]
 Device = Annotated[str, typer.Option(help="cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Out = Annotated[Path | None, typer.Option(help="Write every document's or item's figure as JSON.")]

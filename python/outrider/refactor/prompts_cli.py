@@ -18,8 +18,10 @@ RULE = (
 
 
 def prompts_command(
-    model: Annotated[Path, typer.Option(help="A model folder, dense or refactored.")],
-    parent: Annotated[Path | None, typer.Option(help="The parent of a folder without weights.")] = None,
+    model: Annotated[Path, typer.Argument(help="A model folder, dense or refactored.")],
+    parent: Annotated[
+        Path | None, typer.Option("--parent", "--model", help="The parent of a folder without weights.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first prompts.", min=1)] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",

@@ -93,7 +93,7 @@ def estimate(request: Request) -> dict[str, Any]:
         InputError: text or model that cannot be read.
     """
     if request.own_tokens:
-        count = 1
+        count = 2  # conversations and other texts
     elif (request.data / "data.json").is_file():
         data = load_data(request.data)
         count = len(data.domains) + len(data.unseen)
