@@ -37,6 +37,15 @@ void CheckMatrix(const py::array& array, kernels::Number number, int64_t rows, i
                           std::to_string(columns) + "] in the number of the layer");
 }
 
+// The engine of that name; the fastest for an empty one.
+template <class Engines>
+auto Named(const Engines& engines, const std::string& name) {
+  if (name.empty()) return engines.front();
+  for (const auto* engine : engines)
+    if (name == engine->name) return engine;
+  throw py::value_error("error E_OPTION: engine: found " + name + ", which this processor does not have");
+}
+
 class TiedFfn {
  public:
   TiedFfn(const py::array& gate, const py::array& up, const py::array& down, const Signatures& signatures,
@@ -79,14 +88,6 @@ class TiedFfn {
     CheckMatrix(x, store_.number(), experts.size(), store_.width());
     CheckMatrix(y, store_.number(), experts.size(), store_.width());
     return {x.data(), y.mutable_data(), {experts.data(), static_cast<size_t>(experts.size())}};
-  }
-
-  template <class Engines>
-  static auto Named(const Engines& engines, const std::string& name) {
-    if (name.empty()) return engines.front();
-    for (const auto* engine : engines)
-      if (name == engine->name) return engine;
-    throw py::value_error("error E_OPTION: engine: found " + name + ", which this processor does not have");
   }
 
   kernels::ChannelStore store_;

@@ -109,7 +109,9 @@ TEST_F(AdapterFileTest, Int8KeepsEveryProductToTheStepOfItsRows) {
 TEST_F(AdapterFileTest, Int8IsHalfAsLarge) {
   ASSERT_TRUE(SaveAdapter(path_, Some(), {.rank = kRank, .dtype = "int8", .base_sha256 = ""}));
   int64_t bytes = 0, values = 0;
-  for (const NamedTensor& t : LoadTensors(path_)->tensors) {
+  const auto file = LoadTensors(path_);
+  ASSERT_TRUE(file);
+  for (const NamedTensor& t : file->tensors) {
     bytes += static_cast<int64_t>(t.tensor.nbytes());
     if (!t.name.ends_with(".scale")) values += t.tensor.numel();
   }

@@ -4,7 +4,7 @@
 #include <cerrno>
 
 #include "files/disk.h"
-#include "refactor_support.h"
+#include "refactor_fixture.h"
 
 namespace outrider::moe {
 namespace {

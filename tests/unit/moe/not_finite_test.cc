@@ -7,7 +7,7 @@
 #include <ATen/ops/isfinite.h>
 
 #include "moe/tensor_file.h"
-#include "refactor_support.h"
+#include "refactor_fixture.h"
 
 namespace outrider::moe {
 namespace {
