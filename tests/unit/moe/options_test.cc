@@ -119,7 +119,7 @@ TEST_F(TokenDataTest, UnseenDomainsAreNumberedBehindTheOthers) {
   EXPECT_THAT(data.Read({1, 0}, "unseen", 2), ElementsAre(7, 8));
   EXPECT_TRUE(data.Require("unseen", 2));
   EXPECT_EQ(data.Require("unseen", 3).error().message, "domain b, split unseen: found 2 tokens, expected at least 3");
-  for (const Place& place : data.Draw(1, Use::kExpert, 0, 0, 4, 2)) EXPECT_EQ(place.domain, 0);
+  for (const Place& place : data.Draw(1, Use::kExpert, 0, 4, 2)) EXPECT_EQ(place.domain, 0);
 }
 
 TEST_F(TokenDataTest, RefusesWhatDoesNotFit) {
