@@ -37,7 +37,8 @@ class NotFiniteTest : public testing::Test {
     for (const auto& entry : std::filesystem::directory_iterator(root_ + "/out")) {
       if (!entry.path().filename().string().starts_with("checkpoint-")) continue;
       ++found;
-      for (const NamedTensor& t : LoadTensors(entry.path().string())->tensors) {
+      const TensorFile file = LoadTensors(entry.path().string()).value();
+      for (const NamedTensor& t : file.tensors) {
         if (t.tensor.is_floating_point() && !t.tensor.isfinite().all().item<bool>()) return false;
       }
     }
