@@ -154,17 +154,19 @@ class Chooser {
                      .step = std::max<int64_t>(1, channels / 96)});
   }
 
-  std::vector<int64_t> UnitsAt(const Place& place) const {
+  // Of one expert only the mean over everything matters: a sample is one unit.
+  std::vector<int64_t> UnitsAt(const Place& place, int64_t experts) const {
+    if (experts == 1) return {options_.calibration_tokens};
     return UnitsOf(options_, data_.File(place.domain, "train"), place, options_.calibration_tokens);
   }
 
-  void AddGradientMass(MassSample& sample) const {
+  void AddGradientMass(MassSample& sample, int64_t experts) const {
     const at::NoGradGuard no_grad;
     const model::Parameters weights = model_.ComputeCopy();
     for (const Place& place : data_.Spread("train", options_.calibration_samples, options_.calibration_tokens + 1)) {
       const TokenBatch batch = MakeBatch(data_, "train", {&place, 1}, options_.calibration_tokens, 0, model_.device());
       const std::vector<at::Tensor> mass = GradientMass(model_, weights, batch, options_.chunk);
-      for (size_t l = 0; l < mass.size(); ++l) sample.AddMass(static_cast<int64_t>(l), mass[l], UnitsAt(place));
+      for (size_t l = 0; l < mass.size(); ++l) sample.AddMass(static_cast<int64_t>(l), mass[l], UnitsAt(place, experts));
     }
   }
 
@@ -172,7 +174,7 @@ class Chooser {
   base::Result<Masks> FindCoverage(int64_t experts, ExpertFacts& facts) const {
     int64_t units = 0;
     for (const Place& p : data_.Spread("train", options_.calibration_samples, options_.calibration_tokens + 1)) {
-      units += static_cast<int64_t>(UnitsAt(p).size());
+      units += static_cast<int64_t>(UnitsAt(p, experts).size());
     }
     const int64_t bytes = 2 * units * model_.config.layers * model_.config.ffn;
     if (bytes > kMassBytesMax || units < experts) {
@@ -183,11 +185,11 @@ class Chooser {
     }
     MassSample sample(model_.config.layers, model_.config.ffn, units, model_.device());
     if (options_.coverage_mass == "gradient") {
-      AddGradientMass(sample);
+      AddGradientMass(sample, experts);
     } else {
       const std::vector<at::Tensor> norms = Norms();
       Calibrate([&](const Place& place, int64_t layer, const at::Tensor& h) {
-        sample.Add(layer, h, norms[static_cast<size_t>(layer)], UnitsAt(place));
+        sample.Add(layer, h, norms[static_cast<size_t>(layer)], UnitsAt(place, experts));
       });
     }
     CoverageExperts found = FindCoverageExperts(sample, {.experts = experts,
