@@ -1,6 +1,8 @@
 // The n-th write of a whole refactoring fails, for every n: what is there is complete, and the same call goes on to the
 // same bits once there is room again.
 
+#include <unistd.h>
+
 #include <cerrno>
 
 #include "files/disk.h"
@@ -9,18 +11,23 @@
 namespace outrider::moe {
 namespace {
 
-// Fails the n-th call that writes.
+// Fails the n-th call that writes; waits for no real disk, as hundreds of runs would wait for.
 class FullDisk : public files::Disk {
  public:
+  static constexpr int kNever = -1;
   explicit FullDisk(int calls) : calls_(calls) { Replace(this); }
   ~FullDisk() override { Replace(nullptr); }
   int Write(int fd, const std::byte* bytes, size_t count, size_t& written) override {
+    failed_ = failed_ || calls_ == 0;
     return calls_-- == 0 ? ENOSPC : Disk::Write(fd, bytes, count, written);
   }
-  bool Failed() const { return calls_ < 0; }
+  int Sync(int) override { return 0; }
+  int SyncFolder(const std::string&) override { return 0; }
+  bool Failed() const { return failed_; }
 
  private:
   int calls_;
+  bool failed_ = false;
 };
 
 class FullDiskTest : public testing::Test {
@@ -36,11 +43,15 @@ class FullDiskTest : public testing::Test {
     return RunWith(Base(root_), {{"model", root_ + "/random"},
                                  {"out", root_ + "/" + name},
                                  {"rounds", 1},
-                                 {"router.steps", 1},
+                                 {"router.steps", 0},
                                  {"expert.steps", 1},
-                                 {"batch", 2},
-                                 {"coverage.rounds", 2},
-                                 {"eval_tokens", 32},
+                                 {"batch", 1},
+                                 {"sequence", 8},
+                                 {"calibration.samples", 1},
+                                 {"calibration.tokens", 24},
+                                 {"coverage.rounds", 1},
+                                 {"experts.count", 2},
+                                 {"eval_tokens", 8},
                                  {"trace_tokens", 0}});
   }
   // Names and bytes of all files of the written model; empty when there is none.
@@ -60,7 +71,7 @@ class FullDiskTest : public testing::Test {
     return true;
   }
 
-  const std::string root_ = testing::TempDir() + "outrider_full_disk";
+  const std::string root_ = testing::TempDir() + "outrider_full_disk" + std::to_string(::getpid());
 };
 
 TEST_F(FullDiskTest, NothingIsLostWhicheverWriteFails) {
@@ -84,7 +95,11 @@ TEST_F(FullDiskTest, NothingIsLostWhicheverWriteFails) {
     EXPECT_TRUE(LeavesNothingHalf(name)) << writes;
     const auto found = ModelOf(name);
     EXPECT_TRUE(found.empty() || found == model) << writes;
-    const json resumed = Run(name);
+    json resumed;
+    {
+      const FullDisk disk(FullDisk::kNever);
+      resumed = Run(name);
+    }
     ASSERT_FALSE(resumed.contains("error")) << writes << ": " << resumed["error"];
     EXPECT_EQ(resumed["eval"], whole["eval"]) << writes;
     EXPECT_EQ(ModelOf(name), model) << writes;

@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 
+#include <unistd.h>
+
 #include <limits>
 
 #include <ATen/ops/isfinite.h>
@@ -45,7 +47,7 @@ class NotFiniteTest : public testing::Test {
     return found > 0;
   }
 
-  const std::string root_ = testing::TempDir() + "outrider_not_finite";
+  const std::string root_ = testing::TempDir() + "outrider_not_finite" + std::to_string(::getpid());
 };
 
 TEST_F(NotFiniteTest, AnExpertStageThatBlowsUpSaysWhere) {
@@ -77,7 +79,7 @@ TEST_F(NotFiniteTest, AModelWithSuchWeightsIsRefusedBeforeAnythingIsWritten) {
     if (t.name == "model.layers.1.mlp.up_proj.weight") t.tensor[3][4] = std::numeric_limits<float>::quiet_NaN();
   }
   ASSERT_TRUE(SaveTensors(path, file.tensors, file.metadata));
-  EXPECT_THAT(ErrorOf({}), HasSubstr("model.safetensors: model.layers.1.mlp.up_proj.weight: found 1"));
+  EXPECT_THAT(ErrorOf(json::object()), HasSubstr("model.safetensors: model.layers.1.mlp.up_proj.weight: found 1"));
   EXPECT_FALSE(std::filesystem::exists(root_ + "/out"));
 }
 
