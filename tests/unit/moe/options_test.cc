@@ -41,7 +41,7 @@ TEST(Options, ErrorsNameTheField) {
   EXPECT_THAT(Complaint(R"({"experts.kind": "carved", "routing.kind": "layerwise", "carved.top": 8})"),
               HasSubstr("carved.top: expected fewer than experts.count"));
   EXPECT_THAT(Complaint(R"({"routing.kind": "layerwise", "routing.tau": 1})"), HasSubstr("no hysteresis"));
-  EXPECT_THAT(Complaint(R"({"preset": "readme", "experts.ratio": "measured"})"), HasSubstr("coverage only"));
+  EXPECT_THAT(Complaint(R"({"preset": "readme", "experts.ratio": "measured"})"), HasSubstr("for experts.kind coverage and static only"));
   EXPECT_EQ(Complaint(R"({"experts.kind": "random", "routing.kind": "layerwise"})"), "");
   EXPECT_THAT(Complaint(R"({"distill": 1})"), HasSubstr("teacher"));
   EXPECT_THAT(Complaint(R"({"preset": "best"})"), HasSubstr("preset: found \"best\""));
