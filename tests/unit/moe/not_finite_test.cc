@@ -77,7 +77,7 @@ TEST_F(NotFiniteTest, AModelWithSuchWeightsIsRefusedBeforeAnythingIsWritten) {
     if (t.name == "model.layers.1.mlp.up_proj.weight") t.tensor[3][4] = std::numeric_limits<float>::quiet_NaN();
   }
   ASSERT_TRUE(SaveTensors(path, file.tensors, file.metadata));
-  EXPECT_THAT(ErrorOf({}), HasSubstr("model.safetensors: model.layers.1.mlp.up_proj.weight: found 1"));
+  EXPECT_THAT(ErrorOf(json::object()), HasSubstr("model.safetensors: model.layers.1.mlp.up_proj.weight: found 1"));
   EXPECT_FALSE(std::filesystem::exists(root_ + "/out"));
 }
 
