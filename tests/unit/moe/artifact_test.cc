@@ -12,7 +12,7 @@
 #include "model/generate.h"
 #include "model/tensor_store.h"
 #include "moe/tensor_file.h"
-#include "refactor_fixture.h"
+#include "refactor_support.h"
 
 namespace outrider::moe {
 namespace {

@@ -4,7 +4,7 @@
 #include <cerrno>
 
 #include "files/disk.h"
-#include "refactor_fixture.h"
+#include "refactor_support.h"
 
 namespace outrider::moe {
 namespace {

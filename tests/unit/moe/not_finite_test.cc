@@ -7,7 +7,7 @@
 #include <ATen/ops/isfinite.h>
 
 #include "moe/tensor_file.h"
-#include "refactor_fixture.h"
+#include "refactor_support.h"
 
 namespace outrider::moe {
 namespace {
