@@ -21,6 +21,8 @@ namespace {
 
 constexpr const char* kFormat = "1";
 constexpr double kLargest = 127;  // of int8; -128 is not used
+constexpr int kTop = 20;          // the largest |x| is brought to 2^19 to 2^20: row scales up to 2^13, far from the
+                                  // subnormal halves for rows a hundred million times smaller
 
 // The power of two that brings the largest |x| to between 1/2 and 1; 0 for zeros.
 int Exponent(const at::Tensor& x) {
@@ -43,9 +45,9 @@ NamedTensors AsInt8(const Adapter& adapter, int& exponent) {
   exponent = std::numeric_limits<int>::min();
   for (const AdapterPair& pair : adapter.pairs()) {
     const at::Tensor a = pair.a.detach().to(at::kCPU), b = pair.b.detach().to(at::kCPU);
-    const int lift = 7 - Exponent(a);  // scales of a: up to 1
+    const int lift = kTop - Exponent(a);
     balanced.emplace_back(pair.weight, a * std::ldexp(1.0, lift), b * std::ldexp(1.0, -lift));
-    exponent = std::max(exponent, Exponent(std::get<2>(balanced.back())) - 7);
+    exponent = std::max(exponent, Exponent(std::get<2>(balanced.back())) - kTop);
   }
   NamedTensors out;
   for (const auto& [weight, a, b] : balanced) {

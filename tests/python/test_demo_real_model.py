@@ -97,4 +97,4 @@ def test_what_comes_along_is_whole_and_small():
 def test_prompts_of_the_demo_are_spread_over_the_list():
     prompts = load_prompts()
     some = prompts[:: len(prompts) // real_model.PROMPTS][: real_model.PROMPTS]
-    assert len({prompt.text for prompt in some}) == real_model.PROMPTS == 24
+    assert len({prompt.text for prompt in some}) == real_model.PROMPTS == 12

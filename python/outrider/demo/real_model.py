@@ -25,9 +25,9 @@ QUESTIONS = (
     "Give me three tips for sleeping well.",
     "Write two sentences about autumn.",
 )
-ANSWER_TOKENS = 48
-PROMPTS = 24  # every seventh of the list
-OWN_TOKENS = 6_000  # of the parent's own text, to calibrate the static prune on
+ANSWER_TOKENS = 40
+PROMPTS = 12  # spread over the list
+OWN_TOKENS = 3_000  # of the parent's own text, to calibrate the static prune on
 DTYPE = "bfloat16"
 
 
