@@ -4,8 +4,8 @@
 #include <array>
 #include <charconv>
 #include <cmath>
-#include <limits>
 #include <map>
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -42,13 +42,15 @@ std::pair<at::Tensor, at::Tensor> ByRow(const at::Tensor& x) {
 // Powers of two move between a and b, and out of b into `exponent`, so that every scale is a normal half.
 NamedTensors AsInt8(const Adapter& adapter, int& exponent) {
   std::vector<std::tuple<std::string, at::Tensor, at::Tensor>> balanced;
-  exponent = std::numeric_limits<int>::min();
+  std::optional<int> largest;  // none for an adapter that changes nothing
   for (const AdapterPair& pair : adapter.pairs()) {
     const at::Tensor a = pair.a.detach().to(at::kCPU), b = pair.b.detach().to(at::kCPU);
     const int lift = kTop - Exponent(a);
     balanced.emplace_back(pair.weight, a * std::ldexp(1.0, lift), b * std::ldexp(1.0, -lift));
-    exponent = std::max(exponent, Exponent(std::get<2>(balanced.back())) - kTop);
+    const at::Tensor& moved = std::get<2>(balanced.back());
+    if (moved.any().item<bool>()) largest = std::max(largest.value_or(-1000), Exponent(moved) - kTop);
   }
+  exponent = largest.value_or(0);
   NamedTensors out;
   for (const auto& [weight, a, b] : balanced) {
     const auto [qa, scale_a] = ByRow(a);

@@ -106,6 +106,15 @@ TEST_F(AdapterFileTest, Int8KeepsEveryProductToTheStepOfItsRows) {
   EXPECT_TRUE(at::equal(loaded->first.pairs()[5].b, at::zeros_like(adapter.pairs()[5].b)));
 }
 
+TEST_F(AdapterFileTest, AnUntunedAdapterStaysZero) {
+  std::vector<AdapterPair> pairs = Some().pairs();
+  for (AdapterPair& pair : pairs) pair.b = at::zeros_like(pair.b);
+  ASSERT_TRUE(SaveAdapter(path_, Adapter(pairs), {.rank = kRank, .dtype = "int8", .base_sha256 = ""}));
+  const auto loaded = LoadAdapter(path_, Small(), at::kCPU);
+  ASSERT_TRUE(loaded) << loaded.error().message;
+  for (const AdapterPair& pair : loaded->first.pairs()) EXPECT_FALSE(pair.b.any().item<bool>()) << pair.weight;
+}
+
 TEST_F(AdapterFileTest, Int8IsHalfAsLarge) {
   ASSERT_TRUE(SaveAdapter(path_, Some(), {.rank = kRank, .dtype = "int8", .base_sha256 = ""}));
   int64_t bytes = 0, values = 0;
