@@ -46,6 +46,15 @@ COLUMNS = {
     "to static": "to_static",
     "of it 95 %": "to_static_interval",
     "stays": "stay_rate",
+    "shape": "shape",
+    "tuned": "tune",
+    "texts a pass": "micro_batch",
+    "router stage, tokens/s": "router_tokens_per_s",
+    "expert stage, tokens/s": "expert_tokens_per_s",
+    "form": "form",
+    "dense FFN, ms": "dense_ms",
+    "ours, ms": "ours_ms",
+    "ours / dense": "ours_to_dense",
 }
 
 

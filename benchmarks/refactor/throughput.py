@@ -1,8 +1,8 @@
 """Tokens per second and peak memory of each stage of a refactoring, on random weights and random text of a real shape.
 
-    PYTHONPATH=python python benchmarks/refactor/throughput.py --shape smollm2-135m --output throughput.json
-    PYTHONPATH=python python benchmarks/refactor/throughput.py --shape llama-7b --tune adapter:16 --rows outrider
-    ... --profile ROW prints where the time of one expert step of that row goes
+PYTHONPATH=python python benchmarks/refactor/throughput.py --shape smollm2-135m --output throughput.json
+PYTHONPATH=python python benchmarks/refactor/throughput.py --shape llama-7b --tune adapter:16 --rows outrider
+... --profile ROW prints where the time of one expert step of that row goes
 """
 
 import argparse

@@ -1,6 +1,6 @@
 #pragma once
-// Memory aligned to cache lines, in large pages where it is large, and a scratch area that a caller keeps between calls so that nothing is allocated
-// anew.
+// Memory aligned to cache lines, in large pages where it is large, and a scratch area that a caller keeps between calls
+// so that nothing is allocated anew.
 
 #include <cstddef>
 #include <cstdint>

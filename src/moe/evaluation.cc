@@ -53,7 +53,7 @@ class Evaluation {
         model_(model),
         refactored_(mode == EvalMode::kRefactored),
         weights_(model.ComputeCopy()),
-        masking_(model.WithGains(model.Prepare())) {}
+        masking_(model.Prepare()) {}
 
   // `traced`: per text of the batch.
   void Add(const TokenBatch& batch, const TokenFile& file, const std::vector<bool>& traced, DomainLoss& out) const {

@@ -126,7 +126,6 @@ inline base::Result<void> WriteModel(const std::string& folder, const RoutedMode
 
 // What has a place beside the parent's architecture.
 inline base::Result<void> CheckExport(const std::string& folder, const RoutedModel& model) {
-  if (!model.gains.empty()) return base::Fail("E_OPTION", folder + ": experts with gains cannot be written yet");
   if (model.fill.empty() && model.contextual == 0 && !model.layer_router) return {};
   return base::Fail("E_OPTION", folder + ": expected experts with one router or one mask without a compensating bias");
 }

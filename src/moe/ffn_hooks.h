@@ -9,7 +9,6 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -47,24 +46,6 @@ class MaskRowsFunction : public torch::autograd::Function<MaskRowsFunction> {
   }
 };
 
-// The same where the masks have gradients: it keeps h as well.
-class GainRowsFunction : public torch::autograd::Function<GainRowsFunction> {
- public:
-  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& h, const at::Tensor& masks,
-                            const at::Tensor& ids) {
-    context->save_for_backward({h, masks, ids});
-    return h * masks.index_select(0, ids);
-  }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
-                                                 const torch::autograd::variable_list& gradients) {
-    const auto saved = context->get_saved_variables();
-    const at::Tensor &h = saved[0], &masks = saved[1], &ids = saved[2];
-    const at::Tensor experts = at::arange(masks.size(0), ids.options()).unsqueeze(1);
-    const at::Tensor members = (ids.unsqueeze(0) == experts).to(h.scalar_type());  // [N, T]
-    return {gradients[0] * masks.index_select(0, ids), members.matmul(gradients[0] * h), at::Tensor()};
-  }
-};
-
 // Token t keeps the channels of expert ids[t]; with one expert `ids` may be undefined. masks: per layer [N, D] in the
 // dtype of h. fill: empty, or per layer [D], added to the masked h.
 class MaskingHook : public model::FfnHook {
@@ -73,10 +54,7 @@ class MaskingHook : public model::FfnHook {
       : masks_(std::move(masks)), fill_(std::move(fill)), ids_(std::move(ids)) {}
   at::Tensor OnHidden(int64_t layer, const at::Tensor& h) override {
     const auto l = static_cast<size_t>(layer);
-    const at::Tensor& mask = masks_.at(l);
-    const at::Tensor masked = !ids_.defined()       ? h * mask[0]
-                              : mask.requires_grad() ? GainRowsFunction::apply(h, mask, ids_)
-                                                     : MaskRowsFunction::apply(h, mask, ids_);
+    const at::Tensor masked = ids_.defined() ? MaskRowsFunction::apply(h, masks_.at(l), ids_) : h * masks_.at(l)[0];
     return fill_.empty() ? masked : masked + fill_[l];
   }
 

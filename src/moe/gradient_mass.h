@@ -10,8 +10,8 @@
 
 namespace outrider::moe {
 
-// Per layer [B * S, D] fp32 on the device, L the cross-entropy of all next tokens of the batch under the unmasked model.
-// A token's values sum to the number of layers, over all layers and channels: layers that matter more have more.
+// Per layer [B * S, D] fp32 on the device, L the cross-entropy of all next tokens of the batch under the unmasked
+// model. A token's values sum to the number of layers, over all layers and channels: layers that matter more have more.
 // weights: the model's compute copy. Memory: layers * B * S * D * (4 bytes and two of the compute dtype).
 std::vector<at::Tensor> GradientMass(const RoutedModel& model, const model::Parameters& weights,
                                      const TokenBatch& batch, int64_t chunk);

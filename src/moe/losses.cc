@@ -71,7 +71,8 @@ at::Tensor RouterTargets::CodeTerm(int64_t layer, const at::Tensor& h) const {
 
 void RouterTargets::Add(int64_t layer, const at::Tensor& activations) {
   const at::Tensor h = activations.detach().to(at::kFloat);
-  if (form_ == RouterLoss::kCoverage) return AddMass(layer, ActivationMass(h, column_norms_.at(static_cast<size_t>(layer))));
+  if (form_ == RouterLoss::kCoverage)
+    return AddMass(layer, ActivationMass(h, column_norms_.at(static_cast<size_t>(layer))));
   const at::Tensor term = form_ == RouterLoss::kPaper ? PaperTerm(layer, h) : CodeTerm(layer, h);
   sum_ = sum_.defined() ? sum_ + term : term;
 }

@@ -32,7 +32,6 @@ void ForEachField(AnyOptions& o, const Visit& visit) {
   visit("experts.count", o.experts_count, true);
   visit("experts.keep", o.experts_keep, true);
   visit("experts.ratio", o.experts_ratio, true);
-  visit("experts.gain", o.experts_gain, true);
   visit("calibration.samples", o.calibration_samples, true);
   visit("calibration.tokens", o.calibration_tokens, true);
   visit("coverage.rounds", o.coverage_rounds, true);
@@ -192,7 +191,6 @@ std::string Complaint(const Options& o) {
       AtLeast("router.balance", o.router_balance, 0),
       AtLeast("router.stay", o.router_stay, 0),
       AtLeast("coverage.sink", o.coverage_sink, 0),
-      AtLeast("experts.gain", o.experts_gain, 0),
       AtLeast("distill", o.distill, 0),
       AtLeast("routing.tau", o.routing_tau, 0),
   };

@@ -20,16 +20,16 @@ struct Options {
   // fluctuation | coverage (static only: one coverage expert) | best (static only: the one with the lowest loss on
   // valid before tuning).
   std::string experts_kind = "coverage", experts_statistic = "l1";
-  int64_t experts_count = 8;              // coverage, random; carved: the routed ones; published has one per domain
-  double experts_keep = 0.5;              // share of all channels that a token uses; of each layer's with ratio uniform
-  std::string experts_ratio = "uniform";  // uniform | measured: layers that matter more keep more | global: compared by mass
+  int64_t experts_count = 8;  // coverage, random; carved: the routed ones; published has one per domain
+  double experts_keep = 0.5;  // share of all channels that a token uses; of each layer's with ratio uniform
+  std::string experts_ratio =
+      "uniform";  // uniform | measured: layers that matter more keep more | global: compared by mass
   int64_t calibration_samples = 8, calibration_tokens = 1024;  // per domain; tokens of one sample
   int64_t coverage_rounds = 15;
   double coverage_sink = 64;                   // CoverageOptions::sink_factor
   std::string coverage_granularity = "token";  // token | window:W | document
-  double experts_gain = 0;  // above 0: each expert tunes a factor per channel, at so many times the rate of the weights
-  std::string coverage_mass = "gradient";      // of a channel: activation | gradient (GradientMass)
-  int64_t carved_top = 2;                      // routed experts that a token uses in each layer
+  std::string coverage_mass = "gradient";  // of a channel: activation | gradient (GradientMass)
+  int64_t carved_top = 2;                  // routed experts that a token uses in each layer
 
   // Routing. kind: router | layerwise | random | domain | none. loss: coverage | paper | code | code_abs.
   std::string routing_kind = "router";

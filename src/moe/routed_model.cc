@@ -31,19 +31,6 @@ NamedTensors RoutedModel::Named() const {
   return named;
 }
 
-NamedTensors RoutedModel::Tuned() const {
-  NamedTensors tuned = adapter ? adapter->Named() : Named();
-  for (size_t l = 0; l < gains.size(); ++l) tuned.push_back({"gain." + std::to_string(l), gains[l]});
-  return tuned;
-}
-
-RoutedModel::Masking RoutedModel::WithGains(Masking masking) const {
-  for (size_t l = 0; l < gains.size(); ++l) {
-    masking.masks[l] = (masking.masks[l] * (gains[l] * gain_scale + 1)).to(dtype);
-  }
-  return masking;
-}
-
 model::Parameters RoutedModel::Copy(at::ScalarType type) const {
   if (adapter) return adapter->Apply(config, masters, type);
   model::Parameters copy = masters;

@@ -46,10 +46,7 @@ struct RoutedModel {
   std::optional<Adapter> adapter;
   at::ScalarType dtype = at::kFloat;  // of the compute copy
   Masks masks;                        // no expert at all: dense
-  // Empty, or per layer [N, D] fp32: an expert's channel is multiplied by 1 + gain_scale * gain.
-  std::vector<at::Tensor> gains;
-  double gain_scale = 0;
-  std::vector<at::Tensor> fill;       // empty, or per layer [D] fp32 (Compensation)
+  std::vector<at::Tensor> fill;  // empty, or per layer [D] fp32 (Compensation)
   Routing routing = Routing::kNone;
   std::optional<Router> router;
   std::optional<LayerRouter> layer_router;  // baseline, instead of `router`
@@ -60,8 +57,8 @@ struct RoutedModel {
   at::Device device() const { return masters.embed.device(); }
   // Every master, once, under its name in model files.
   NamedTensors Named() const;
-  // What a stage of the experts changes: the pairs of the adapter, else every master, and the gains.
-  NamedTensors Tuned() const;
+  // What a stage of the experts changes: the pairs of the adapter, else every master.
+  NamedTensors Tuned() const { return adapter ? adapter->Named() : Named(); }
   // The weights in `type`, adapter included; gradients of the copy reach what is tuned. The masters themselves when
   // they have that dtype.
   model::Parameters Copy(at::ScalarType type) const;
@@ -75,8 +72,6 @@ struct RoutedModel {
   // nullptr: nothing does. chosen: see LayerRoutingHook. `masking` must outlive the hook.
   std::unique_ptr<model::FfnHook> Hook(const Masking& masking, const at::Tensor& ids,
                                        std::vector<at::Tensor>* chosen = nullptr) const;
-  // The same with the gains of the experts; gradients reach them.
-  Masking WithGains(Masking masking) const;
   // [B, S] -> [B, S, N]. A tied router reads the table as the compute copy has it.
   at::Tensor RouterLogits(const at::Tensor& inputs, RouterCache* cache = nullptr) const;
   // Expert of every token, [B * S] int64 on the device; undefined without routing, and with a router per layer.

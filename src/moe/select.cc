@@ -45,7 +45,8 @@ std::vector<std::vector<int64_t>> TopOverall(std::span<const double> scores, int
   const int64_t channels = all / layers;
   std::vector<double> flat(scores.begin(), scores.end());
   for (int64_t l = 0; l < layers; ++l) {
-    const std::span<double> layer = std::span(flat).subspan(static_cast<size_t>(l * channels), static_cast<size_t>(channels));
+    const std::span<double> layer =
+        std::span(flat).subspan(static_cast<size_t>(l * channels), static_cast<size_t>(channels));
     // The best channel of a layer comes before all else.
     layer[static_cast<size_t>(TopChannels(layer, 1)[0])] = INFINITY;
   }

@@ -128,8 +128,7 @@ base::Result<StepReport> Trainer::RouterStep(int64_t round, int64_t step, int64_
 }
 
 TokenLoss Trainer::ExpertMicroStep(const TokenBatch& batch, int64_t tokens_of_step) {
-  const RoutedModel::Masking masking = model_.WithGains(masking_);
-  const auto hook = model_.Hook(masking, model_.ExpertIds(batch));
+  const auto hook = model_.Hook(masking_, model_.ExpertIds(batch));
   const model::Parameters weights = model_.ComputeCopy();
   const at::Tensor hidden = model::HiddenStates(model_.config, weights, batch.inputs, hook.get());
   TeacherLogits teacher;

@@ -142,14 +142,6 @@ struct Workbench::State {
       if (!router) return tl::unexpected(router.error());
       model.router = *std::move(router);
     }
-    if (options.experts_gain > 0 && model.masks.experts() > 1 && !model.layer_router) {
-      const auto like = at::TensorOptions().dtype(at::kFloat).device(model.device());
-      model.gain_scale = options.experts_gain;
-      model.gains.clear();
-      for (int64_t l = 0; l < model.config.layers; ++l) {
-        model.gains.push_back(at::zeros({model.masks.experts(), model.config.ffn}, like));
-      }
-    }
     trainer.emplace(options, data, model, teacher ? &*teacher : nullptr);
     return {};
   }
