@@ -98,7 +98,7 @@ def static_prune(parent: Path, work: Path) -> Path:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     started = time.monotonic()
-    options = SelfOptions(tokens=OWN_TOKENS, text_share=0, length=192, dtype=DTYPE, rows=32)
+    options = SelfOptions(tokens=OWN_TOKENS, text_share=0, length=128, dtype=DTYPE, rows=64)
     print(f"The parent writes {OWN_TOKENS} tokens of its own, to choose the channels of a static prune", flush=True)
     summary = write_self_text(parent, work / "text", options)
     tokens = sum(split["tokens"] for splits in summary["splits"].values() for split in splits.values())
