@@ -22,8 +22,8 @@ WITHOUT_EFFECT = ("checkpoint_steps", "seconds_max", "steps_max", "eval_taus", "
 # How the tokens of a row are spread over stages; `last_router` is the share of router steps behind the last expert
 # stage. Everything else are options of the core.
 SCHEDULES: dict[str, dict[str, Any]] = {
-    "outrider": {"rounds": 1, "last_router": 0.3, "expert.rate": 3e-4, "router.rate": 5e-4},
-    "readme": {"rounds": 4, "last_router": 0.0, "expert.rate": 3e-4, "router.rate": 5e-4},
+    "outrider": {"rounds": 1, "last_router": 0.3, "expert.rate": 1e-3, "router.rate": 5e-4},
+    "readme": {"rounds": 4, "last_router": 0.0, "expert.rate": 1e-3, "router.rate": 5e-4},
 }
 
 
@@ -71,9 +71,9 @@ def _rows_of(preset: str, active: float) -> list[Row]:
             row("layerwise", True, LAYERWISE),
             row("carved", True, {"experts.kind": "carved", "experts.count": 16, "carved.top": 4, **LAYERWISE}),
             row("random-mask", True, {"experts.kind": "random"}),
-            row("ours-gradient", True, {"coverage.mass": "gradient"}),
+            row("ours-activation", True, {"coverage.mass": "activation"}),
             row("ours-global", True, {"experts.ratio": "global"}),
-            row("ours-gradient-global", True, {"coverage.mass": "gradient", "experts.ratio": "global"}),
+            row("ours-measured", True, {"experts.ratio": "measured"}),
             row("ours-16", True, {"experts.count": 16}),
             row("ours-window-16", True, {"coverage.granularity": "window:16"}),
             row("ours-window-256", True, {"coverage.granularity": "window:256"}),
