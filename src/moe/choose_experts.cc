@@ -238,8 +238,11 @@ class Chooser {
 
   // `coverage`: one expert of the coverage kind.
   base::Result<void> MakeStatic(ExpertFacts& facts) {
-    auto covering = FindCoverage(1, facts);
-    if (!covering) return tl::unexpected(covering.error());
+    base::Result<Masks> covering = Masks();
+    if (options_.experts_statistic == "coverage" || options_.experts_statistic == "best") {
+      covering = FindCoverage(1, facts);
+      if (!covering) return tl::unexpected(covering.error());
+    }
     const std::vector<ChannelSums> sums = Sums();
     const std::vector<at::Tensor> down = Down();
     const auto choose = [&](const std::string& name) {

@@ -144,7 +144,7 @@ def test_the_text_holds_the_rows(finished, inputs):
 def test_the_archive_has_cards_and_no_weights(finished, inputs, tmp_path):
     with tarfile.open(inputs[0] / "out" / "found.tar.xz") as archive:
         names = set(archive.getnames())
-        archive.extractall(tmp_path, filter="data")
+        archive.extractall(tmp_path)  # of our own making; the oldest Python has no filters
     assert {"outrider-0.5-ours/routes.safetensors", "outrider-0.5-ours/outrider_masks.safetensors"} <= names
     assert not any("model" in pathlib.Path(name).name for name in names)
     for name in ("outrider-0.5-ours", "readme-0.75-ours"):

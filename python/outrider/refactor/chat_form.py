@@ -39,6 +39,12 @@ class ChatForm:
         return [*turns[0 if questions else 1 : -1], ([self.assistant_end], [], temperature)]
 
 
+def special_ids(tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
+    """Ids of special tokens; not every version of the library lists those that were added as such."""
+    added = (number for number, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return frozenset(tokenizer.all_special_ids) | frozenset(added)
+
+
 def chat_form(tokenizer: "PreTrainedTokenizerBase", where: Path | str) -> ChatForm | None:
     """None for a tokenizer without a chat template.
 
@@ -57,7 +63,7 @@ def chat_form(tokenizer: "PreTrainedTokenizerBase", where: Path | str) -> ChatFo
     for index in range(2):
         pieces.append(text[places[index] + len(_MARKS[index]) : places[index + 1]])
     start, to_assistant, to_user = (tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces)
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     for name, ids in (("user", to_assistant), ("assistant", to_user)):
         if not ids or ids[0] not in special:
             found = repr(tokenizer.decode(ids[:1])) if ids else "nothing"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from outrider.refactor.atomic import atomic_folder, write_file
-from outrider.refactor.chat_form import ChatForm, Turn, chat_form, text_start
+from outrider.refactor.chat_form import ChatForm, Turn, chat_form, special_ids, text_start
 from outrider.refactor.documents import SPLITS, hash_of, read_documents, split_of
 from outrider.refactor.errors import InputError
 from outrider.refactor.prepare import FORMAT
@@ -179,10 +179,10 @@ def _plans(parent: Path, wide: Any, tokenizer: ModelTokenizer, options: SelfOpti
     plans = []
     if form and options.tokens > text_tokens:
         plans.append(
-            _chat_plan(form, options.tokens - text_tokens, tokenizer, frozenset(wide.all_special_ids), options)
+            _chat_plan(form, options.tokens - text_tokens, tokenizer, special_ids(wide), options)
         )
     if text_tokens:
-        ends = sorted({*wide.all_special_ids, text_start(wide, form)})
+        ends = sorted({*special_ids(wide), text_start(wide, form)})
         plans.append(_Plan(TEXT, text_tokens, [[text_start(wide, form)]], [(ends, [], 0.0)], [1], frozenset(ends)))
     for plan in plans:
         if longest := max(len(prompt) for prompt in plan.prompts) >= options.length - SHORT_TOKENS:
