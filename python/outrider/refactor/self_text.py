@@ -178,9 +178,7 @@ def _plans(parent: Path, wide: Any, tokenizer: ModelTokenizer, options: SelfOpti
     text_tokens = round(options.tokens * options.text_share) if form else options.tokens
     plans = []
     if form and options.tokens > text_tokens:
-        plans.append(
-            _chat_plan(form, options.tokens - text_tokens, tokenizer, special_ids(wide), options)
-        )
+        plans.append(_chat_plan(form, options.tokens - text_tokens, tokenizer, special_ids(wide), options))
     if text_tokens:
         ends = sorted({*special_ids(wide), text_start(wide, form)})
         plans.append(_Plan(TEXT, text_tokens, [[text_start(wide, form)]], [(ends, [], 0.0)], [1], frozenset(ends)))
