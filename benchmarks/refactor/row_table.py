@@ -11,10 +11,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from outrider.refactor.budgets import ROWS
+
 ACTIVE = (0.5, 0.75)
-NO_ROUTER = {"routing.kind": "none"}
-LAYERWISE = {"routing.kind": "layerwise"}
-STATIC = {"experts.kind": "static", "experts.statistic": "best", **NO_ROUTER}
 
 # Options of the core that change no result.
 WITHOUT_EFFECT = ("checkpoint_steps", "seconds_max", "steps_max", "eval_taus", "trace_tokens")
@@ -55,48 +54,40 @@ class Row:
         return self.options.get("routing.kind", "router") == "router"
 
 
-def _rows_of(preset: str, active: float) -> list[Row]:
-    def row(name: str, distilled: bool, options: dict[str, Any] | None = None, extra: bool = False) -> Row:
-        return Row(preset, name, active, options or {}, distilled, extra)
+# Changes of `ours` that only these tables measure.
+_FURTHER: dict[str, dict[str, Any]] = {
+    "ours-activation": {"coverage.mass": "activation"},
+    "ours-global": {"experts.ratio": "global"},
+    "ours-measured": {"experts.ratio": "measured"},
+    "ours-16": {"experts.count": 16},
+    "ours-window-16": {"coverage.granularity": "window:16"},
+    "ours-window-256": {"coverage.granularity": "window:256"},
+    "ours-document": {"coverage.granularity": "document"},
+    "ours-paper": {"router.loss": "paper"},
+    "ours-abs": {"router.loss": "code_abs"},
+}
+_NAMES = {
+    "outrider": """static ours static-ce ours-ce static+ random-router contextual layerwise carved random-mask
+        ours-activation ours-global ours-measured ours-16 ours-window-16 ours-window-256 ours-document""",
+    "readme": "static ours ours-paper ours-abs static+ random-router domain-oracle contextual layerwise",
+}
 
-    if preset == "outrider":
-        return [
-            row("static", True, STATIC),
-            row("ours", True),
-            row("static", False, STATIC),
-            row("ours", False),
-            row("static+", True, STATIC, extra=True),
-            row("random-router", True, {"routing.kind": "random"}),
-            row("contextual", True, {"experts.kind": "contextual", **NO_ROUTER}),
-            row("layerwise", True, LAYERWISE),
-            row("carved", True, {"experts.kind": "carved", "experts.count": 16, "carved.top": 4, **LAYERWISE}),
-            row("random-mask", True, {"experts.kind": "random"}),
-            row("ours-activation", True, {"coverage.mass": "activation"}),
-            row("ours-global", True, {"experts.ratio": "global"}),
-            row("ours-measured", True, {"experts.ratio": "measured"}),
-            row("ours-16", True, {"experts.count": 16}),
-            row("ours-window-16", True, {"coverage.granularity": "window:16"}),
-            row("ours-window-256", True, {"coverage.granularity": "window:256"}),
-            row("ours-document", True, {"coverage.granularity": "document"}),
-        ]
-    return [
-        row("static", False, STATIC),
-        row("ours", False),
-        row("ours-paper", False, {"router.loss": "paper"}),
-        row("ours-abs", False, {"router.loss": "code_abs"}),
-        row("static+", False, STATIC, extra=True),
-        row("random-router", False, {"routing.kind": "random"}),
-        row("domain-oracle", False, {"routing.kind": "domain"}),
-        row("contextual", False, {"experts.kind": "contextual", **NO_ROUTER}),
-        row("layerwise", False, LAYERWISE),
-    ]
+
+def _rows_of(preset: str, active: float) -> list[Row]:
+    """Rows of the preset `outrider` have a teacher unless their name ends in -ce."""
+    rows = []
+    for full in _NAMES[preset].split():
+        name = full.removesuffix("-ce")
+        distilled = preset == "outrider" and name == full
+        rows.append(Row(preset, name, active, (ROWS | _FURTHER)[name], distilled, extra=name == "static+"))
+    return rows
 
 
 def all_rows() -> list[Row]:
     """In the order in which they run: a teacher before its pupils, what is compared with before what is compared."""
     rows = []
     for preset in SCHEDULES:
-        rows.append(Row(preset, "dense-cont", 1.0, {"experts.kind": "dense", **NO_ROUTER}))
+        rows.append(Row(preset, "dense-cont", 1.0, ROWS["dense-cont"]))
         for active in ACTIVE:
             rows += _rows_of(preset, active)
     return rows

@@ -8,6 +8,7 @@ PYTHONPATH=python python benchmarks/refactor/throughput.py --shape llama-7b --tu
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +17,10 @@ import numpy
 import torch
 from outrider import _core
 from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "coexec"))
+
+from measure import circumstances, save
 
 SHAPES = {
     "smollm2-135m": {"d": 576, "ffn": 1536, "layers": 30, "heads": 9, "kv": 3, "vocab": 49152, "tied": True},
@@ -176,9 +181,15 @@ def main() -> None:
                                 "micro_batch": micro_batch, "sequence": arguments.sequence} | measured)  # fmt: skip
                 print(json.dumps(results[-1]), flush=True)
     if arguments.output:
-        device = torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu"
-        report = {"device": device, "torch": str(torch.__version__), "rows": results}
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+        save(arguments.output, {"circumstances": circumstances(), "rows": kept(arguments.output, results)})
+
+
+def kept(path: Path, rows: list[dict]) -> list[dict]:
+    """`rows` behind those that the file already has of other shapes, rows or sizes."""
+    before = json.loads(path.read_text())["rows"] if path.is_file() else []
+    names = ("shape", "row", "tune", "micro_batch", "sequence")
+    new = {tuple(row[name] for name in names) for row in rows}
+    return [row for row in before if tuple(row[name] for name in names) not in new] + rows
 
 
 if __name__ == "__main__":

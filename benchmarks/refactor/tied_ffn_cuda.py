@@ -15,8 +15,11 @@ import sys
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tests/gpu"))
-import tied_ffn
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests/gpu"), str(ROOT / "benchmarks/coexec")]
+
+import measure  # noqa: E402
+import tied_ffn  # noqa: E402
 
 WARM_UP, REPEATS = 10, 50
 
@@ -95,6 +98,13 @@ def time_decode(layer, ids, tokens):
     }
 
 
+def row_of(found):
+    """What a table of results shows."""
+    prefill = found["prefill"]
+    times = {"dense_ms": prefill["dense_ms"], "ours_ms": prefill["ours_ms"], "ours_to_dense": prefill["ratio"]}
+    return {"form": "prefill", **times, "width": found["width"]}
+
+
 def copy_bandwidth():
     """GB/s of a large device copy, read and write counted."""
     a = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
@@ -126,13 +136,19 @@ def main():
         ids = torch.randint(0, options.experts, (options.tokens,), generator=generator)
     ids = ids.to(torch.uint8).cuda()
     layer = tied_ffn.Layer(options.width, signatures, options.experts)
-    found = {"device": torch.cuda.get_device_name(0), "torch": torch.__version__, "checks": bool(good)}
-    found |= {"width": options.width, "channels": options.channels, "active": [len(c) for c in layer.lists]}
+    found = {
+        "circumstances": measure.circumstances(),
+        "checks": bool(good),
+        "width": options.width,
+        "channels": options.channels,
+        "active": [len(c) for c in layer.lists],
+    }
     found |= {"prefill": time_prefill(layer, ids, options.active), "copy_gb_per_s": copy_bandwidth()}
+    found["rows"] = [row_of(found)]
     found["decode"] = [time_decode(layer, ids, tokens) for tokens in (1, 2, 4, 8, 16, 32)]
     print(json.dumps(found, indent=1))
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        measure.save(options.json, found)
     return 0 if good else 1
 
 

@@ -5,22 +5,9 @@
 
 #include <ATen/Functions.h>
 
-#include "moe/philox.h"
+#include "moe/uniform.h"
 
 namespace outrider::moe {
-namespace {
-
-at::Tensor Uniform(at::IntArrayRef shape, double bound, uint64_t seed, uint32_t weight) {
-  const at::Tensor out = at::empty(shape, at::kFloat);
-  float* data = out.mutable_data_ptr<float>();
-  for (int64_t i = 0; i < out.numel(); ++i) {
-    const uint64_t bits = Random64(seed, Use::kAdapterInit, weight, 0, static_cast<uint32_t>(i));
-    data[i] = static_cast<float>((static_cast<double>(bits >> 11) * 0x1p-52 - 1) * bound);
-  }
-  return out;
-}
-
-}  // namespace
 
 bool Adapter::Pairs(const model::NamedTensor& t) { return t.shape.size() == 2 && t.name.starts_with("model.layers."); }
 
@@ -32,7 +19,8 @@ Adapter Adapter::Make(const model::Config& config, const model::Parameters& para
     const int64_t out = t.shape[0], in = t.shape[1];
     const at::Device device = t.tensor->device();
     const double bound = 1 / std::sqrt(static_cast<double>(in));
-    const at::Tensor a = Uniform({rank, in}, bound, seed, static_cast<uint32_t>(adapter.pairs_.size()));
+    const at::Tensor a =
+        UniformTensor({rank, in}, bound, seed, Use::kAdapterInit, static_cast<uint32_t>(adapter.pairs_.size()));
     adapter.pairs_.push_back(
         {t.name, a.to(device), at::zeros({out, rank}, at::TensorOptions(device).dtype(at::kFloat))});
   }

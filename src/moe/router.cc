@@ -11,7 +11,7 @@
 #include <ATen/TensorOperators.h>
 
 #include "base/check.h"
-#include "moe/philox.h"
+#include "moe/uniform.h"
 
 namespace outrider::moe {
 namespace {
@@ -48,16 +48,6 @@ std::vector<Slot> Slots(const RouterShape& s) {
                              {"head.weight", {s.experts, w}},
                              {"head.bias", {s.experts}}});
   return slots;
-}
-
-at::Tensor Uniform(const std::vector<int64_t>& shape, double bound, uint64_t seed, uint32_t slot) {
-  at::Tensor out = at::empty(shape, at::kFloat);
-  float* data = out.data_ptr<float>();
-  for (int64_t i = 0; i < out.numel(); ++i) {
-    const uint64_t bits = Random64(seed, Use::kRouterInit, slot, 0, static_cast<uint32_t>(i));
-    data[i] = static_cast<float>((static_cast<double>(bits >> 11) * 0x1p-52 - 1) * bound);
-  }
-  return out;
 }
 
 at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight) {
@@ -109,7 +99,9 @@ base::Result<Router> Router::Make(const RouterShape& shape, uint64_t seed, const
   for (const Slot& slot : Slots(shape)) {
     const bool matrix = slot.shape.size() == 2;
     at::Tensor value = slot.ones ? at::ones(slot.shape) : at::zeros(slot.shape);
-    if (matrix) value = Uniform(slot.shape, 1 / std::sqrt(static_cast<double>(slot.shape[1])), seed, number);
+    if (matrix)
+      value =
+          UniformTensor(slot.shape, 1 / std::sqrt(static_cast<double>(slot.shape[1])), seed, Use::kRouterInit, number);
     value = value.to(backbone.device());
     if (std::string_view(slot.name) == "embed.weight") {
       const int64_t columns = std::min(shape.width, hidden);

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from unittest import mock
 
 import pytest
 import transformers
@@ -9,7 +10,7 @@ from gguf_files import write_gguf
 from model_fixtures import make_model
 from outrider import _core
 from outrider.cli import app
-from outrider.refactor import budgets, run, smoke
+from outrider.refactor import budgets, estimate, run, smoke
 from outrider.refactor.errors import InputError
 from typer.testing import CliRunner
 
@@ -183,7 +184,7 @@ def test_the_estimate_grows_with_what_it_counts(inputs):
     distilled = estimate(model, options | {"distill": 1.0}, ("ours",))
     assert distilled["memory_bytes"] > base["memory_bytes"]
     far = estimate(model, options | {"device": "cuda"}, ("ours",))["time_basis"]
-    assert "H100" in far or "measured now" in far
+    assert "H200" in far or "measured now" in far
 
 
 def test_the_same_card_text_comes_from_its_json(finished, tmp_path):
@@ -234,3 +235,27 @@ def test_every_row_goes_with_what_ours_may_be(inputs, tmp_path, changes):
     for row in budgets.ROWS:
         changed = budgets.row_options(row, options)
         assert json.loads(_core.refactor_options(json.dumps(changed))) == changed, row
+
+
+def test_flags_are_options_of_the_core(tmp_path):
+    model, text = smoke.make(tmp_path / "smoke", max_bytes=1 << 16)
+    arguments = ["refactor", str(model), "--data", str(text), "--out", str(tmp_path / "out"), "--dry-run"]
+    plain = CliRunner().invoke(app, arguments)
+    tuned = CliRunner().invoke(app, [*arguments, "--tune", "adapter:4", "--deterministic"])
+    assert plain.exit_code == tuned.exit_code == 0, tuned.output
+    memory = [int(run.output.split("memory_bytes: ")[1].split()[0].replace(",", "")) for run in (plain, tuned)]
+    assert memory[1] < memory[0], "a frozen parent has no gradients and no moments"
+    wrong = CliRunner().invoke(app, [*arguments, "--tune", "lora:4"])
+    assert wrong.exit_code == 2
+    assert "expected full or adapter:R" in wrong.output
+
+
+def test_gradient_mass_costs_the_router_a_backward_pass(tmp_path):
+    model, text = smoke.make(tmp_path / "smoke", max_bytes=1 << 16)
+    seconds = []
+    for mass in ("activation", "gradient"):
+        changes = (("coverage.mass", mass), ("router.steps", 10_000))
+        request = run.Request(model=model, data=text, out=tmp_path / "out", changes=changes)
+        with mock.patch.object(estimate, "_rate", return_value=(1e9, "given")):
+            seconds.append(run.estimate(request)["time_seconds"])
+    assert 2 < seconds[1] / seconds[0] < 3, "6 operations a parameter and token instead of 2"

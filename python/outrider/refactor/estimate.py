@@ -14,9 +14,9 @@ from outrider.refactor.errors import InputError
 _STORED_BYTES = {"float32": 4}  # of one weight in a model folder; others are two bytes wide
 # Operations that tuning reaches, as a share of those of one large matrix product on the same device.
 _SHARE_OF_PRODUCT = {"cpu": 0.3, "cuda": 0.15}
-# Where the device is not here: 100,000 tokens/s for a dense model of 134.5 million parameters.
-_DOCUMENTED_RATE = 100_000 * 6 * 134.5e6
-_DOCUMENTED = "100,000 tokens/s for 134.5 M parameters on one H100, as no such device is here"
+# Where the device is not here: docs/results/refactor_throughput_h200.md, a dense model in passes of 16 texts.
+_DOCUMENTED_RATE = 209_000 * 6 * 134.5e6
+_DOCUMENTED = "209,000 tokens/s for 134.5 M parameters, measured on one H200, as no such device is here"
 
 
 def sizes_of(model: Path) -> dict[str, int]:
@@ -72,11 +72,13 @@ def estimate(model: Path, options: dict[str, Any], rows: tuple[str, ...], domain
 def _operations(
     parameters: int, options: dict[str, Any], rows: tuple[str, ...], tokens: dict[str, int], domains: int
 ) -> float:
-    """Floating-point operations: 2 a parameter and token forward, 4 backward; the router costs its targets."""
+    """Floating-point operations: 2 a parameter and token forward, 4 backward; the router costs its
+    targets, which need a backward pass by gradient mass."""
     teacher = 2 if options["distill"] > 0 else 0
     total = len(rows) * tokens["expert"] * (6 + teacher) * parameters
     routed = sum((options | ROWS.get(row, {}))["routing.kind"] in ("router", "layerwise") for row in rows)
-    total += routed * tokens["router"] * 2 * parameters
+    by_gradient = options["router.loss"] == "coverage" and options["coverage.mass"] == "gradient"
+    total += routed * tokens["router"] * (6 if by_gradient else 2) * parameters
     # Valid and test, with and without masks, the curve over tau, and the untouched parent.
     passes = 4 * len(rows) + len(options["eval_taus"].split(",")) + 1
     return float(total + domains * passes * options["eval_tokens"] * 2 * parameters)

@@ -34,6 +34,12 @@ def refactor_command(
         DEFAULT_ROWS
     ),
     option: Annotated[list[str] | None, typer.Option(help="Further options of the core, as NAME=VALUE.")] = None,
+    tune: Annotated[
+        str | None, typer.Option(help="full, or adapter:R: pairs of rank R beside the parent's untouched weights.")
+    ] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Equal bits on a GPU as well; on a CPU they always are.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bits on one machine.", min=0)] = 0,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens per domain at most.", min=1)] = None,
     tasks: Annotated[
@@ -61,7 +67,7 @@ def refactor_command(
             rows=tuple(name.strip() for name in rows.split(",") if name.strip()),
             seed=seed,
             max_tokens=max_tokens,
-            changes=tuple(_change(text) for text in option or []),
+            changes=_changes(option, tune, deterministic),
             force=force,
         )
         request = replace(request, tasks=_task_choice(request, tasks, task_data))
@@ -95,6 +101,12 @@ def _task_choice(request: run.Request, tasks: str | None, folder: Path | None) -
     choice = TaskChoice(tasks, folder)
     choice.items()
     return choice
+
+
+def _changes(option: list[str] | None, tune: str | None, deterministic: bool) -> tuple[tuple[str, Any], ...]:
+    named = [("tune", tune)] if tune else []
+    named += [("deterministic", True)] if deterministic else []
+    return (*(_change(text) for text in option or []), *named)
 
 
 def _change(text: str) -> tuple[str, Any]:
