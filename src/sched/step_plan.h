@@ -1,0 +1,62 @@
+#pragma once
+// One step as data: what may run, and what a policy chose. Policies are pure functions from a Snapshot to a StepPlan.
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/ids.h"
+
+namespace outrider::sched {
+
+struct RequestTag;
+using RequestId = base::Id<RequestTag, uint64_t>;  // ascending in order of arrival
+using ExpertSet = uint16_t;                        // bit e: expert e
+
+enum class Lane : uint8_t { kPrefill, kDecode };
+
+// A request that can take part in the next step.
+struct ReadyItem {
+  RequestId request;
+  Lane lane = Lane::kDecode;
+  // Of the tokens that are left, in order: one in the decode lane, the rest of the prompt in the prefill lane. Empty
+  // for a dense model; `tokens` counts in any case.
+  std::span<const uint8_t> experts;
+  int64_t tokens = 1;
+  int64_t ready_since = 0;  // step number
+  int64_t priority = 0;     // 0 or 1, the higher first
+};
+
+struct StepLimits {
+  int64_t decode_tokens = 0;     // B
+  int64_t prefill_tokens = 0;    // C, of a step
+  int64_t distinct_experts = 0;  // K, of the decode lane; 0: no limit
+  int64_t age_max = 0;           // W, steps: an item this old is overdue
+};
+
+struct Snapshot {
+  int64_t step = 0;
+  std::span<const ReadyItem> items;  // by request, ascending
+  StepLimits limits;
+  int64_t experts = 0;                 // N; 0: dense
+  std::span<const int64_t> ffn_bytes;  // [2^N] bytes of FFN weights read for a set of experts; [1] for a dense model
+  int64_t fixed_bytes = 0;             // read by every step
+  double bytes_per_s = 0;              // measured rate of weight reading
+  double token_s = 0;                  // measured time of one more token, weights apart
+};
+
+struct Slice {
+  RequestId request;
+  Lane lane = Lane::kDecode;
+  int64_t tokens = 0;  // the first of the item's
+  friend bool operator==(const Slice&, const Slice&) = default;
+};
+
+struct StepPlan {
+  std::vector<Slice> slices;    // in the order of running
+  std::vector<RequestId> held;  // ready, left out on purpose though there was room
+  ExpertSet experts = 0;
+  friend bool operator==(const StepPlan&, const StepPlan&) = default;
+};
+
+}  // namespace outrider::sched
