@@ -16,6 +16,7 @@ from outrider.refactor.export_cli import export_command
 from outrider.refactor.prompts_cli import prompts_command
 from outrider.refactor.refactor_cli import refactor_command
 from outrider.refactor.routes.analyze_cli import analyze_command
+from outrider.serve.cli import serve_command
 
 app = typer.Typer(
     name="outrider",
@@ -36,6 +37,7 @@ app.add_typer(demo_app, name="demo")
 app.command("import")(model_cli.import_command)
 app.command("generate")(generate_cli.generate_command)
 app.command("export")(export_command)
+app.command("serve")(serve_command)
 
 
 @coexec_app.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -1,0 +1,112 @@
+"""What `outrider serve` does before the first request: options, checks, engine, the lines that it prints."""
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from outrider.refactor.artifact import HEADER
+from outrider.refactor.errors import InputError
+from outrider.serve.access import is_loopback
+from outrider.serve.auth import Keys
+from outrider.serve.hub import EngineHub
+from outrider.serve.metrics import Metrics
+from outrider.serve.state import ServeState
+from outrider.serve.tokens import ServeTokenizer
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """One field per flag of `outrider serve`."""
+
+    model: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    parent: Path | None = None
+    weights: str = "float32"
+    threads: int = 0
+    policy: str = "outrider"
+    api_keys: Path | None = None
+    name: str | None = None
+    drain_timeout_s: float = 30.0
+
+    def check(self) -> None:
+        """Raises InputError for what can be seen before the model is read."""
+        if self.api_keys is None and not is_loopback(self.host):
+            found = f"{self.host} without API keys"
+            raise InputError("E_USAGE", "outrider serve", "--host", found, "127.0.0.1, or --api-keys FILE")
+        if not (self.model / "config.json").is_file() and not (self.model / HEADER).is_file():
+            raise InputError("E_READ", self.model, "model", "neither config.json nor a refactored model", "its folder")
+
+    @property
+    def served_name(self) -> str:
+        return self.name or self.model.resolve().name
+
+
+def tokenizer_of(options: ServeOptions) -> ServeTokenizer:
+    """That of the folder, or of its parent where the folder has none."""
+    own = (options.model / "tokenizer.json").is_file() or options.parent is None
+    return ServeTokenizer(options.model if own else options.parent)  # type: ignore[arg-type]
+
+
+def open_engine(options: ServeOptions) -> tuple[Any, type[Exception]]:
+    """The native engine, and the exception by which it refuses requests."""
+    from outrider import _runtime
+
+    core = _runtime.core()
+    engine = core.ServeEngine(
+        str(options.model),
+        str(options.parent or ""),
+        weight_format=options.weights,
+        threads=options.threads,
+        policy=options.policy,
+    )
+    return engine, core.ServeRejected
+
+
+def make_state(options: ServeOptions, engine: Any, rejected: type[Exception]) -> ServeState:
+    tokenizer = tokenizer_of(options)
+    info = engine.info
+    if tokenizer.vocab > info["vocab"]:
+        expected = f"at most the {info['vocab']} rows of the embedding"
+        raise InputError("E_VOCAB", options.model, "tokenizer", f"{tokenizer.vocab} entries", expected)
+    labels = {name: str(info[name]) for name in ("policy", "weight_format", "experts", "context")}
+    return ServeState(
+        name=options.served_name,
+        folder=options.model,
+        tokenizer=tokenizer,
+        hub=EngineHub(engine, rejected),
+        metrics=Metrics(engine.stats, {"model": options.served_name, **labels}),
+        keys=Keys(options.api_keys) if options.api_keys else None,
+        drain_timeout_s=options.drain_timeout_s,
+    )
+
+
+def greeting(options: ServeOptions, state: ServeState, port: int) -> str:
+    """What is served and where, and a line to paste."""
+    info = state.info
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    base = f"http://{host}:{port}"
+    kind = f"{info['experts']} experts" if info["experts"] else "dense"
+    lines = [
+        f"{state.name}: {kind}, {info['weight_format']}, context {info['context']}, policy {info['policy']}",
+        f"{base}/v1  (a page to try it: {base}/)",
+        "",
+        _curl(state, base),
+        "",
+    ]
+    if not info["experts"]:
+        note = f"`outrider refactor {shlex.quote(str(options.model))}` makes a Mixture-of-Experts of it."
+        lines.insert(1, f"This is a dense model: each token reads all of its FFN. {note}")
+    return "\n".join(lines)
+
+
+def _curl(state: ServeState, base: str) -> str:
+    if state.tokenizer.has_template:
+        path, body = "chat/completions", {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+    else:
+        path, body = "completions", {"prompt": "The capital of France is"}
+    text = json.dumps({"model": state.name, **body, "max_tokens": 40})
+    key = ' -H "Authorization: Bearer $OUTRIDER_API_KEY"' if state.keys else ""
+    return f"curl {base}/v1/{path} -H 'Content-Type: application/json'{key} -d {shlex.quote(text)}"
