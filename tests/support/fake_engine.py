@@ -3,6 +3,7 @@
 The engine repeats the prompt's own bytes, or what `script` says; a token's expert is its id modulo the experts.
 """
 
+import contextlib
 import json
 import os
 import threading
@@ -130,10 +131,8 @@ class FakeEngine:
         with self._lock:
             taken, self._events = self._events[:limit], self._events[limit:]
             if not self._events:
-                try:
+                with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self.event_fd)
-                except BlockingIOError:
-                    pass
             return taken
 
     def stats(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ everything, user keys may not see metrics or `/admin`.
 import hashlib
 import hmac
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +67,7 @@ class Keys:
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
     try:
-        found = os.stat(path)
+        found = path.stat()
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino

@@ -66,7 +66,7 @@ class Choice:
 
     def _expert(self, place: int) -> int | None:
         index = len(self.prompt) + place
-        return self._experts[index] if 0 <= place and index < len(self._experts) else None
+        return self._experts[index] if place >= 0 and index < len(self._experts) else None
 
     def _append(self, delta: Delta, piece: str, expert: int | None) -> None:
         if piece:

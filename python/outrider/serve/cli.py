@@ -10,6 +10,8 @@ import typer
 from outrider.refactor.cli import input_errors
 from outrider.refactor.errors import InputError
 
+PACKAGES = ("fastapi", "jinja2", "prometheus_client", "tokenizers", "uvicorn")
+
 
 def serve_command(
     model: Annotated[Path, typer.Argument(help="A model folder, refactored or dense.")],
@@ -56,9 +58,7 @@ def serve_command(
 def _require_packages() -> None:
     from importlib.util import find_spec
 
-    missing = [
-        name for name in ("fastapi", "jinja2", "prometheus_client", "tokenizers", "uvicorn") if not find_spec(name)
-    ]
+    missing = [name for name in PACKAGES if not find_spec(name)]
     if missing:
         found = f"{', '.join(missing)} not installed"
         raise InputError("E_USAGE", "outrider serve", "packages", found, "`pip install 'outrider[serve]'`")
