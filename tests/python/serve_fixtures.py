@@ -12,7 +12,7 @@ from typing import Any
 
 from fake_engine import END, FakeEngine, ServeRejected, make_folder
 from outrider.serve.server import listen, make_server
-from outrider.serve.start import ServeOptions, make_state
+from outrider.serve.start import ServeOptions, make_state, read_inputs
 from outrider.serve.state import ServeState
 
 
@@ -58,7 +58,7 @@ def running(folder: Path, *, keys: Path | None = None, drain_timeout_s: float = 
         make_folder(folder)
     double = FakeEngine(**engine)
     options = ServeOptions(model=folder, api_keys=keys, name="tiny", drain_timeout_s=drain_timeout_s)
-    state = make_state(options, double, ServeRejected)
+    state = make_state(options, read_inputs(options), double, ServeRejected)
     with listen("127.0.0.1", 0) as sock:
         server = make_server(state)
         thread = threading.Thread(target=server.run, args=([sock],), name="server")

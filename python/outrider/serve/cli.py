@@ -47,9 +47,10 @@ def serve_command(
             drain_timeout_s=drain_timeout,
         )
         options.check()
+        inputs = start.read_inputs(options)
         with listen(host, port) as sock:
             engine, rejected = start.open_engine(options)
-            state = start.make_state(options, engine, rejected)
+            state = start.make_state(options, inputs, engine, rejected)
             print(start.greeting(options, state, sock.getsockname()[1]), flush=True)
             code = serve(state, sock)
     raise typer.Exit(code)

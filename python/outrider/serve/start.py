@@ -44,6 +44,19 @@ class ServeOptions:
         return self.name or self.model.resolve().name
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What can be read, and be wrong, before the engine reads the weights."""
+
+    tokenizer: ServeTokenizer
+    keys: Keys | None
+
+
+def read_inputs(options: ServeOptions) -> Inputs:
+    """Raises InputError."""
+    return Inputs(tokenizer_of(options), Keys(options.api_keys) if options.api_keys else None)
+
+
 def tokenizer_of(options: ServeOptions) -> ServeTokenizer:
     """That of the folder, or of its parent where the folder has none."""
     own = (options.model / "tokenizer.json").is_file() or options.parent is None
@@ -65,9 +78,9 @@ def open_engine(options: ServeOptions) -> tuple[Any, type[Exception]]:
     return engine, core.ServeRejected
 
 
-def make_state(options: ServeOptions, engine: Any, rejected: type[Exception]) -> ServeState:
-    tokenizer = tokenizer_of(options)
-    info = engine.info
+def make_state(options: ServeOptions, inputs: Inputs, engine: Any, rejected: type[Exception]) -> ServeState:
+    """Raises InputError E_VOCAB for a tokenizer that is not the model's."""
+    tokenizer, info = inputs.tokenizer, engine.info
     if tokenizer.vocab > info["vocab"]:
         expected = f"at most the {info['vocab']} rows of the embedding"
         raise InputError("E_VOCAB", options.model, "tokenizer", f"{tokenizer.vocab} entries", expected)
@@ -78,7 +91,7 @@ def make_state(options: ServeOptions, engine: Any, rejected: type[Exception]) ->
         tokenizer=tokenizer,
         hub=EngineHub(engine, rejected),
         metrics=Metrics(engine.stats, {"model": options.served_name, **labels}),
-        keys=Keys(options.api_keys) if options.api_keys else None,
+        keys=inputs.keys,
         drain_timeout_s=options.drain_timeout_s,
     )
 
