@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -54,8 +55,7 @@ def create_app(state: ServeState) -> FastAPI:
 async def chat_completions(request: Request) -> Response:
     state, asked = _state(request), schema.parse_chat(await read_json(request))
     state.check_model(asked.model)
-    messages = chat.template_messages(asked.messages)
-    ids = await _beside(state.tokenizer.chat_ids, messages, sum(len(message["content"]) for message in messages))
+    ids = await _chat_ids(state, asked.messages)
     state.check_vocabulary(ids)
     run = chat.start_chat(state, asked, ids, deadline_of(request.headers.get(DEADLINE_HEADER)))
     if asked.stream:
@@ -95,9 +95,10 @@ async def tokenize(request: Request) -> dict[str, Any]:
     state, asked = _state(request), schema.parse_tokenize(await read_json(request))
     state.check_model(asked.model)
     if asked.messages is not None:
-        ids = state.tokenizer.chat_ids(chat.template_messages(asked.messages))
+        ids = await _chat_ids(state, asked.messages)
     else:
-        ids = state.tokenizer.encode(asked.prompt or "", special=asked.add_special_tokens)
+        encode = partial(state.tokenizer.encode, special=asked.add_special_tokens)
+        ids = await _beside(encode, asked.prompt or "", len(asked.prompt or ""))
     return {"tokens": ids, "count": len(ids), "max_model_len": state.info["context"]}
 
 
@@ -160,6 +161,11 @@ async def _answer(request: Request, run: Run, work: Awaitable[dict[str, Any]]) -
         return JSONResponse(await unless_gone(request, work))
     finally:
         run.mailbox.close()
+
+
+async def _chat_ids(state: ServeState, messages: list[schema.Message]) -> list[int]:
+    plain = chat.template_messages(messages)
+    return await _beside(state.tokenizer.chat_ids, plain, sum(len(message["content"]) for message in plain))
 
 
 async def _beside(encode: Any, value: Any, chars: int) -> list[int]:

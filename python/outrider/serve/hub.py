@@ -8,7 +8,7 @@ from typing import Any
 from outrider.serve.errors import ApiError, rejection
 
 POLL_EVENTS = 256
-# Tokens of one HTTP request that wait for its connection; a client that reads more slowly loses its request.
+# Tokens of one choice that wait for its connection; a client that reads more slowly loses its request.
 WAITING_TOKENS_MAX = 4096
 WAKE_S = 60.0
 STALL_S = 10.0
@@ -26,6 +26,7 @@ class Mailbox:
         self._hub = hub
         self._events: deque[tuple[int, dict[str, Any]]] = deque()
         self._waiting_tokens = 0
+        self._submitted = 0
         self._wake = asyncio.Event()
         self._open: dict[int, int] = {}  # stream -> index of the choice
         self.too_slow = asyncio.Event()
@@ -33,15 +34,16 @@ class Mailbox:
     def submit(self, index: int, prompt: list[int], params: dict[str, Any]) -> None:
         """Raises ApiError when the engine does not take the request; those submitted before go on."""
         self._open[self._hub.submit(self, prompt, params)] = index
+        self._submitted += 1
 
     def put(self, event: dict[str, Any]) -> None:
-        """By the hub. Takes the last event of a stream always, others up to WAITING_TOKENS_MAX."""
+        """By the hub. Takes the last event of a stream always, others up to WAITING_TOKENS_MAX for each choice."""
         stream = event["stream"]
         index = self._open[stream]
         if event["finish"] is not None:
             del self._open[stream]
         self._waiting_tokens += len(event["tokens"])
-        if self._waiting_tokens > WAITING_TOKENS_MAX:
+        if self._waiting_tokens > WAITING_TOKENS_MAX * self._submitted:
             self.too_slow.set()
             self.close()
         else:
