@@ -59,8 +59,9 @@ def served(*arguments: str, token_s: float = 0.0) -> Iterator[Served]:
 
 
 def test_greeting_a_pasted_line_and_ctrl_c(folder):
-    with served(str(folder), "--weights", "int8", "--policy", "chunked_fcfs") as server:
+    with served(str(folder), "--weights", "int8", "--policy", "chunked_fcfs", "--option", "kv_tokens=320") as server:
         assert server.greeting.startswith("mine: 7 experts, int8, context 4096, policy chunked_fcfs\n")
+        assert "\nthreads 0, kv_pages 20\n" in server.greeting
         if not shutil.which("curl"):
             pytest.skip("no curl")
         line = next(line for line in server.greeting.splitlines() if line.startswith("curl "))
@@ -115,4 +116,6 @@ def test_one_clear_error(folder, tmp_path):
         assert f"127.0.0.1:{port}: address: found another program" in _fails(str(folder), "--port", str(port))
     assert "--api-keys" in _fails(str(folder), "--host", "0.0.0.0")
     assert "config.json" in _fails(str(tmp_path / "nothing"))
+    for option in ("kv_tokens", "kv_tokens=many", "=3", "a b=3"):
+        assert "E_OPTION" in _fails(str(folder), "--option", option)
     assert "E_KEYS" in _fails(str(folder), "--api-keys", str(tmp_path / "none"))

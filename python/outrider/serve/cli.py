@@ -25,6 +25,7 @@ def serve_command(
     policy: Annotated[str, typer.Option(help="Which tokens share a step; see docs/guide/serving.md.")] = "outrider",
     api_keys: Annotated[Path | None, typer.Option(help="File of hashed keys; without it, loopback only.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the model in the API; default: the folder's.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="Further options of the engine, as NAME=VALUE.")] = None,
     drain_timeout: Annotated[float, typer.Option(help="Seconds that running work has at the end.", min=0)] = 30.0,
 ) -> None:
     """Serves MODEL over an OpenAI-compatible API until Ctrl-C."""
@@ -45,6 +46,7 @@ def serve_command(
             api_keys=api_keys,
             name=name,
             drain_timeout_s=drain_timeout,
+            engine=start.engine_options("outrider serve", option or []),
         )
         options.check()
         inputs = start.read_inputs(options)

@@ -1,8 +1,9 @@
 """What `outrider serve` does before the first request: options, checks, engine, the lines that it prints."""
 
 import json
+import math
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from outrider.serve.hub import EngineHub
 from outrider.serve.metrics import Metrics
 from outrider.serve.state import ServeState
 from outrider.serve.tokens import ServeTokenizer
+
+# Of the engine's `info`, what the first lines show.
+SHOWN = ("threads", "kv_pages", "kv_page_tokens", "decode_tokens", "prefill_tokens", "distinct_experts", "running_max")
+SHOWN += ("queued_max", "prefix_cache")
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class ServeOptions:
     api_keys: Path | None = None
     name: str | None = None
     drain_timeout_s: float = 30.0
+    engine: dict[str, int | float | bool] = field(default_factory=dict)  # further keywords of `_core.ServeEngine`
 
     def check(self) -> None:
         """Raises InputError for what can be seen before the model is read."""
@@ -68,14 +74,28 @@ def open_engine(options: ServeOptions) -> tuple[Any, type[Exception]]:
     from outrider import _runtime
 
     core = _runtime.core()
-    engine = core.ServeEngine(
-        str(options.model),
-        str(options.parent or ""),
-        weight_format=options.weights,
-        threads=options.threads,
-        policy=options.policy,
-    )
+    given = {"weight_format": options.weights, "threads": options.threads, "policy": options.policy}
+    try:
+        engine = core.ServeEngine(str(options.model), str(options.parent or ""), **given, **options.engine)
+    except TypeError:
+        names = ", ".join(options.engine) or "none"
+        expected = "names and types of src/serve/options.h and src/sched/step_plan.h"
+        raise InputError("E_OPTION", "outrider serve", "--option", names, expected) from None
     return engine, core.ServeRejected
+
+
+def engine_options(command: str, given: list[str]) -> dict[str, int | float | bool]:
+    """NAME=VALUE pairs, VALUE a number, `true` or `false`; raises InputError E_OPTION."""
+    options: dict[str, int | float | bool] = {}
+    for pair in given:
+        name, _, value = pair.partition("=")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = math.nan
+        if not name.isidentifier() or not isinstance(options[name], int | float) or options[name] != options[name]:
+            raise InputError("E_OPTION", command, "--option", repr(pair), "NAME=NUMBER, =true or =false")
+    return options
 
 
 def make_state(options: ServeOptions, inputs: Inputs, engine: Any, rejected: type[Exception]) -> ServeState:
@@ -104,6 +124,7 @@ def greeting(options: ServeOptions, state: ServeState, port: int) -> str:
     kind = f"{info['experts']} experts" if info["experts"] else "dense"
     lines = [
         f"{state.name}: {kind}, {info['weight_format']}, context {info['context']}, policy {info['policy']}",
+        ", ".join(f"{name} {info[name]}" for name in SHOWN if name in info),
         f"{base}/v1  (a page to try it: {base}/)",
         "",
         _curl(state, base),

@@ -35,6 +35,7 @@ def bench_serve(
     repetitions: Annotated[int, typer.Option(help="Interleaved.", min=1)] = 3,
     ttft_ms: Annotated[float | None, typer.Option(help="Goal; both or none. Default: from requests alone.")] = None,
     tpot_ms: Annotated[float | None, typer.Option(help="Goal for the time per token.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="Further options of the engine, as NAME=VALUE.")] = None,
     routes: Annotated[Path | None, typer.Option(help="Also write the experts of all tokens: .safetensors.")] = None,
     seed: Annotated[int, typer.Option(help="Of load and texts.", min=0)] = 0,
 ) -> None:
@@ -47,7 +48,8 @@ def bench_serve(
     with input_errors():
         if (ttft_ms is None) != (tpot_ms is None):
             raise InputError("E_USAGE", "outrider bench serve", "goals", "one", "--ttft-ms and --tpot-ms, or neither")
-        options = start.ServeOptions(model=model, parent=parent, weights=weights, threads=threads)
+        more = start.engine_options("outrider bench serve", option or [])
+        options = start.ServeOptions(model=model, parent=parent, weights=weights, threads=threads, engine=more)
         options.check()
         tokenizer = start.tokenizer_of(options)
         context = _context(options)
@@ -66,7 +68,14 @@ def bench_serve(
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
         result = compare.compare(plan)
-        about = {"model": str(model), "weights": weights, "threads": threads, "seed": seed, "scale_lengths": scale}
+        about = {
+            "model": str(model),
+            "weights": weights,
+            "threads": threads,
+            "seed": seed,
+            "scale_lengths": scale,
+            "options": more,
+        }
         _write(out, about, result, routes)
         print(result["table"], end="")
 
