@@ -5,6 +5,8 @@
 #include <string>
 #include <utility>
 
+#include "sched/admission.h"
+
 namespace outrider::serve {
 namespace {
 
@@ -13,11 +15,6 @@ using base::Fail;
 base::Result<void> CheckField(bool good, const char* field, const std::string& found, const char* expected) {
   if (good) return {};
   return Fail("E_REQUEST", std::string(field) + ": found " + found + ", expected " + expected);
-}
-
-std::string Text(double value) {
-  std::string text = std::to_string(value);
-  return text;
 }
 
 base::Result<void> CheckSampling(const SamplingParams& s) {
@@ -37,7 +34,8 @@ base::Result<void> CheckSampling(const SamplingParams& s) {
        "more than 0, at most 10"},
   };
   for (const Rule& rule : rules) {
-    if (auto checked = CheckField(rule.good, rule.field, Text(rule.found), rule.expected); !checked) return checked;
+    if (auto checked = CheckField(rule.good, rule.field, std::to_string(rule.found), rule.expected); !checked)
+      return checked;
   }
   return {};
 }
@@ -93,6 +91,34 @@ base::Result<int64_t> TextMax(const Request& request, const ModelShape& shape, c
   return prompt + request.max_tokens;
 }
 
+tl::expected<void, Rejection> CheckCaps(const Request& request, int64_t text_max, const Admitted& admitted,
+                                        const EngineStats& stats, const EngineOptions& options) {
+  const auto prompt = static_cast<int64_t>(request.prompt.size());
+  sched::Ask ask;
+  ask.prompt_tokens = prompt;
+  ask.max_tokens = text_max - prompt;
+  ask.deadline_s = static_cast<double>(request.deadline_ms) * 1e-3;
+  sched::Load load;
+  load.total = {admitted.requests, admitted.tokens};
+  load.prefill_tokens = stats.backlog_prompt_tokens + admitted.waiting_prompt_tokens;
+  load.backlog_tokens = stats.backlog_tokens + admitted.waiting_tokens;
+  load.prefill_tokens_per_s = stats.prefill_tokens_per_s;
+  load.goodput_tokens_per_s = stats.goodput_tokens_per_s;
+  sched::AdmissionLimits limits;
+  limits.total = {options.running_max + options.queued_max, options.tokens_admitted_max};
+  const sched::Admission admission = sched::Admit(ask, load, limits);
+  if (admission.verdict == sched::Verdict::kAdmit) return {};
+  std::string message = sched::Describe(admission.verdict);
+  message += ": found " + std::to_string(admitted.requests) + " requests and " + std::to_string(admitted.tokens) +
+             " tokens, asked for " + std::to_string(text_max) + " more, expected at most " +
+             std::to_string(limits.total.requests) + " and " + std::to_string(limits.total.tokens);
+  if (admission.verdict == sched::Verdict::kDeadline)
+    message += "; the first token would take about " + std::to_string(admission.predicted_ttft_s) + " s";
+  const bool never = admission.verdict == sched::Verdict::kNeverFits;
+  return tl::unexpected(
+      Rejection{{never ? "E_CONTEXT" : "E_BUSY", std::move(message)}, static_cast<double>(admission.retry_after_s)});
+}
+
 base::Result<EngineOptions> CompleteOptions(EngineOptions options, const ModelShape& shape) {
   const auto refuse = [](const std::string& field, int64_t found, const std::string& expected) {
     return Fail("E_OPTION", field + ": found " + std::to_string(found) + ", expected " + expected);
@@ -112,10 +138,12 @@ base::Result<EngineOptions> CompleteOptions(EngineOptions options, const ModelSh
   if (options.text_tokens_max < 2 || options.text_tokens_max > held)
     return refuse("text_tokens_max", options.text_tokens_max, "2 to " + std::to_string(held));
   if (options.tokens_admitted_max == 0) options.tokens_admitted_max = 4 * shape.kv_pages * shape.kv_page_tokens;
+  if (options.tokens_admitted_max < options.text_tokens_max)
+    return refuse("tokens_admitted_max", options.tokens_admitted_max,
+                  "at least the " + std::to_string(options.text_tokens_max) + " of one request");
   for (const auto& [field, found] :
        {std::pair{"running_max", options.running_max}, std::pair{"queued_max", options.queued_max},
-        std::pair{"streams_max", options.streams_max}, std::pair{"tokens_admitted_max", options.tokens_admitted_max},
-        std::pair{"buffered_tokens_max", options.buffered_tokens_max},
+        std::pair{"streams_max", options.streams_max}, std::pair{"buffered_tokens_max", options.buffered_tokens_max},
         std::pair{"echo_rows_max", options.echo_rows_max}}) {
     if (found < 1) return refuse(field, found, "at least 1");
   }

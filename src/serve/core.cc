@@ -8,6 +8,8 @@
 namespace outrider::serve {
 namespace {
 
+constexpr int64_t kCachedPagesEvery = 32;  // steps between two counts of cached pages, which take long
+
 std::vector<int64_t> FfnBytesTable(const Executor& executor) {
   std::vector<int64_t> table(size_t{1} << executor.shape().experts);
   for (size_t set = 0; set < table.size(); ++set) table[set] = executor.FfnBytes(static_cast<uint16_t>(set));
@@ -74,6 +76,7 @@ void EngineCore::EndAll(enum Finish finish, const std::string& error) {
 
 bool EngineCore::Step() {
   if (Idle()) return false;
+  const int64_t tokens_before = stats_.prefill_tokens + stats_.decode_tokens, prefill_before = stats_.prefill_tokens;
   const double others_before = stats_.executor_s + stats_.router_s + stats_.policy_s;
   const int64_t start_ns = base::NowNs();
   EndOverdue();
@@ -90,6 +93,10 @@ bool EngineCore::Step() {
   EraseEnded();
   if (options_.self_check == EngineOptions::SelfCheck::kOn) CheckInvariants();
   const double seconds = static_cast<double>(base::NowNs() - start_ns) * 1e-9;
+  goodput_rate_.Observe(static_cast<double>(stats_.prefill_tokens + stats_.decode_tokens - tokens_before), seconds);
+  if (stats_.prefill_tokens > prefill_before)
+    prefill_rate_.Observe(static_cast<double>(stats_.prefill_tokens - prefill_before), seconds);
+  if (step_ % kCachedPagesEvery == 0) stats_.kv_pages_cached = pages_.KvCached();
   stats_.step_seconds.Add(seconds);
   stats_.host_s += seconds - (stats_.executor_s + stats_.router_s + stats_.policy_s - others_before);
   ++stats_.steps;
@@ -150,7 +157,8 @@ bool EngineCore::TakePages(RequestState& state, int64_t others) {
   const bool had_plan = !state.experts.empty();
   pages_.Match(state);
   const int64_t need = pages_.KvPagesOf(state.length()) - static_cast<int64_t>(state.kv_pages.size());
-  bool taken = pages_.KvFree() >= need + others && pages_.GrowKv(state, state.length());
+  bool taken =
+      (pages_.KvFree() >= need + others || pages_.KvWithin() >= need + others) && pages_.GrowKv(state, state.length());
   while (taken && !pages_.GrowRoute(state, state.length())) taken = DropAPlan(state);
   if (taken) {
     stats_.prefix_hit_tokens += state.computed;
@@ -242,13 +250,20 @@ EngineStats EngineCore::Stats() const {
   out.queued = static_cast<int64_t>(queue_.size());
   out.running = static_cast<int64_t>(running_.size());
   out.kv_pages = executor_.shape().kv_pages;
-  out.kv_pages_used = pages_.kv_used();
-  out.kv_pages_cached = pages_.kv_cached();
+  if (Idle()) out.kv_pages_cached = pages_.KvCached();
+  out.kv_pages_used = std::max<int64_t>(0, pages_.KvTaken() - out.kv_pages_cached);
   out.route_pages = executor_.shape().route_pages;
-  out.route_pages_used = pages_.route_used();
+  out.route_pages_used = pages_.RouteTaken();
+  for (const RunningList* list : {&queue_, &running_}) {
+    for (const auto& state : *list) {
+      out.backlog_tokens += state->text_max - state->computed;
+      out.backlog_prompt_tokens += std::max<int64_t>(0, state->prompt_tokens() - state->computed);
+    }
+  }
   out.bytes_per_s = rates_.bytes_per_s();
   out.token_s = rates_.token_s();
-  out.prefill_tokens_per_s = rates_.prefill_tokens_per_s();
+  out.prefill_tokens_per_s = prefill_rate_.PerSecond();
+  out.goodput_tokens_per_s = goodput_rate_.PerSecond();
   return out;
 }
 

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "sched/rate_ewma.h"
 #include "serve/executor.h"
 #include "serve/options.h"
 #include "serve/pages.h"
@@ -69,6 +70,8 @@ class EngineCore {
   void TellEvents(std::span<const SliceRun> slices, std::vector<Event> events);
   void CheckInvariants();
 
+  static constexpr double kRateHalfLifeS = 10;
+
   Executor& executor_;
   Pregate* const pregate_;
   const EngineOptions options_;
@@ -76,6 +79,7 @@ class EngineCore {
   Pages pages_;
   std::vector<int64_t> ffn_bytes_;  // by set of experts
   Rates rates_;
+  sched::RateEwma prefill_rate_{kRateHalfLifeS}, goodput_rate_{kRateHalfLifeS};
   RunningList queue_, running_;  // both by id, ascending
   std::vector<float> logits_;
   int64_t step_ = 0;

@@ -77,7 +77,6 @@ void EngineCore::Tally(std::span<const SliceRun> slices, const RunCost& cost) {
   stats_.ffn_bytes += cost.ffn_bytes;
   stats_.executor_s += cost.seconds;
   rates_.Add(cost.weight_bytes, prefill + decode, cost.seconds);
-  if (prefill > decode) rates_.AddPrefill(prefill, cost.seconds);
 }
 
 // The slice is done: the request moves on, and draws where its text ends.

@@ -20,10 +20,6 @@ std::chrono::steady_clock::time_point TimeOf(base::Deadline deadline) {
   return std::chrono::steady_clock::time_point(std::chrono::nanoseconds(deadline.AtNs()));
 }
 
-tl::unexpected<Rejection> Reject(base::Error error, double retry_after_s) {
-  return tl::unexpected(Rejection{std::move(error), retry_after_s});
-}
-
 }  // namespace
 
 base::Result<std::unique_ptr<Engine>> Engine::Make(std::unique_ptr<Executor> executor, std::unique_ptr<Pregate> pregate,
@@ -55,9 +51,9 @@ tl::expected<StreamId, Rejection> Engine::Submit(Request request) {
     ++rejected_[rejection.error.code];
     return tl::unexpected(std::move(rejection));
   };
-  if (!text_max) return refuse({text_max.error()});
-  if (draining_) return refuse({{"E_DRAINING", "no new requests: the engine finishes what it has"}});
-  if (auto capped = CheckCaps(*text_max); !capped) return refuse(capped.error());
+  if (!text_max) return refuse({text_max.error(), 0});
+  if (draining_) return refuse({{"E_DRAINING", "no new requests: the engine finishes what it has"}, 0});
+  if (auto capped = CheckRoom(request, *text_max); !capped) return refuse(capped.error());
   state->id = next_id_++;
   state->text_max = *text_max;
   if (request.deadline_ms > 0) state->deadline_ns = options_.now_ns() + request.deadline_ms * 1'000'000;
@@ -73,19 +69,19 @@ tl::expected<StreamId, Rejection> Engine::Submit(Request request) {
   return id;
 }
 
-tl::expected<void, Rejection> Engine::CheckCaps(int64_t tokens) {
-  const auto busy = [](const std::string& what, int64_t found, int64_t most) {
-    return Reject({"E_BUSY", what + ": found " + std::to_string(found) + ", expected at most " + std::to_string(most)},
-                  1);
-  };
-  const auto live = static_cast<int64_t>(live_.size());
-  if (live >= options_.running_max + options_.queued_max)
-    return busy("requests", live + 1, options_.running_max + options_.queued_max);
+tl::expected<void, Rejection> Engine::CheckRoom(const Request& request, int64_t text_max) const {
   if (open_streams_ >= options_.streams_max)
-    return busy("streams not read to their end", open_streams_ + 1, options_.streams_max);
-  if (tokens_charged_ + tokens > options_.tokens_admitted_max)
-    return busy("tokens of all requests", tokens_charged_ + tokens, options_.tokens_admitted_max);
-  return {};
+    return tl::unexpected(Rejection{{"E_BUSY", "streams not read to their end: found " + std::to_string(open_streams_) +
+                                                   ", expected fewer than " + std::to_string(options_.streams_max)},
+                                    1});
+  Admitted admitted;
+  admitted.requests = static_cast<int64_t>(live_.size());
+  admitted.tokens = tokens_charged_;
+  for (const auto& state : inbox_) {
+    admitted.waiting_prompt_tokens += state->prompt_tokens();
+    admitted.waiting_tokens += state->text_max;
+  }
+  return CheckCaps(request, text_max, admitted, stats_, options_);
 }
 
 void Engine::Cancel(StreamId stream) {

@@ -68,7 +68,7 @@ class Engine {
   bool TakeWork();
   bool Tell(Event event);
   void PublishStats();
-  tl::expected<void, Rejection> CheckCaps(int64_t tokens);
+  tl::expected<void, Rejection> CheckRoom(const Request& request, int64_t text_max) const;
 
   const std::unique_ptr<Executor> executor_;
   const std::unique_ptr<Pregate> pregate_;

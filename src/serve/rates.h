@@ -15,13 +15,9 @@ class Rates {
     if (tokens <= kFewTokens || bytes_per_s_ == 0) Move(bytes_per_s_, bytes / seconds);
     if (tokens > kFewTokens) Move(token_s_, std::max(0.0, seconds - bytes / bytes_per_s_) / count);
   }
-  void AddPrefill(int64_t tokens, double seconds) {
-    if (seconds > 0 && tokens > kFewTokens) Move(prefill_tokens_per_s_, static_cast<double>(tokens) / seconds);
-  }
 
   double bytes_per_s() const { return bytes_per_s_; }
   double token_s() const { return token_s_; }
-  double prefill_tokens_per_s() const { return prefill_tokens_per_s_; }
 
  private:
   static constexpr int64_t kFewTokens = 8;
@@ -29,7 +25,7 @@ class Rates {
 
   static void Move(double& mean, double value) { mean = mean == 0 ? value : mean + kNew * (value - mean); }
 
-  double bytes_per_s_ = 0, token_s_ = 0, prefill_tokens_per_s_ = 0;
+  double bytes_per_s_ = 0, token_s_ = 0;
 };
 
 }  // namespace outrider::serve

@@ -34,6 +34,7 @@ struct EngineStats {
 
   // Now.
   int64_t queued = 0, running = 0, tokens_admitted = 0;
+  int64_t backlog_prompt_tokens = 0, backlog_tokens = 0;         // admitted, not run yet
   int64_t kv_pages = 0, kv_pages_used = 0, kv_pages_cached = 0;  // used: by requests; cached: by the prefix cache alone
   int64_t route_pages = 0, route_pages_used = 0;
   int64_t open_streams = 0;  // last event not polled yet
@@ -63,7 +64,7 @@ struct EngineStats {
   std::string first_violation;
 
   // Measured, for policies and admission; 0: not yet.
-  double bytes_per_s = 0, token_s = 0, prefill_tokens_per_s = 0;
+  double bytes_per_s = 0, token_s = 0, prefill_tokens_per_s = 0, goodput_tokens_per_s = 0;
 
   // Reason of each mode in which the engine does less than it should, with how often it was entered.
   std::map<std::string, int64_t> degraded;
