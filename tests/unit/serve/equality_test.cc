@@ -73,7 +73,7 @@ EngineStats ExpectReferences(const Setting& setting, const std::vector<Request>&
 }
 
 TEST(Equality, EveryPolicyChunkAndBatch) {
-  const std::vector<Request> requests = RandomRequests(1, 16);
+  const std::vector<Request> requests = RandomRequests(1, 10);
   for (const sched::NamedPolicy& named : sched::Policies()) {
     for (const int64_t prefill : {1, 5, 48}) {
       for (const int64_t decode : {1, 3, 16}) {
