@@ -105,25 +105,25 @@ void EngineCore::Draw(const SliceRun& slice, std::span<const float> logits, Even
     event.error = Text(token.error());
     return;
   }
-  if (state.request.logprobs >= 0) event.logprobs.push_back(LogprobOf(logits, *token, state.request.logprobs));
   ++state.draws;
+  if (Stops(state.request, *token)) {
+    event.finish = Finish::kStop;
+    return;
+  }
+  if (state.request.logprobs >= 0) event.logprobs.push_back(LogprobOf(logits, *token, state.request.logprobs));
   ++stats_.written_tokens;
   state.text.push_back(*token);
   event.tokens.push_back(*token);
   if (state.penalised()) state.counts.AddWritten(*token);
-  if (Stops(state.request, *token)) {
-    event.finish = Finish::kStop;
-  } else if (state.length() >= state.text_max) {
-    event.finish = Finish::kLength;
-  }
+  if (state.length() >= state.text_max) event.finish = Finish::kLength;
 }
 
-// The experts of the new tokens, so that the next step is known in full; a text that ended needs none.
+// The experts of the new tokens, so that the next step is known in full.
 void EngineCore::RouteDrawn(std::span<const SliceRun> slices, std::span<Event> events) {
   std::vector<RequestState*> drawn;
   std::vector<size_t> places;
   for (size_t i = 0; i < slices.size(); ++i) {
-    if (events[i].tokens.empty() || events[i].finish != Finish::kNone) continue;
+    if (events[i].tokens.empty()) continue;
     drawn.push_back(slices[i].state);
     places.push_back(i);
   }
@@ -139,15 +139,14 @@ void EngineCore::TellEvents(std::span<const SliceRun> slices, std::vector<Event>
   for (size_t i = 0; i < slices.size(); ++i) {
     RequestState& state = *slices[i].state;
     Event& event = events[i];
-    if (!event.tokens.empty() && pregate_ != nullptr) {
-      for (; state.told_experts < state.length(); ++state.told_experts) {
-        const auto at = static_cast<size_t>(state.told_experts);
-        event.experts.push_back(at < state.experts.size() ? state.experts[at] : kNoExpert);
-      }
-    }
+    const bool tells = !event.tokens.empty() || !event.logprobs.empty() || event.finish != Finish::kNone;
+    if (!tells) continue;
+    const auto told = static_cast<std::ptrdiff_t>(state.told_experts);
+    event.experts.assign(state.experts.begin() + std::min(told, std::ssize(state.experts)), state.experts.end());
+    state.told_experts += std::ssize(event.experts);
     if (event.finish != Finish::kNone) {
       CloseWith(state, std::move(event));
-    } else if ((!event.tokens.empty() || !event.logprobs.empty()) && !tell_(std::move(event))) {
+    } else if (!tell_(std::move(event))) {
       ++stats_.slow_readers;
       Close(state, Finish::kCancelled, "E_SLOW_READER: too many tokens wait to be read");
     }

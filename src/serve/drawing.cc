@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -39,9 +38,8 @@ std::vector<TokenLogprob> EchoLogprobs(const SliceRun& slice, std::span<const fl
   std::vector<TokenLogprob> out;
   if (!state.echoes()) return out;
   const size_t vocab = logits.size() / static_cast<size_t>(std::max<int64_t>(slice.rows, 1));
-  if (state.echoed == 0) out.push_back({state.text.front(), std::numeric_limits<float>::quiet_NaN(), {}});
   const int64_t first = state.computed + slice.tokens - slice.rows;  // the token of the first row
-  for (int64_t token = std::max(first, state.echoed - 1); token < state.computed + slice.tokens; ++token) {
+  for (int64_t token = std::max(first, state.echoed); token < state.computed + slice.tokens; ++token) {
     if (token + 1 >= state.prompt_tokens()) break;
     const auto row = logits.subspan(static_cast<size_t>(token - first) * vocab, vocab);
     out.push_back(LogprobOf(row, state.text[static_cast<size_t>(token + 1)], state.request.logprobs));

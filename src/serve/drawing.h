@@ -14,8 +14,8 @@ base::Result<int32_t> DrawToken(const RequestState& state, std::span<const float
 
 TokenLogprob LogprobOf(std::span<const float> logits, int32_t token, int64_t top);
 
-// Log-probabilities of the prompt's tokens that the rows of a slice tell, behind those told before; the very first one
-// is not a number. `logits`: the slice's rows.
+// Log-probabilities of the prompt's tokens, the very first apart, that the rows of a slice tell and no slice before
+// did. `logits`: the slice's rows.
 std::vector<TokenLogprob> EchoLogprobs(const SliceRun& slice, std::span<const float> logits);
 
 }  // namespace outrider::serve

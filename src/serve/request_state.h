@@ -25,7 +25,7 @@ struct RequestState {
   int64_t queued_since = 0;  // step
   int64_t ready_since = 0;   // step
   int64_t cached = 0;        // prompt tokens that the prefix cache had
-  int64_t echoed = 0;        // prompt tokens whose log-probability was told
+  int64_t echoed = 0;        // prompt tokens behind the first whose log-probability was told
   int64_t told_experts = 0;
   int64_t draws = 0;   // tokens drawn
   bool ended = false;  // the last event is told, the pages are given back

@@ -17,9 +17,8 @@ RequestState* Find(const RunningList& running, uint64_t id) {
 // The first token of `state` from `computed` on whose row of logits is wanted, when it runs up to its token `end`.
 int64_t FirstRow(const RequestState& state, int64_t end) {
   const int64_t last = end == state.length() ? end - 1 : end;
-  const int64_t told = std::max<int64_t>(state.echoed, 1);  // the very first token has no row
-  const bool echo = state.echoes() && told < state.prompt_tokens();
-  return echo ? std::clamp(told - 1, state.computed, last) : last;
+  const bool echo = state.echoes() && state.echoed + 1 < state.prompt_tokens();
+  return echo ? std::clamp(state.echoed, state.computed, last) : last;
 }
 
 }  // namespace

@@ -3,7 +3,9 @@
 // next is a hash of all cells of the text, read through the table: a wrong page, a stale page or a wrong order changes
 // the text. Reference texts come from the same hashes without any page.
 
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <span>
 #include <string>
 #include <utility>
@@ -139,7 +141,7 @@ class FakePregate : public Pregate {
   FakeCells cells_;
 };
 
-// What a request has to write, computed by itself and without pages. The last token's expert is not routed.
+// What a request has to write, computed by itself and without pages.
 struct ReferenceText {
   std::vector<int32_t> written;
   std::vector<ExpertId> experts;  // of prompt and text
@@ -156,29 +158,28 @@ inline ReferenceText Reference(const Request& request, const ModelShape& shape =
   counts.AddPrompt(request.prompt);
   uint64_t kv = 1, route = 1;
   ExpertId previous = kNoExpert;
-  for (int64_t position = 0; position < end; ++position) {
+  for (int64_t position = 0; position < std::ssize(text); ++position) {
     const int32_t id = text[static_cast<size_t>(position)];
     if (shape.experts > 0) {
       route = Mix(route, Mix(static_cast<uint64_t>(id), 77));
       out.experts.push_back(previous = FakeExpert(route, previous, shape.experts));
     }
     kv = Mix(kv, KvCell(id, previous, position));
-    if (position + 1 < prompt) continue;
+    if (position + 1 < prompt || position + 1 == end) continue;
     std::vector<float> logits(static_cast<size_t>(shape.vocab));
     for (int64_t v = 0; v < shape.vocab; ++v) logits[static_cast<size_t>(v)] = FakeLogit(kv, v);
     if (s.presence_penalty != 0 || s.frequency_penalty != 0 || s.repetition_penalty != 1)
       counts.Apply({s.presence_penalty, s.frequency_penalty, s.repetition_penalty}, logits);
     const auto token = static_cast<int32_t>(sampling::PickToken(logits, {s.temperature, s.top_k, s.top_p, s.seed},
                                                                 static_cast<uint64_t>(position + 1 - prompt)));
+    if (std::find(request.stop_ids.begin(), request.stop_ids.end(), token) != request.stop_ids.end()) {
+      out.finish = Finish::kStop;
+      break;
+    }
     out.written.push_back(token);
     text.push_back(token);
     counts.AddWritten(token);
-    for (const int32_t stop : request.stop_ids) {
-      if (stop == token) out.finish = Finish::kStop;
-    }
-    if (out.finish == Finish::kStop || position + 2 >= end) break;
   }
-  if (shape.experts > 0) out.experts.push_back(kNoExpert);
   return out;
 }
 

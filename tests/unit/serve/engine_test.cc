@@ -72,7 +72,7 @@ TEST(Engine, WritesTheTextOfTheMachine) {
   const EngineStats stats = engine->Stats();
   EXPECT_EQ(stats.first_violation, "");
   EXPECT_EQ(stats.plan_mismatches, 0);
-  EXPECT_EQ(stats.plan_checked, 16);
+  EXPECT_EQ(stats.plan_checked, 17);
   EXPECT_EQ(stats.open_streams, 0);
 }
 
