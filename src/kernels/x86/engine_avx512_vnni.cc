@@ -1,0 +1,33 @@
+#include "kernels/linear_engine.h"
+#include "kernels/token_engine.h"
+#include "kernels/x86/engine_sets.h"
+#include "kernels/x86/vector16.h"
+
+namespace outrider::kernels {
+namespace {
+
+// Unsigned bytes of the weights, which are shifted by 128, times signed ones of x (vpdpbusd); the sum starts with what
+// the shift will have added too much.
+struct Dot16 {
+  static constexpr int kLinearTokens = 4;
+  using I = __m512i;
+
+  static I Start(int32_t sum) { return _mm512_set1_epi32(-128 * sum); }
+  static I Load(const std::byte* at) { return _mm512_loadu_si512(at); }
+  static I Broadcast(const int8_t* at) {
+    int32_t quad;
+    __builtin_memcpy(&quad, at, sizeof(quad));
+    return _mm512_set1_epi32(quad);
+  }
+  static I Step(I sum, I weights, I x) { return _mm512_dpbusd_epi32(sum, weights, x); }
+  static __m512 ToFloat(I sum) { return _mm512_cvtepi32_ps(sum); }
+};
+
+constexpr LinearEngine kLinearI8 =
+    LinearWalk<Vector16, WholePanel<Vector16, Dot16>>::Table("avx512_vnni", &TokenWork<Vector16>::Quantise);
+
+}  // namespace
+
+EngineSet Avx512VnniEngines() { return {.linear = {nullptr, nullptr, &kLinearI8}}; }
+
+}  // namespace outrider::kernels
