@@ -16,4 +16,10 @@ constexpr int64_t kScaleBytes = 2;
 // Of one number; scales of kI8 apart.
 constexpr int64_t BytesOf(Number number) { return number == Number::kF32 ? 4 : number == Number::kBf16 ? 2 : 1; }
 
+// Of one channel record (channel_store.h).
+constexpr int64_t RecordBytes(Number number, int64_t width) {
+  if (number != Number::kI8) return 3 * width * BytesOf(number);
+  return (3 * (width + width / kBlock * kScaleBytes) + 63) / 64 * 64;
+}
+
 }  // namespace outrider::kernels
