@@ -56,16 +56,21 @@ base::Result<void> Run(const ChannelStore& store, const Call& call, const Decode
   const int64_t width = store.width(), size = tokens * width, channels = store.channels();
   scratch.Clear();
   const int64_t x_at = scratch.Add(call.rows == Rows::kF32 ? 0 : size * 4), sums_at = scratch.Add(kParts * size * 4);
+  const int64_t staged_bytes = engine.stage == nullptr ? 0 : engine.staged_bytes(width);
+  const int64_t staged_at = scratch.Add(tokens * staged_bytes);
   scratch.Commit();
   const float* x = Widened(call, size, reinterpret_cast<float*>(scratch.Get(x_at)));
   auto* sums = reinterpret_cast<float*>(scratch.Get(sums_at));
+  std::byte* staged = scratch.Get(staged_at);
+  if (engine.stage != nullptr)
+    workers.Run(tokens, [&](int64_t t, int) { engine.stage(x + t * width, width, staged + t * staged_bytes); });
   uint16_t bits[kDecodeTokensMax];
   for (int64_t t = 0; t < tokens; ++t) bits[t] = static_cast<uint16_t>(1U << call.experts[static_cast<size_t>(t)]);
   const LayerView layer{store.records(), width, store.number()};
   workers.Run(kParts, [&](int64_t part, int) {
     float* own = sums + part * size;
     std::fill(own, own + size, 0.0F);
-    engine.walk(layer, store.signatures().data(), {x, bits, tokens}, part * channels / kParts,
+    engine.walk(layer, store.signatures().data(), {x, bits, tokens, staged}, part * channels / kParts,
                 (part + 1) * channels / kParts, own);
   });
   workers.Run(tokens, [&](int64_t t, int) { Join(sums, size, t * width, (t + 1) * width, call.rows, call.y); });

@@ -57,6 +57,7 @@ struct StepTokens {
   const float* x = nullptr;  // [count, width]
   const uint16_t* bits = nullptr;
   int64_t count = 0;
+  const std::byte* staged = nullptr;  // [count, staged_bytes(width)], where the engine stages
 };
 
 struct DecodeEngine {
@@ -66,6 +67,9 @@ struct DecodeEngine {
   // tokens whose bit is in its signature.
   void (*walk)(const LayerView& layer, const uint16_t* signatures, const StepTokens& tokens, int64_t first,
                int64_t last, float* sums);
+  // What the walk reads of one token instead of x; both null where it reads x itself.
+  int64_t (*staged_bytes)(int64_t width) = nullptr;
+  void (*stage)(const float* x, int64_t width, std::byte* to) = nullptr;
 };
 
 // Rounds blocks of kBlock numbers to whole numbers in [-127, 127] and a scale each; sums: of the whole numbers.

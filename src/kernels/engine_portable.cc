@@ -3,6 +3,7 @@
 #include "kernels/linear_engine.h"
 #include "kernels/tile_engine.h"
 #include "kernels/token_engine.h"
+#include "kernels/whole_records.h"
 
 namespace outrider::kernels {
 namespace {
@@ -45,6 +46,9 @@ struct Vector4 {
     *even = Each([&](int i) { return Widened(bits[2 * i]); });
     *odd = Each([&](int i) { return Widened(bits[2 * i + 1]); });
   }
+  static F LoadWhole(const int8_t* at) {
+    return Each([&](int i) { return static_cast<float>(at[i]); });
+  }
   static void StoreWhole(int8_t* at, F a) {
     for (int i = 0; i < 4; ++i) at[i] = static_cast<int8_t>(a[i]);
   }
@@ -78,6 +82,7 @@ struct Vector4 {
 
 struct Dot4 {
   static constexpr int kLinearTokens = 1;
+  static constexpr int64_t kBytes = 16;
   using I = int32_t __attribute__((vector_size(16)));
 
   static I Start(int32_t) { return I{0, 0, 0, 0}; }
@@ -86,6 +91,9 @@ struct Dot4 {
     __builtin_memcpy(&result, at, sizeof(I));
     return result;
   }
+  static I LoadPlain(const std::byte* at) { return Load(at); }
+  static I StartAt(const int32_t*) { return Start(0); }
+  static Vector4::F Scales(const uint16_t* row, int64_t i) { return Vector4::Set(Vector4::Widened(row[i / 2])); }
   static I Broadcast(const int8_t* at) {
     int32_t quad = 0;
     __builtin_memcpy(&quad, at, sizeof(quad));
@@ -106,8 +114,10 @@ struct Dot4 {
 
 constexpr PrefillEngine kPrefillF32 = TileEngine<FloatForm<Vector4, false>>::Table("portable");
 constexpr PrefillEngine kPrefillBf16 = TileEngine<FloatForm<Vector4, true>>::Table("portable");
-constexpr DecodeEngine kDecodeF32 = DecodeWalk<Vector4, false>::Table("portable");
-constexpr DecodeEngine kDecodeBf16 = DecodeWalk<Vector4, true>::Table("portable");
+constexpr DecodeEngine kDecodeF32 = DecodeWalk<Vector4, FloatRecords<Vector4, false>>::Table("portable");
+constexpr DecodeEngine kDecodeBf16 = DecodeWalk<Vector4, FloatRecords<Vector4, true>>::Table("portable");
+
+constexpr DecodeEngine kDecodeI8 = DecodeWalk<Vector4, WholeRecords<Vector4, Dot4>>::Table("portable");
 
 using Token = TokenWork<Vector4>;
 constexpr TokenEngine kToken = Token::Table("portable");
@@ -119,7 +129,7 @@ constexpr LinearEngine kLinearI8 = LinearWalk<Vector4, WholePanel<Vector4, Dot4>
 
 EngineSet PortableEngines() {
   return {.prefill = {&kPrefillF32, &kPrefillBf16, nullptr},
-          .decode = {&kDecodeF32, &kDecodeBf16, nullptr},
+          .decode = {&kDecodeF32, &kDecodeBf16, &kDecodeI8},
           .linear = {&kLinearF32, &kLinearBf16, &kLinearI8},
           .token = &kToken};
 }

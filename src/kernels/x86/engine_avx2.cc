@@ -4,6 +4,7 @@
 #include "kernels/linear_engine.h"
 #include "kernels/tile_engine.h"
 #include "kernels/token_engine.h"
+#include "kernels/whole_records.h"
 #include "kernels/x86/engine_sets.h"
 
 namespace outrider::kernels {
@@ -47,6 +48,9 @@ struct Vector8 {
     *even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
     *odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000U))));
   }
+  static F LoadWhole(const int8_t* at) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))));
+  }
   static void StoreWhole(int8_t* at, F a) {
     const __m256i words = _mm256_cvtps_epi32(a);
     const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
@@ -73,12 +77,18 @@ struct Vector8 {
 // Pairs of products must fit 16 bits, so the signs of x go to the weights.
 struct Dot8 {
   static constexpr int kLinearTokens = 1;
+  static constexpr int64_t kBytes = 32;
   using I = __m256i;
 
   static I Start(int32_t) { return _mm256_setzero_si256(); }
   static I Load(const std::byte* at) {
     const __m256i shifted = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
     return _mm256_xor_si256(shifted, _mm256_set1_epi8(static_cast<char>(0x80)));
+  }
+  static I LoadPlain(const std::byte* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
+  static I StartAt(const int32_t*) { return _mm256_setzero_si256(); }
+  static __m256 Scales(const uint16_t* row, int64_t i) {
+    return _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(static_cast<uint32_t>(row[i]) << 16)));
   }
   static I Broadcast(const int8_t* at) {
     int32_t quad;
@@ -94,8 +104,10 @@ struct Dot8 {
 
 constexpr PrefillEngine kPrefillF32 = TileEngine<FloatForm<Vector8, false>>::Table("avx2");
 constexpr PrefillEngine kPrefillBf16 = TileEngine<FloatForm<Vector8, true>>::Table("avx2");
-constexpr DecodeEngine kDecodeF32 = DecodeWalk<Vector8, false>::Table("avx2");
-constexpr DecodeEngine kDecodeBf16 = DecodeWalk<Vector8, true>::Table("avx2");
+constexpr DecodeEngine kDecodeF32 = DecodeWalk<Vector8, FloatRecords<Vector8, false>>::Table("avx2");
+constexpr DecodeEngine kDecodeBf16 = DecodeWalk<Vector8, FloatRecords<Vector8, true>>::Table("avx2");
+
+constexpr DecodeEngine kDecodeI8 = DecodeWalk<Vector8, WholeRecords<Vector8, Dot8>>::Table("avx2");
 
 using Token = TokenWork<Vector8>;
 constexpr TokenEngine kToken = Token::Table("avx2");
@@ -107,7 +119,7 @@ constexpr LinearEngine kLinearI8 = LinearWalk<Vector8, WholePanel<Vector8, Dot8>
 
 EngineSet Avx2Engines() {
   return {.prefill = {&kPrefillF32, &kPrefillBf16, nullptr},
-          .decode = {&kDecodeF32, &kDecodeBf16, nullptr},
+          .decode = {&kDecodeF32, &kDecodeBf16, &kDecodeI8},
           .linear = {&kLinearF32, &kLinearBf16, &kLinearI8},
           .token = &kToken};
 }

@@ -10,8 +10,8 @@ namespace {
 
 constexpr PrefillEngine kPrefillF32 = TileEngine<FloatForm<Vector16, false>>::Table("avx512");
 constexpr PrefillEngine kPrefillBf16 = TileEngine<FloatForm<Vector16, true>>::Table("avx512");
-constexpr DecodeEngine kDecodeF32 = DecodeWalk<Vector16, false>::Table("avx512");
-constexpr DecodeEngine kDecodeBf16 = DecodeWalk<Vector16, true>::Table("avx512");
+constexpr DecodeEngine kDecodeF32 = DecodeWalk<Vector16, FloatRecords<Vector16, false>>::Table("avx512");
+constexpr DecodeEngine kDecodeBf16 = DecodeWalk<Vector16, FloatRecords<Vector16, true>>::Table("avx512");
 
 constexpr TokenEngine kToken = TokenWork<Vector16>::Table("avx512");
 constexpr LinearEngine kLinearF32 = LinearWalk<Vector16, FloatPanel<Vector16, false>>::Table("avx512", nullptr);
