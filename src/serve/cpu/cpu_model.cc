@@ -145,7 +145,7 @@ base::Result<CpuModel> CpuModel::Pack(const spec::Config& config, const ExpertMa
                                       Number number) {
   if (auto ok = CheckConfig(config); !ok) return tl::unexpected(ok.error());
   if (auto ok = CheckExperts(config, experts); !ok) return tl::unexpected(ok.error());
-  CpuModel model(config, experts.experts, number);
+  CpuModel model(config, experts.experts > 1 ? experts.experts : 0, number);
   Packer packer(config, experts, source, number);
   const int64_t width = config.hidden_size, queries = config.heads * config.head_dim;
   const int64_t keys = config.kv_heads * config.head_dim;

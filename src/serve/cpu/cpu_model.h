@@ -13,7 +13,8 @@
 
 namespace outrider::serve {
 
-// Which channel belongs to which expert. Empty for a dense model.
+// Which channel belongs to which expert. Empty for a dense model; with one expert the model is a dense one of fewer
+// channels.
 struct ExpertMap {
   int64_t experts = 0;
   std::vector<std::vector<kernels::Signature>> signatures;  // per layer, of the source's channels
