@@ -29,6 +29,7 @@ StepLimits AnyLimits() {
   limits.distinct_experts = Below(4);
   limits.age_max = Below(4);
   limits.prefill_age_max = Below(4);
+  limits.hold_gain_min = 1 + 0.5 * Below(2);
   limits.ffn_bytes_max = Below(2) * 1000 * Below(20);
   return limits;
 }

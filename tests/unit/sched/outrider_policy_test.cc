@@ -17,6 +17,7 @@ SnapshotCase Overlapping() {
   SnapshotCase c(3, {0, 100, 100, 105, 100, 200, 200, 205});
   c.fixed_bytes = 20;
   c.limits = {.decode_tokens = 8, .prefill_tokens = 8, .distinct_experts = 2, .age_max = 4, .prefill_age_max = 4};
+  c.limits.hold_gain_min = 1;
   return c;
 }
 
@@ -124,7 +125,7 @@ TEST(Outrider, DenseModelsAreServedInOrder) {
 
 TEST(ExpertChoice, TiesGoToFewerBytesThenToTheLowerPattern) {
   SnapshotCase c(2, {0, 100, 100, 200});
-  c.limits = {.decode_tokens = 4, .distinct_experts = 2};
+  c.limits = {.decode_tokens = 4, .distinct_experts = 2, .hold_gain_min = 1};
   const std::vector<int64_t> ready{1, 1};
   EXPECT_EQ(ChooseExperts(c.Get(), 0, ready), 1);        // 1/100, 1/100, 2/200
   EXPECT_EQ(ChooseExperts(c.Get(), 0b10, ready), 0b10);  // forced
@@ -139,7 +140,7 @@ TEST(ExpertChoice, CountsNoMoreThanTheBudget) {
 
 TEST(ExpertChoice, UsesMeasuredRates) {
   SnapshotCase c(2, {0, 100, 100, 200});
-  c.limits = {.decode_tokens = 8, .distinct_experts = 2};
+  c.limits = {.decode_tokens = 8, .distinct_experts = 2, .hold_gain_min = 1};
   c.fixed_bytes = 40;
   const std::vector<int64_t> ready{3, 2};
   c.bytes_per_s = 1;
@@ -150,10 +151,25 @@ TEST(ExpertChoice, UsesMeasuredRates) {
   EXPECT_EQ(ChooseExperts(c.Get(), 0, ready), 0b11);
 }
 
+TEST(ExpertChoice, HoldsForALargeGainOnlyWhereAllWouldFit) {
+  SnapshotCase c(2, {0, 100, 100, 200});
+  c.limits = {.decode_tokens = 8, .distinct_experts = 2};
+  const std::vector<int64_t> ready{6, 2};  // 6/100 against 8/200: half as much again
+  c.limits.hold_gain_min = 1.5;
+  EXPECT_EQ(ChooseExperts(c.Get(), 0, ready), 0b01);
+  c.limits.hold_gain_min = 1.51;
+  EXPECT_EQ(ChooseExperts(c.Get(), 0, ready), 0b11);
+  c.limits.decode_tokens = 7;  // not all fit: somebody waits anyway
+  EXPECT_EQ(ChooseExperts(c.Get(), 0, ready), 0b01);
+  c.limits.decode_tokens = 8;
+  c.limits.distinct_experts = 1;
+  EXPECT_EQ(ChooseExperts(c.Get(), 0, ready), 0b01);
+}
+
 TEST(ExpertChoice, GreedyAdditionsOfManyExperts) {
   constexpr int64_t kExperts = 12;
   SnapshotCase c(kExperts, OverlappingBytes(kExperts, 0.3, 1));
-  c.limits = {.decode_tokens = 64, .distinct_experts = 3};
+  c.limits = {.decode_tokens = 64, .distinct_experts = 3};  // all do not fit K
   c.fixed_bytes = 1'000'000;
   const std::vector<int64_t> ready{1, 1, 1, 9, 1, 8, 1, 1, 7, 1, 1, 1};
   EXPECT_EQ(ChooseExperts(c.Get(), 0, ready), 1 << 3 | 1 << 5 | 1 << 8);
