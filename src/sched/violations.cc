@@ -138,6 +138,7 @@ std::vector<std::string> SnapshotViolations(const Snapshot& snapshot) {
                               limits.prefill_age_max, limits.ffn_bytes_max}) {
     findings.Expect(limit >= 0, "a limit of ", std::to_string(limit));
   }
+  findings.Expect(limits.hold_gain_min >= 1, "a least gain of holding of ", std::to_string(limits.hold_gain_min));
   for (size_t i = 0; i < snapshot.items.size(); ++i) {
     CheckItem(snapshot, snapshot.items[i], findings);
     findings.Expect(i == 0 || snapshot.items[i - 1].request < snapshot.items[i].request,

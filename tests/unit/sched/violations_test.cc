@@ -95,10 +95,12 @@ TEST(Violations, OfThePolicyOutrider) {
 TEST(Violations, OfSnapshots) {
   SnapshotCase c(2, {0, 1});
   c.limits.age_max = -1;
+  c.limits.hold_gain_min = 0;
   c.Decode(5, 3, 2);
   const std::vector<std::string> found = SnapshotViolations(c.Get());
   EXPECT_THAT(found, Contains(HasSubstr("FFN bytes of 2 sets of 2 experts")));
   EXPECT_THAT(found, Contains(HasSubstr("a limit of -1")));
+  EXPECT_THAT(found, Contains(HasSubstr("a least gain of holding of 0")));
   EXPECT_THAT(found, Contains(HasSubstr("request 0 has expert 5")));
   EXPECT_THAT(found, Contains(HasSubstr("request 0 is ready in a later step")));
   EXPECT_THAT(found, Contains(HasSubstr("request 0 has priority 2")));
