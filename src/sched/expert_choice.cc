@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 #include <tuple>
 
 #include "sched/plan_builder.h"
@@ -29,7 +30,16 @@ class Chooser {
     }
   }
 
-  ExpertSet Enumerate(ExpertSet forced) const {
+  ExpertSet Choose(ExpertSet forced) const {
+    const Choice best = snapshot_.experts <= kEnumeratedExpertsMax ? Enumerate(forced) : AddGreedily(forced);
+    const auto all = static_cast<ExpertSet>(forced | useful_);
+    const int64_t items = std::accumulate(ready_.begin(), ready_.end(), int64_t{0});
+    const bool all_fit = items <= snapshot_.limits.decode_tokens && std::popcount(all) <= distinct_max_;
+    return all_fit && best.rate < snapshot_.limits.hold_gain_min * Rate(all).rate ? all : best.set;
+  }
+
+ private:
+  Choice Enumerate(ExpertSet forced) const {
     const auto more = static_cast<ExpertSet>(useful_ & ~forced);
     Choice best = Rate(forced);
     // All subsets of `more`: the next lower one in the order of its bits.
@@ -37,10 +47,10 @@ class Chooser {
       const auto set = static_cast<ExpertSet>(forced | added);
       if (std::popcount(set) <= distinct_max_) best = std::min(best, Rate(set), Better);
     }
-    return best.set;
+    return best;
   }
 
-  ExpertSet AddGreedily(ExpertSet forced) const {
+  Choice AddGreedily(ExpertSet forced) const {
     Choice best = Rate(forced);
     while (std::popcount(best.set) < distinct_max_) {
       Choice next = best;
@@ -50,10 +60,9 @@ class Chooser {
       if (next.set == best.set) break;
       best = next;
     }
-    return best.set;
+    return best;
   }
 
- private:
   Choice Rate(ExpertSet set) const {
     int64_t tokens = 0;
     for (size_t e = 0; e < ready_.size(); ++e) {
@@ -81,8 +90,7 @@ int64_t DistinctMax(const Snapshot& snapshot) {
 }
 
 ExpertSet ChooseExperts(const Snapshot& snapshot, ExpertSet forced, std::span<const int64_t> ready) {
-  const Chooser chooser(snapshot, ready);
-  return snapshot.experts <= kEnumeratedExpertsMax ? chooser.Enumerate(forced) : chooser.AddGreedily(forced);
+  return Chooser(snapshot, ready).Choose(forced);
 }
 
 }  // namespace outrider::sched

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -20,8 +21,8 @@ class OutriderPlanner {
       : snapshot_(snapshot), limits_(snapshot.limits), plan_(snapshot), decode_(DecodeOrder(snapshot)) {}
 
   StepPlan Run() && {
+    if (limits_.age_max > 0) TakeOverdue();
     if (snapshot_.experts > 0 && limits_.age_max > 0) {
-      TakeOverdue();
       TakeOf(ChooseExperts(snapshot_, plan_.experts(), ReadyByExpert()));
     } else {
       TakeAllDecode();
@@ -48,7 +49,7 @@ class OutriderPlanner {
     SortByAge(snapshot_, order);
     for (const size_t item : order) {
       if (!Overdue(item)) break;
-      const ExpertSet with = With(plan_.experts(), At(item).experts[0]);
+      const auto with = static_cast<ExpertSet>(plan_.experts() | ExpertsOf(At(item), 0, 1));
       if (std::popcount(with) <= DistinctMax(snapshot_)) plan_.Take(item, 1);
     }
   }
@@ -66,18 +67,20 @@ class OutriderPlanner {
   }
 
   void TakeAllDecode() {
-    for (const size_t item : decode_) plan_.Take(item, 1);
+    for (const size_t item : decode_) {
+      if (plan_.Taken(item) == 0) plan_.Take(item, 1);
+    }
   }
 
   std::vector<size_t> PromptOrder() const {
-    std::vector<size_t> order = PrefillOrder(snapshot_);
-    if (snapshot_.experts == 0 || limits_.prefill_age_max == 0) return order;
-    const auto fresh = std::stable_partition(order.begin(), order.end(), [&](size_t item) { return Overdue(item); });
-    std::stable_sort(order.begin(), fresh, [&](size_t a, size_t b) { return At(a).ready_since < At(b).ready_since; });
-    std::vector<int64_t> added(snapshot_.items.size(), 0);  // bytes, by item
-    for (auto it = fresh; it != order.end(); ++it) added[*it] = AddedBytes(*it);
-    std::stable_sort(fresh, order.end(),
-                     [&](size_t a, size_t b) { return At(a).priority == At(b).priority && added[a] < added[b]; });
+    if (limits_.prefill_age_max == 0) return PrefillOrder(snapshot_);
+    std::vector<size_t> order = ItemsOf(snapshot_, Lane::kPrefill);
+    SortByAge(snapshot_, order);
+    const auto fresh = std::find_if(order.begin(), order.end(), [&](size_t item) { return !Overdue(item); });
+    std::vector<std::tuple<int64_t, int64_t, size_t>> keys;  // priority, added bytes, order of arrival
+    for (auto it = fresh; it != order.end(); ++it) keys.emplace_back(-At(*it).priority, AddedBytes(*it), *it);
+    std::sort(keys.begin(), keys.end());
+    std::transform(keys.begin(), keys.end(), fresh, [](const auto& key) { return std::get<2>(key); });
     return order;
   }
 
