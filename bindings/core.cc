@@ -19,6 +19,8 @@
 #include "seam/gil.h"
 #include "seam/lazy_impl.h"
 #include "seam/settle.h"
+#include "serve.h"
+#include "serve_cpu.h"
 
 namespace py = pybind11;
 using outrider::coexec::Session;
@@ -218,4 +220,6 @@ PYBIND11_MODULE(_core, m) {
   DefineModel(m);
   DefineMoe(m);
   DefineKernels(m);
+  DefineCpuPasses(m);
+  DefineServe(m);
 }

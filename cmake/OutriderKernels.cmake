@@ -14,16 +14,18 @@ set_source_files_properties(${PROJECT_SOURCE_DIR}/src/kernels/engine_portable.cc
   COMPILE_OPTIONS -ffp-contract=off)
 
 set(kernels_avx512 -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma)
+set(kernels_avx512_vnni ${kernels_avx512} -mavx512vnni)
 set(kernels_avx512_bf16 ${kernels_avx512} -mavx512bf16)
 set(kernels_amx ${kernels_avx512_bf16} -mamx-tile -mamx-bf16)
 set(kernels_avx2 -mavx2 -mfma)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # g++ 12 takes the undefined operands inside its own AVX-512 header for mistakes.
   list(APPEND kernels_avx512 -Wno-uninitialized -Wno-maybe-uninitialized)
+  list(APPEND kernels_avx512_vnni -Wno-uninitialized -Wno-maybe-uninitialized)
   list(APPEND kernels_avx512_bf16 -Wno-uninitialized -Wno-maybe-uninitialized)
   list(APPEND kernels_amx -Wno-uninitialized -Wno-maybe-uninitialized)
 endif()
-foreach(set IN ITEMS avx2 avx512 avx512_bf16 amx)
+foreach(set IN ITEMS avx2 avx512 avx512_vnni avx512_bf16 amx)
   set_source_files_properties(${PROJECT_SOURCE_DIR}/src/kernels/x86/engine_${set}.cc PROPERTIES
     COMPILE_OPTIONS "${kernels_${set}}")
 endforeach()

@@ -10,7 +10,7 @@ else()
   find_package(GTest REQUIRED)
 endif()
 
-set(outrider_torch_free_rooms base trace plan files kernels sched serve)
+set(outrider_torch_free_rooms base sampling trace plan files kernels spec sched serve)
 set(outrider_torch_rooms seam coexec model moe)
 
 # outrider_test(<name> <folder> [TORCH] [LIBRARIES <target>...]); label: torch or torch-free.
@@ -39,7 +39,6 @@ function(outrider_test name folder)
 endfunction()
 
 # Torch-free units of rooms that see torch, for the fuzz program of that name: they are built without torch.
-set(outrider_fuzz_units_config model/config.cc)
 set(outrider_fuzz_units_options moe/options.cc)
 
 # tests/fuzz/<name>_fuzz.cc defines LLVMFuzzerTestOneInput; its seeds lie in tests/fuzz/corpus/<name>.

@@ -1,12 +1,20 @@
 #include "kernels/channel_store.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
+
+#include "base/check.h"
+#include "kernels/int8_block.h"
 
 namespace outrider::kernels {
 namespace {
 
-base::Result<void> Check(const DenseFfn& dense, std::span<const Signature> signatures, int64_t experts) {
+struct Sizes {
+  int64_t channels = 0, width = 0;
+};
+
+base::Result<void> Check(const Sizes& dense, std::span<const Signature> signatures, int64_t experts) {
   if (dense.channels < 1 || dense.width < 1 || dense.width % kWidthMultiple != 0)
     return base::Fail("E_SHAPE", std::to_string(dense.channels) + " channels of width " + std::to_string(dense.width) +
                                      ": expected at least one channel and a multiple of " +
@@ -39,24 +47,84 @@ void Fill(const DenseFfn& dense, T* records) {
   }
 }
 
+// One part of a record: 0 gate, 1 up, 2 down.
+struct RecordPart {
+  std::byte* record = nullptr;
+  int64_t width = 0;
+  int64_t part = 0;
+
+  // Numbers [first, first + kBlock).
+  void Write(Number number, int64_t first, const float* values) const {
+    const int64_t at = part * width + first;
+    if (number == Number::kF32) {
+      std::memcpy(record + at * 4, values, static_cast<size_t>(kBlock) * 4);
+      return;
+    }
+    if (number == Number::kBf16) {
+      uint16_t bits[kBlock];
+      std::transform(values, values + kBlock, bits, Bf16Of);
+      std::memcpy(record + at * 2, bits, sizeof(bits));
+      return;
+    }
+    const uint16_t scale = ScaleOf(values);
+    std::memcpy(record + 3 * width + at / kBlock * kScaleBytes, &scale, kScaleBytes);
+    for (int64_t i = 0; i < kBlock; ++i) {
+      const int8_t whole = WholeOf(values[i], FloatOf(scale));
+      record[at + i] = part == 2 ? static_cast<std::byte>(whole) : std::byte{ShiftedOf(whole)};
+    }
+  }
+};
+
 }  // namespace
+
+ChannelStore::ChannelStore(Number number, int64_t width, std::span<const Signature> signatures, int64_t experts)
+    : number_(number), width_(width), signatures_(signatures.begin(), signatures.end()) {
+  const auto channels = static_cast<int64_t>(signatures.size());
+  records_.Resize(channels * record_bytes());
+  lists_.resize(static_cast<size_t>(experts));
+  for (size_t c = 0; c < signatures.size(); ++c)
+    for (int64_t i = 0; i < experts; ++i)
+      if ((signatures[c] >> i & 1U) != 0) lists_[static_cast<size_t>(i)].push_back(static_cast<int32_t>(c));
+}
 
 base::Result<ChannelStore> ChannelStore::Pack(const DenseFfn& dense, std::span<const Signature> signatures,
                                               int64_t experts) {
-  if (auto checked = Check(dense, signatures, experts); !checked) return tl::unexpected(checked.error());
-  ChannelStore store;
-  store.number_ = dense.number;
-  store.width_ = dense.width;
-  store.signatures_.assign(signatures.begin(), signatures.end());
-  store.records_.Resize(dense.channels * 3 * dense.width * BytesOf(dense.number));
+  if (auto checked = Check({dense.channels, dense.width}, signatures, experts); !checked)
+    return tl::unexpected(checked.error());
+  OUTRIDER_CHECK(dense.number != Number::kI8, "whole numbers are made from fp32");
+  ChannelStore store(dense.number, dense.width, signatures, experts);
   if (dense.number == Number::kF32)
     Fill(dense, reinterpret_cast<uint32_t*>(store.records_.data()));
   else
     Fill(dense, reinterpret_cast<uint16_t*>(store.records_.data()));
-  store.lists_.resize(static_cast<size_t>(experts));
-  for (size_t c = 0; c < signatures.size(); ++c)
-    for (int64_t i = 0; i < experts; ++i)
-      if ((signatures[c] >> i & 1U) != 0) store.lists_[static_cast<size_t>(i)].push_back(static_cast<int32_t>(c));
+  return store;
+}
+
+base::Result<ChannelStore> ChannelStore::Pack(const ChannelSource& source, Number number,
+                                              std::span<const Signature> signatures, int64_t experts) {
+  const int64_t channels = source.channels, width = source.width;
+  if (auto checked = Check({channels, width}, signatures, experts); !checked) return tl::unexpected(checked.error());
+  ChannelStore store(number, width, signatures, experts);
+  const int64_t record_bytes = store.record_bytes();
+  if (number == Number::kI8)
+    std::fill_n(store.records_.data(), channels * record_bytes, std::byte{0});  // a record ends in padding
+  std::vector<float> row(static_cast<size_t>(width));
+  for (int64_t c = 0; c < channels; ++c) {
+    for (const int64_t part : {0, 1}) {
+      (part == 0 ? source.gate : source.up)(c, row.data());
+      const RecordPart to{store.records_.data() + c * record_bytes, width, part};
+      for (int64_t j = 0; j < width; j += kBlock) to.Write(number, j, row.data() + j);
+    }
+  }
+  std::vector<float> rows(static_cast<size_t>(kBlock * channels));
+  for (int64_t o = 0; o < width; o += kBlock) {
+    for (int64_t i = 0; i < kBlock; ++i) source.down(o + i, rows.data() + i * channels);
+    for (int64_t c = 0; c < channels; ++c) {
+      float column[kBlock];
+      for (int64_t i = 0; i < kBlock; ++i) column[i] = rows[static_cast<size_t>(i * channels + c)];
+      RecordPart{store.records_.data() + c * record_bytes, width, 2}.Write(number, o, column);
+    }
+  }
   return store;
 }
 

@@ -3,12 +3,16 @@
 //
 //   gate row c | up row c | down column c
 //
+// For kI8 the bytes of gate and up are shifted by 128, and behind the numbers lie the scales of their blocks, bf16, in
+// the same order; a record fills whole lines.
+//
 // so that one channel is one range of memory, whatever the experts are. Each channel is stored once; which experts have
 // it says its signature (bit i: expert i). Channels with equal signatures are best kept together, but nothing here
 // depends on it.
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -33,13 +37,25 @@ struct DenseFfn {
   int64_t width = 0;
 };
 
+// The channels of one layer in stored order, read as fp32.
+struct ChannelSource {
+  int64_t channels = 0;
+  int64_t width = 0;
+  std::function<void(int64_t channel, float* to)> gate, up;  // `width` numbers
+  std::function<void(int64_t output, float* to)> down;       // one number per channel
+};
+
 class ChannelStore {
  public:
   // Copies the matrices into records. E_SHAPE: sizes that do not fit; E_EXPERTS: a signature of an expert >= experts.
   static base::Result<ChannelStore> Pack(const DenseFfn& dense, std::span<const Signature> signatures, int64_t experts);
 
+  // The same from fp32, stored as `number`. Throws std::bad_alloc.
+  static base::Result<ChannelStore> Pack(const ChannelSource& source, Number number,
+                                         std::span<const Signature> signatures, int64_t experts);
+
   const std::byte* records() const { return records_.data(); }
-  int64_t record_bytes() const { return 3 * width_ * BytesOf(number_); }
+  int64_t record_bytes() const { return RecordBytes(number_, width_); }
   Number number() const { return number_; }
   int64_t channels() const { return static_cast<int64_t>(signatures_.size()); }
   int64_t width() const { return width_; }
@@ -49,7 +65,7 @@ class ChannelStore {
   std::span<const int32_t> ChannelsOf(int64_t expert) const { return lists_[static_cast<size_t>(expert)]; }
 
  private:
-  ChannelStore() = default;
+  ChannelStore(Number number, int64_t width, std::span<const Signature> signatures, int64_t experts);
 
   AlignedBytes records_;
   Number number_ = Number::kF32;

@@ -1,7 +1,6 @@
 #include "kernels/decode.h"
 
 #include <algorithm>
-#include <cstring>
 #include <string>
 #include <vector>
 
@@ -15,56 +14,80 @@ namespace {
 // Parts of the stored order; a constant, because sums are joined by part.
 constexpr int64_t kParts = 16;
 
-void Widen(const ChannelStore& store, const void* x, int64_t count, float* to) {
-  if (store.number() == Number::kF32) {
-    std::memcpy(to, x, static_cast<size_t>(count) * sizeof(float));
-    return;
-  }
-  const auto* from = static_cast<const uint16_t*>(x);
-  for (int64_t i = 0; i < count; ++i) to[i] = FloatOf(from[i]);
-}
+enum class Rows : uint8_t { kF32, kBf16 };
+
+// x and y of one call, either of which may be bf16 bits.
+struct Call {
+  const void* x = nullptr;
+  void* y = nullptr;
+  Rows rows = Rows::kF32;
+  std::span<const uint8_t> experts;
+};
 
 // Sums [first, last) of all parts, in the order of the parts.
-void Join(const float* sums, int64_t size, int64_t first, int64_t last, Number number, void* y) {
+void Join(const float* sums, int64_t size, int64_t first, int64_t last, Rows rows, void* y) {
   for (int64_t i = first; i < last; ++i) {
     float total = sums[i];
     for (int64_t part = 1; part < kParts; ++part) total += sums[part * size + i];
-    if (number == Number::kF32)
+    if (rows == Rows::kF32)
       static_cast<float*>(y)[i] = total;
     else
       static_cast<uint16_t*>(y)[i] = Bf16Of(total);
   }
 }
 
-}  // namespace
+// x as fp32, at `to` where it is not.
+const float* Widened(const Call& call, int64_t count, float* to) {
+  if (call.rows == Rows::kF32) return static_cast<const float*>(call.x);
+  const auto* from = static_cast<const uint16_t*>(call.x);
+  for (int64_t i = 0; i < count; ++i) to[i] = FloatOf(from[i]);
+  return to;
+}
 
-base::Result<void> Decode(const ChannelStore& store, const FfnBatch& batch, const DecodeEngine& engine,
-                          Scratch& scratch, Workers& workers) {
+base::Result<void> Run(const ChannelStore& store, const Call& call, const DecodeEngine& engine, Scratch& scratch,
+                       Workers& workers) {
   OUTRIDER_CHECK(engine.number == store.number(), engine.name);
-  if (auto checked = CheckExperts(store, batch.experts); !checked) return checked;
-  const auto tokens = static_cast<int64_t>(batch.experts.size());
+  if (auto checked = CheckExperts(store, call.experts); !checked) return checked;
+  const auto tokens = static_cast<int64_t>(call.experts.size());
   if (tokens > kDecodeTokensMax)
     return base::Fail("E_SHAPE", std::to_string(tokens) + " tokens in one step, expected at most " +
                                      std::to_string(kDecodeTokensMax));
   if (tokens == 0) return {};
   const int64_t width = store.width(), size = tokens * width, channels = store.channels();
   scratch.Clear();
-  const int64_t x_at = scratch.Add(size * 4), sums_at = scratch.Add(kParts * size * 4);
+  const int64_t x_at = scratch.Add(call.rows == Rows::kF32 ? 0 : size * 4), sums_at = scratch.Add(kParts * size * 4);
+  const int64_t staged_bytes = engine.stage == nullptr ? 0 : engine.staged_bytes(width);
+  const int64_t staged_at = scratch.Add(tokens * staged_bytes);
   scratch.Commit();
-  auto* x = reinterpret_cast<float*>(scratch.Get(x_at));
+  const float* x = Widened(call, size, reinterpret_cast<float*>(scratch.Get(x_at)));
   auto* sums = reinterpret_cast<float*>(scratch.Get(sums_at));
-  Widen(store, batch.x, size, x);
+  std::byte* staged = scratch.Get(staged_at);
+  if (engine.stage != nullptr)
+    workers.Run(tokens, [&](int64_t t, int) { engine.stage(x + t * width, width, staged + t * staged_bytes); });
   uint16_t bits[kDecodeTokensMax];
-  for (int64_t t = 0; t < tokens; ++t) bits[t] = static_cast<uint16_t>(1U << batch.experts[static_cast<size_t>(t)]);
+  for (int64_t t = 0; t < tokens; ++t) bits[t] = static_cast<uint16_t>(1U << call.experts[static_cast<size_t>(t)]);
   const LayerView layer{store.records(), width, store.number()};
   workers.Run(kParts, [&](int64_t part, int) {
     float* own = sums + part * size;
     std::fill(own, own + size, 0.0F);
-    engine.walk(layer, store.signatures().data(), {x, bits, tokens}, part * channels / kParts,
+    engine.walk(layer, store.signatures().data(), {x, bits, tokens, staged}, part * channels / kParts,
                 (part + 1) * channels / kParts, own);
   });
-  workers.Run(tokens, [&](int64_t t, int) { Join(sums, size, t * width, (t + 1) * width, store.number(), batch.y); });
+  workers.Run(tokens, [&](int64_t t, int) { Join(sums, size, t * width, (t + 1) * width, call.rows, call.y); });
   return {};
+}
+
+}  // namespace
+
+base::Result<void> Decode(const ChannelStore& store, const FfnBatch& batch, const DecodeEngine& engine,
+                          Scratch& scratch, Workers& workers) {
+  const Rows rows = store.number() == Number::kBf16 ? Rows::kBf16 : Rows::kF32;
+  return Run(store, {batch.x, batch.y, rows, batch.experts}, engine, scratch, workers);
+}
+
+base::Result<void> Decode(const ChannelStore& store, const FloatBatch& batch, const DecodeEngine& engine,
+                          Scratch& scratch, Workers& workers) {
+  return Run(store, {batch.x, batch.y, Rows::kF32, batch.experts}, engine, scratch, workers);
 }
 
 base::Result<void> Decode(const ChannelStore& store, const FfnBatch& batch, Scratch& scratch, Workers& workers) {

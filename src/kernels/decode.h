@@ -11,6 +11,15 @@ namespace outrider::kernels {
 base::Result<void> Decode(const ChannelStore& store, const FfnBatch& batch, const DecodeEngine& engine,
                           Scratch& scratch, Workers& workers);
 
+// The same with fp32 rows, whatever the number of the store.
+struct FloatBatch {
+  const float* x = nullptr;
+  float* y = nullptr;
+  std::span<const uint8_t> experts;
+};
+base::Result<void> Decode(const ChannelStore& store, const FloatBatch& batch, const DecodeEngine& engine,
+                          Scratch& scratch, Workers& workers);
+
 // With the fastest engine of this processor.
 base::Result<void> Decode(const ChannelStore& store, const FfnBatch& batch, Scratch& scratch, Workers& workers);
 

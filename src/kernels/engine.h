@@ -50,12 +50,14 @@ struct PrefillEngine {
 };
 
 constexpr int64_t kDecodeTokensMax = 32;
+constexpr int64_t kPageTokens = 16;  // of a page of keys and values
 
 // Tokens of a step, each with the bit of its expert.
 struct StepTokens {
   const float* x = nullptr;  // [count, width]
   const uint16_t* bits = nullptr;
   int64_t count = 0;
+  const std::byte* staged = nullptr;  // [count, staged_bytes(width)], where the engine stages
 };
 
 struct DecodeEngine {
@@ -65,12 +67,76 @@ struct DecodeEngine {
   // tokens whose bit is in its signature.
   void (*walk)(const LayerView& layer, const uint16_t* signatures, const StepTokens& tokens, int64_t first,
                int64_t last, float* sums);
+  // What the walk reads of one token instead of x; both null where it reads x itself.
+  int64_t (*staged_bytes)(int64_t width) = nullptr;
+  void (*stage)(const float* x, int64_t width, std::byte* to) = nullptr;
 };
 
-// The engines of one instruction set by number; null where it has none of its own.
+// Rounds blocks of kBlock numbers to whole numbers in [-127, 127] and a scale each; sums: of the whole numbers.
+using QuantiseFunction = void (*)(const float* x, int64_t blocks, int8_t* q, float* scales, int32_t* sums);
+
+// Rows of x that a walk over panels reads: fp32, or for kI8 as quantise leaves them.
+struct TokenBlocks {
+  const float* x = nullptr;
+  int64_t stride = 0;  // numbers of a row, a multiple of kBlock
+  int64_t count = 0;
+  const int8_t* q = nullptr;
+  const float* scales = nullptr;  // one per block
+  const int32_t* sums = nullptr;  // one per block
+};
+
+struct PanelView {
+  const std::byte* panels = nullptr;  // matrix.h
+  int64_t panel_bytes = 0;
+  int64_t columns = 0;  // padded
+  int64_t rows = 0;     // not padded
+  const float* bias = nullptr;
+};
+
+struct LinearOutput {
+  float* y = nullptr;  // [count, stride]
+  int64_t stride = 0;
+  bool add = false;  // y += ...
+};
+
+struct LinearEngine {
+  const char* name;
+  Number number;
+  // Rows of panels [first, last), for all tokens.
+  void (*walk)(const PanelView& view, const TokenBlocks& tokens, int64_t first, int64_t last,
+               const LinearOutput& output);
+  QuantiseFunction quantise;
+};
+
+// What one token sees of one head's keys and values (attention.h has the layout of a page).
+struct KvView {
+  const float* cache = nullptr;    // of this head in page 0
+  int64_t page_floats = 0;         // from one page to the next
+  const int32_t* pages = nullptr;  // of positions 0, kPageTokens ...
+  int64_t first = 0, last = 0;     // positions seen, both included
+  int64_t group = 0;               // heads of the queries
+  int64_t head_dim = 0;
+  float scale = 1;
+};
+
+// Work on single tokens, whatever the number of the weights.
+struct TokenEngine {
+  const char* name;
+  // y = weight * x / sqrt(mean(x^2) + eps); y may be x.
+  void (*norm)(const float* x, const float* weight, int64_t size, float eps, float* y);
+  void (*silu)(float* x, int64_t size);
+  // Turns the pairs (i, i + half) of one head.
+  void (*rotate)(float* head, const float* cos, const float* sin, int64_t half);
+  // q and out [group, head_dim]; scores: memory for group * (last + kPageTokens) numbers.
+  void (*attend)(const KvView& view, const float* q, float* scores, float* out);
+};
+
+// The engines of one instruction set, by number; null where it has none of its own.
 struct EngineSet {
-  const PrefillEngine* prefill[2] = {nullptr, nullptr};
-  const DecodeEngine* decode[2] = {nullptr, nullptr};
+  const PrefillEngine* prefill[kNumbers] = {};
+  const DecodeEngine* decode[kNumbers] = {};
+  const LinearEngine* linear[kNumbers] = {};
+  const TokenEngine* token = nullptr;
 };
 
 EngineSet PortableEngines();

@@ -1,12 +1,16 @@
 // The engines of every machine: four lanes in plain C++, which compilers turn into whatever the target has.
 #include "kernels/decode_engine.h"
+#include "kernels/linear_engine.h"
 #include "kernels/tile_engine.h"
+#include "kernels/token_engine.h"
+#include "kernels/whole_records.h"
 
 namespace outrider::kernels {
 namespace {
 
 struct Vector4 {
   static constexpr int64_t kLanes = 4, kGroup = 2, kDownTokens = 4;
+  static constexpr int kLinearTokens = 1, kHeads = 1;
   static constexpr int Pairs(int vectors) { return vectors == 1 ? 3 : 2; }
   using F = float __attribute__((vector_size(16)));  // a type of GCC and clang on every target
 
@@ -34,6 +38,19 @@ struct Vector4 {
   }
   static void StoreBf16(uint16_t* at, F a) {
     for (int i = 0; i < 4; ++i) at[i] = Rounded(a[i]);
+  }
+  // Numbers 0, 2, 4 ... and 1, 3, 5 ...
+  static void LoadPairs(const std::byte* at, F* even, F* odd) {
+    uint16_t bits[8];
+    __builtin_memcpy(bits, at, sizeof(bits));
+    *even = Each([&](int i) { return Widened(bits[2 * i]); });
+    *odd = Each([&](int i) { return Widened(bits[2 * i + 1]); });
+  }
+  static F LoadWhole(const int8_t* at) {
+    return Each([&](int i) { return static_cast<float>(at[i]); });
+  }
+  static void StoreWhole(int8_t* at, F a) {
+    for (int i = 0; i < 4; ++i) at[i] = static_cast<int8_t>(a[i]);
   }
   static F RoundBf16(F a) {
     return Each([&](int i) { return Widened(Rounded(a[i])); });
@@ -63,13 +80,58 @@ struct Vector4 {
   static float Sum(F a) { return (a[0] + a[2]) + (a[1] + a[3]); }
 };
 
+struct Dot4 {
+  static constexpr int kLinearTokens = 1;
+  static constexpr int64_t kBytes = 16;
+  using I = int32_t __attribute__((vector_size(16)));
+
+  static I Start(int32_t) { return I{0, 0, 0, 0}; }
+  static I Load(const std::byte* at) {
+    I result;
+    __builtin_memcpy(&result, at, sizeof(I));
+    return result;
+  }
+  static I LoadPlain(const std::byte* at) { return Load(at); }
+  static I StartAt(const int32_t*) { return Start(0); }
+  static Vector4::F Scales(const uint16_t* row, int64_t i) { return Vector4::Set(Vector4::Widened(row[i / 2])); }
+  static I Broadcast(const int8_t* at) {
+    int32_t quad = 0;
+    __builtin_memcpy(&quad, at, sizeof(quad));
+    return I{quad, quad, quad, quad};
+  }
+  static I Step(I sum, I weights, I x) {
+    for (int i = 0; i < 4; ++i) {
+      const auto w = static_cast<uint32_t>(weights[i]), q = static_cast<uint32_t>(x[i]);
+      for (int b = 0; b < 32; b += 8)
+        sum[i] += (static_cast<int32_t>(w >> b & 0xffU) - 128) * static_cast<int8_t>(q >> b & 0xffU);
+    }
+    return sum;
+  }
+  static Vector4::F ToFloat(I sum) {
+    return Vector4::Each([&](int i) { return static_cast<float>(sum[i]); });
+  }
+};
+
 constexpr PrefillEngine kPrefillF32 = TileEngine<FloatForm<Vector4, false>>::Table("portable");
 constexpr PrefillEngine kPrefillBf16 = TileEngine<FloatForm<Vector4, true>>::Table("portable");
-constexpr DecodeEngine kDecodeF32 = DecodeWalk<Vector4, false>::Table("portable");
-constexpr DecodeEngine kDecodeBf16 = DecodeWalk<Vector4, true>::Table("portable");
+constexpr DecodeEngine kDecodeF32 = DecodeWalk<Vector4, FloatRecords<Vector4, false>>::Table("portable");
+constexpr DecodeEngine kDecodeBf16 = DecodeWalk<Vector4, FloatRecords<Vector4, true>>::Table("portable");
+
+constexpr DecodeEngine kDecodeI8 = DecodeWalk<Vector4, WholeRecords<Vector4, Dot4>>::Table("portable");
+
+using Token = TokenWork<Vector4>;
+constexpr TokenEngine kToken = Token::Table("portable");
+constexpr LinearEngine kLinearF32 = LinearWalk<Vector4, FloatPanel<Vector4, false>>::Table("portable", nullptr);
+constexpr LinearEngine kLinearBf16 = LinearWalk<Vector4, FloatPanel<Vector4, true>>::Table("portable", nullptr);
+constexpr LinearEngine kLinearI8 = LinearWalk<Vector4, WholePanel<Vector4, Dot4>>::Table("portable", &Token::Quantise);
 
 }  // namespace
 
-EngineSet PortableEngines() { return {{&kPrefillF32, &kPrefillBf16}, {&kDecodeF32, &kDecodeBf16}}; }
+EngineSet PortableEngines() {
+  return {.prefill = {&kPrefillF32, &kPrefillBf16, nullptr},
+          .decode = {&kDecodeF32, &kDecodeBf16, &kDecodeI8},
+          .linear = {&kLinearF32, &kLinearBf16, &kLinearI8},
+          .token = &kToken};
+}
 
 }  // namespace outrider::kernels

@@ -4,11 +4,11 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "model/config.h"
+#include "spec/config.h"
 
 namespace {
 
-bool Sound(const outrider::model::Config& c) {
+bool Sound(const outrider::spec::Config& c) {
   const auto known = [&](const std::vector<int64_t>& ids) {
     for (const int64_t id : ids) {
       if (id < 0 || id >= c.vocab) return false;
@@ -23,7 +23,7 @@ bool Sound(const outrider::model::Config& c) {
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace outrider::model;
+  using namespace outrider::spec;
   const std::string_view text(reinterpret_cast<const char*>(data), size);
   const auto config = ParseConfig(text, "config.json");
   if (!config) {

@@ -335,6 +335,6 @@ constexpr PrefillEngine kPrefillBf16 = {"amx",        Number::kBf16, 16,        
 
 }  // namespace
 
-EngineSet AmxEngines() { return {{nullptr, &kPrefillBf16}, {}}; }
+EngineSet AmxEngines() { return {.prefill = {nullptr, &kPrefillBf16, nullptr}}; }
 
 }  // namespace outrider::kernels

@@ -1,7 +1,10 @@
 #include <immintrin.h>
 
 #include "kernels/decode_engine.h"
+#include "kernels/linear_engine.h"
 #include "kernels/tile_engine.h"
+#include "kernels/token_engine.h"
+#include "kernels/whole_records.h"
 #include "kernels/x86/engine_sets.h"
 
 namespace outrider::kernels {
@@ -9,6 +12,7 @@ namespace {
 
 struct Vector8 {
   static constexpr int64_t kLanes = 8, kGroup = 3, kDownTokens = 4;
+  static constexpr int kLinearTokens = 2, kHeads = 2;
   static constexpr int Pairs(int vectors) { return vectors == 1 ? 4 : vectors == 2 ? 3 : 2; }
   using F = __m256;
 
@@ -38,6 +42,20 @@ struct Vector8 {
     const __m128i low = _mm256_castsi256_si128(words), high = _mm256_extracti128_si256(words, 1);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm_packus_epi32(low, high));
   }
+  // Numbers 0, 2, 4 ... and 1, 3, 5 ...
+  static void LoadPairs(const std::byte* at, F* even, F* odd) {
+    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+    *even = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    *odd = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000U))));
+  }
+  static F LoadWhole(const int8_t* at) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))));
+  }
+  static void StoreWhole(int8_t* at, F a) {
+    const __m256i words = _mm256_cvtps_epi32(a);
+    const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(at), _mm_packs_epi16(half, half));
+  }
   static F Add(F a, F b) { return _mm256_add_ps(a, b); }
   static F Mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static F Div(F a, F b) { return _mm256_div_ps(a, b); }
@@ -56,13 +74,54 @@ struct Vector8 {
   }
 };
 
+// Pairs of products must fit 16 bits, so the signs of x go to the weights.
+struct Dot8 {
+  static constexpr int kLinearTokens = 1;
+  static constexpr int64_t kBytes = 32;
+  using I = __m256i;
+
+  static I Start(int32_t) { return _mm256_setzero_si256(); }
+  static I Load(const std::byte* at) {
+    const __m256i shifted = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+    return _mm256_xor_si256(shifted, _mm256_set1_epi8(static_cast<char>(0x80)));
+  }
+  static I LoadPlain(const std::byte* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
+  static I StartAt(const int32_t*) { return _mm256_setzero_si256(); }
+  static __m256 Scales(const uint16_t* row, int64_t i) {
+    return _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(static_cast<uint32_t>(row[i]) << 16)));
+  }
+  static I Broadcast(const int8_t* at) {
+    int32_t quad;
+    __builtin_memcpy(&quad, at, sizeof(quad));
+    return _mm256_set1_epi32(quad);
+  }
+  static I Step(I sum, I weights, I x) {
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(weights, x));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  static __m256 ToFloat(I sum) { return _mm256_cvtepi32_ps(sum); }
+};
+
 constexpr PrefillEngine kPrefillF32 = TileEngine<FloatForm<Vector8, false>>::Table("avx2");
 constexpr PrefillEngine kPrefillBf16 = TileEngine<FloatForm<Vector8, true>>::Table("avx2");
-constexpr DecodeEngine kDecodeF32 = DecodeWalk<Vector8, false>::Table("avx2");
-constexpr DecodeEngine kDecodeBf16 = DecodeWalk<Vector8, true>::Table("avx2");
+constexpr DecodeEngine kDecodeF32 = DecodeWalk<Vector8, FloatRecords<Vector8, false>>::Table("avx2");
+constexpr DecodeEngine kDecodeBf16 = DecodeWalk<Vector8, FloatRecords<Vector8, true>>::Table("avx2");
+
+constexpr DecodeEngine kDecodeI8 = DecodeWalk<Vector8, WholeRecords<Vector8, Dot8>>::Table("avx2");
+
+using Token = TokenWork<Vector8>;
+constexpr TokenEngine kToken = Token::Table("avx2");
+constexpr LinearEngine kLinearF32 = LinearWalk<Vector8, FloatPanel<Vector8, false>>::Table("avx2", nullptr);
+constexpr LinearEngine kLinearBf16 = LinearWalk<Vector8, FloatPanel<Vector8, true>>::Table("avx2", nullptr);
+constexpr LinearEngine kLinearI8 = LinearWalk<Vector8, WholePanel<Vector8, Dot8>>::Table("avx2", &Token::Quantise);
 
 }  // namespace
 
-EngineSet Avx2Engines() { return {{&kPrefillF32, &kPrefillBf16}, {&kDecodeF32, &kDecodeBf16}}; }
+EngineSet Avx2Engines() {
+  return {.prefill = {&kPrefillF32, &kPrefillBf16, nullptr},
+          .decode = {&kDecodeF32, &kDecodeBf16, &kDecodeI8},
+          .linear = {&kLinearF32, &kLinearBf16, &kLinearI8},
+          .token = &kToken};
+}
 
 }  // namespace outrider::kernels

@@ -73,6 +73,6 @@ constexpr PrefillEngine kPrefillBf16 = TileEngine<PairForm>::Table("avx512_bf16"
 
 }  // namespace
 
-EngineSet Avx512Bf16Engines() { return {{nullptr, &kPrefillBf16}, {}}; }
+EngineSet Avx512Bf16Engines() { return {.prefill = {nullptr, &kPrefillBf16, nullptr}}; }
 
 }  // namespace outrider::kernels

@@ -7,6 +7,7 @@ namespace outrider::kernels {
 
 EngineSet Avx2Engines();
 EngineSet Avx512Engines();
+EngineSet Avx512VnniEngines();
 EngineSet Avx512Bf16Engines();
 EngineSet AmxEngines();
 

@@ -44,11 +44,13 @@ std::vector<EngineSet> MachineEngines() {
   const bool avx2 = Bit(basic.ecx, 12) && Bit(extended.ebx, 5) && (saved & kYmm) == kYmm;
   const bool avx512 = avx2 && Bit(extended.ebx, 16) && Bit(extended.ebx, 17) && Bit(extended.ebx, 30) &&
                       Bit(extended.ebx, 31) && (saved & kZmm) == kZmm;  // F, DQ, BW, VL
+  const bool vnni = avx512 && Bit(extended.ecx, 11);
   const bool bf16 = avx512 && Bit(more.eax, 5);
   const bool tiles = bf16 && Bit(extended.edx, 22) && Bit(extended.edx, 24) && (saved & kTiles) == kTiles;
   std::vector<EngineSet> sets;
   if (tiles && GrantTiles()) sets.push_back(AmxEngines());
   if (bf16) sets.push_back(Avx512Bf16Engines());
+  if (vnni) sets.push_back(Avx512VnniEngines());
   if (avx512) sets.push_back(Avx512Engines());
   if (avx2) sets.push_back(Avx2Engines());
   return sets;

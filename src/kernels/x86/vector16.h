@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace outrider::kernels {
@@ -10,6 +11,7 @@ namespace {
 
 struct Vector16 {
   static constexpr int64_t kLanes = 16, kGroup = 4, kDownTokens = 8;
+  static constexpr int kLinearTokens = 8, kHeads = 4;
   static constexpr int Pairs(int vectors) { return vectors == 1 ? 8 : vectors == 2 ? 6 : vectors == 3 ? 4 : 3; }
   using F = __m512;
 
@@ -35,6 +37,18 @@ struct Vector16 {
   }
   static void StoreBf16(uint16_t* at, F a) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtepi32_epi16(_mm512_srli_epi32(Rounded(a), 16)));
+  }
+  // Numbers 0, 2, 4 ... and 1, 3, 5 ...
+  static void LoadPairs(const std::byte* at, F* even, F* odd) {
+    const __m512i pairs = _mm512_loadu_si512(at);
+    *even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    *odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000U))));
+  }
+  static F LoadWhole(const int8_t* at) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
+  }
+  static void StoreWhole(int8_t* at, F a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a)));
   }
   static F Add(F a, F b) { return _mm512_add_ps(a, b); }
   static F Mul(F a, F b) { return _mm512_mul_ps(a, b); }

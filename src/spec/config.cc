@@ -1,4 +1,4 @@
-#include "model/config.h"
+#include "spec/config.h"
 
 #include <algorithm>
 #include <array>
@@ -11,7 +11,7 @@
 #include "files/mapped_file.h"
 #include "files/shallow_json.h"
 
-namespace outrider::model {
+namespace outrider::spec {
 namespace {
 
 using nlohmann::json;
@@ -319,4 +319,4 @@ std::string ToJson(const Config& config, const std::string& dtype) {
   return root.dump(2) + "\n";
 }
 
-}  // namespace outrider::model
+}  // namespace outrider::spec

@@ -1,4 +1,4 @@
-#include "model/config.h"
+#include "spec/config.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -8,7 +8,7 @@
 
 #include <nlohmann/json.hpp>
 
-namespace outrider::model {
+namespace outrider::spec {
 namespace {
 
 using nlohmann::json;
@@ -163,4 +163,4 @@ TEST(Config, NoJsonIsNoConfig) {
 }
 
 }  // namespace
-}  // namespace outrider::model
+}  // namespace outrider::spec

@@ -1,0 +1,194 @@
+#include "serve/cpu/cpu_executor.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "base/check.h"
+#include "base/clock.h"
+#include "kernels/cpu.h"
+#include "kernels/decode.h"
+#include "kernels/linear.h"
+
+namespace outrider::serve {
+
+base::Result<std::unique_ptr<CpuExecutor>> CpuExecutor::Make(CpuModel model, const CpuLimits& limits,
+                                                             std::shared_ptr<kernels::Workers> workers) {
+  const spec::Config& config = model.config();
+  const int64_t context = limits.context == 0 ? config.max_positions : limits.context;
+  if (context < 1 || context > config.max_positions)
+    return base::Fail("E_LIMITS", "context: found " + std::to_string(context) + ", expected 1 to " +
+                                      std::to_string(config.max_positions));
+  if (limits.kv_pages < 1 || limits.step_tokens_max < 1)
+    return base::Fail("E_LIMITS", "found " + std::to_string(limits.kv_pages) + " pages and " +
+                                      std::to_string(limits.step_tokens_max) +
+                                      " tokens of a step, expected at least one of each");
+  const ModelShape shape{.vocab = config.vocab,
+                         .context = context,
+                         .experts = model.experts(),
+                         .kv_page_tokens = kernels::kPageTokens,
+                         .kv_pages = limits.kv_pages,
+                         .route_pages = model.experts() > 0 ? limits.route_pages : 0,
+                         .step_tokens_max = limits.step_tokens_max};
+  return std::unique_ptr<CpuExecutor>(new CpuExecutor(std::move(model), shape, std::move(workers)));
+}
+
+CpuExecutor::CpuExecutor(CpuModel model, const ModelShape& shape, std::shared_ptr<kernels::Workers> workers)
+    : model_(std::move(model)),
+      shape_(shape),
+      workers_(std::move(workers)),
+      rotary_(RotaryFrequencies(model_.config())) {
+  const spec::Config& config = model_.config();
+  const kernels::KvShape kv{config.kv_heads, config.KvGroup(), config.head_dim};
+  for (int64_t layer = 0; layer < config.layers; ++layer) caches_.emplace_back(kv, shape.kv_pages);
+  const auto numbers = [&](int64_t width) { return static_cast<size_t>(shape.step_tokens_max * width); };
+  x_.resize(numbers(config.hidden_size));
+  normed_.resize(numbers(config.hidden_size));
+  qkv_.resize(numbers((config.heads + 2 * config.kv_heads) * config.head_dim));
+  mixed_.resize(numbers(config.heads * config.head_dim));
+}
+
+base::Result<RunCost> CpuExecutor::Run(std::span<const TokenRun> runs, std::span<float> logits) {
+  const int64_t start = base::NowNs();
+  if (auto taken = Take(runs, logits.size()); !taken) return tl::unexpected(taken.error());
+  if (tokens_.count() == 0) return RunCost{};
+  rotary_.Fill(tokens_.positions);
+  Embed();
+  for (size_t i = 0; i < model_.layers().size(); ++i) {
+    Attention(model_.layers()[i], i);
+    Ffn(model_.layers()[i]);
+  }
+  if (!wanted_.empty()) Head(logits);
+  RunCost cost = Cost();
+  cost.seconds = static_cast<double>(base::NowNs() - start) * 1e-9;
+  return cost;
+}
+
+// Everything that can fail, before anything is written.
+base::Result<void> CpuExecutor::Take(std::span<const TokenRun> runs, size_t logits) {
+  tokens_ = {};
+  experts_.clear();
+  wanted_.clear();
+  for (size_t r = 0; r < runs.size(); ++r) {
+    const TokenRun& run = runs[r];
+    const auto bad = [&](const char* code, const std::string& what) {
+      return base::Fail(code, "run " + std::to_string(r) + ": " + what);
+    };
+    const auto count = static_cast<int64_t>(run.ids.size());
+    if (run.experts.size() != (shape_.experts == 0 ? 0 : run.ids.size()))
+      return bad("E_SHAPE", "found " + std::to_string(run.experts.size()) + " experts for " + std::to_string(count) +
+                                " tokens, expected " + (shape_.experts == 0 ? "none" : "one for each"));
+    if (run.logits_from < 0 || run.logits_from > count)
+      return bad("E_SHAPE",
+                 "logits_from: found " + std::to_string(run.logits_from) + ", expected 0 to " + std::to_string(count));
+    for (const ExpertId e : run.experts)
+      if (e >= shape_.experts)
+        return bad("E_EXPERTS",
+                   "found expert " + std::to_string(e) + ", expected 0 to " + std::to_string(shape_.experts - 1));
+    for (int64_t i = run.logits_from; i < count; ++i) wanted_.push_back(tokens_.count() + i);
+    experts_.insert(experts_.end(), run.experts.begin(), run.experts.end());
+    if (auto ok = tokens_.Add(r, run.ids, run.position, run.kv_pages, {shape_.vocab, shape_.context, shape_.kv_pages});
+        !ok)
+      return ok;
+  }
+  if (shape_.experts == 0) experts_.assign(tokens_.ids.size(), 0);
+  if (tokens_.count() > shape_.step_tokens_max)
+    return base::Fail("E_SHAPE", "found " + std::to_string(tokens_.count()) + " tokens, expected at most " +
+                                     std::to_string(shape_.step_tokens_max));
+  if (logits != wanted_.size() * static_cast<size_t>(shape_.vocab))
+    return base::Fail("E_SHAPE", "logits: found " + std::to_string(logits) + " numbers, expected " +
+                                     std::to_string(wanted_.size()) + " rows of " + std::to_string(shape_.vocab));
+  return {};
+}
+
+void CpuExecutor::Embed() {
+  const int64_t width = model_.config().hidden_size;
+  workers_->Run(tokens_.count(), [&](int64_t t, int) {
+    model_.embedding().Row(tokens_.ids[static_cast<size_t>(t)], x_.data() + t * width);
+  });
+}
+
+void CpuExecutor::Norm(const float* from, const float* weight, int64_t rows, float* to) {
+  const kernels::TokenEngine& engine = *kernels::TokenEngines().front();
+  const int64_t width = model_.config().hidden_size;
+  const auto eps = static_cast<float>(model_.config().rms_eps);
+  workers_->Run(rows, [&](int64_t t, int) { engine.norm(from + t * width, weight, width, eps, to + t * width); });
+}
+
+void CpuExecutor::Attention(const CpuLayer& layer, size_t index) {
+  const spec::Config& config = model_.config();
+  const int64_t count = tokens_.count();
+  Norm(x_.data(), layer.attn_norm.data(), count, normed_.data());
+  kernels::Linear(layer.qkv, {normed_.data(), count, qkv_.data(), layer.qkv.rows()}, scratch_, *workers_);
+  const float scale = 1 / std::sqrt(static_cast<float>(config.head_dim));
+  caches_[index].Attend(tokens_, rotary_, {qkv_.data(), mixed_.data(), config.windows[index], scale}, scratch_,
+                        *workers_);
+  kernels::Linear(layer.o, {mixed_.data(), count, x_.data(), config.hidden_size, kernels::Into::kAdd}, scratch_,
+                  *workers_);
+}
+
+void CpuExecutor::Ffn(const CpuLayer& layer) {
+  const int64_t width = model_.config().hidden_size, count = tokens_.count();
+  const kernels::DecodeEngine& engine = *kernels::DecodeEngines(model_.number()).front();
+  Norm(x_.data(), layer.ffn_norm.data(), count, normed_.data());
+  for (int64_t first = 0; first < count; first += kernels::kDecodeTokensMax) {
+    const int64_t some = std::min(count - first, kernels::kDecodeTokensMax);
+    float* rows = normed_.data() + first * width;
+    const std::span experts = std::span(experts_).subspan(static_cast<size_t>(first), static_cast<size_t>(some));
+    const auto done = kernels::Decode(layer.ffn, kernels::FloatBatch{rows, rows, experts}, engine, scratch_, *workers_);
+    OUTRIDER_CHECK(done, done.error().message);  // sizes and experts were checked in Take
+  }
+  for (int64_t i = 0; i < count * width; ++i) x_[static_cast<size_t>(i)] += normed_[static_cast<size_t>(i)];
+}
+
+void CpuExecutor::Head(std::span<float> logits) {
+  const int64_t width = model_.config().hidden_size;
+  const auto rows = static_cast<int64_t>(wanted_.size());
+  for (int64_t r = 0; r < rows; ++r)
+    std::copy_n(x_.data() + wanted_[static_cast<size_t>(r)] * width, width, normed_.data() + r * width);
+  Norm(normed_.data(), model_.norm().data(), rows, normed_.data());
+  kernels::Linear(model_.head(), {normed_.data(), rows, logits.data(), shape_.vocab}, scratch_, *workers_);
+}
+
+RunCost CpuExecutor::Cost() const {
+  uint16_t set = 0;
+  for (const uint8_t e : experts_) set = static_cast<uint16_t>(set | 1U << e);
+  RunCost cost;
+  cost.ffn_bytes = model_.FfnBytes(set);
+  cost.weight_bytes = cost.ffn_bytes + model_.LayerBytes();
+  if (!wanted_.empty()) cost.weight_bytes += model_.HeadBytes();
+  if (wanted_.empty() || !model_.config().tied) {
+    const std::set<int32_t> rows(tokens_.ids.begin(), tokens_.ids.end());
+    cost.weight_bytes += static_cast<int64_t>(rows.size()) * model_.embedding().row_bytes();
+  }
+  return cost;
+}
+
+std::vector<float> RotaryFrequencies(const spec::Config& config) {
+  using Kind = spec::RopeScaling::Kind;
+  const spec::RopeScaling& scaling = config.rope_scaling;
+  std::vector<float> frequencies;
+  for (int64_t i = 0; i < config.head_dim; i += 2) {
+    const float share = static_cast<float>(i) / static_cast<float>(config.head_dim);
+    const float plain = 1 / std::pow(static_cast<float>(config.rope_theta), share);
+    const auto stretched = static_cast<float>(plain / scaling.factor);
+    const double wavelength = 2 * std::numbers::pi / plain, original = static_cast<double>(scaling.original_positions);
+    const double low = scaling.low_frequency_factor, high = scaling.high_frequency_factor;
+    if (scaling.kind == Kind::kNone) {
+      frequencies.push_back(plain);
+    } else if (scaling.kind == Kind::kLinear || wavelength > original / low) {
+      frequencies.push_back(stretched);
+    } else if (wavelength < original / high) {
+      frequencies.push_back(plain);
+    } else {  // between short waves, which stay, and long ones, which are stretched
+      const double smooth = (original / wavelength - low) / (high - low);
+      frequencies.push_back(static_cast<float>((1 - smooth) * stretched + smooth * plain));
+    }
+  }
+  return frequencies;
+}
+
+}  // namespace outrider::serve

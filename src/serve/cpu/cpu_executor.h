@@ -1,0 +1,65 @@
+#pragma once
+// Passes over planned tokens on the processor. One thread calls; the workers belong to the caller, who may share them
+// between objects that this thread calls.
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels/scratch.h"
+#include "kernels/workers.h"
+#include "serve/cpu/cpu_model.h"
+#include "serve/cpu/paged_cache.h"
+#include "serve/executor.h"
+
+namespace outrider::serve {
+
+struct CpuLimits {
+  int64_t context = 0;          // tokens; 0: what the model allows
+  int64_t kv_pages = 0;         // of the backbone's cache
+  int64_t route_pages = 0;      // of the router's cache
+  int64_t step_tokens_max = 0;  // of one Run
+};
+
+class CpuExecutor : public Executor {
+ public:
+  // E_LIMITS: no page, no token in a step, or a context that the model does not have. Throws std::bad_alloc.
+  static base::Result<std::unique_ptr<CpuExecutor>> Make(CpuModel model, const CpuLimits& limits,
+                                                         std::shared_ptr<kernels::Workers> workers);
+
+  const ModelShape& shape() const override { return shape_; }
+  int64_t FfnBytes(uint16_t experts) const override { return model_.FfnBytes(experts); }
+  // Layers without experts, and the head; a pass that wants no logits does not read the head.
+  int64_t FixedBytes() const override { return model_.LayerBytes() + model_.HeadBytes(); }
+  // Codes: E_SHAPE wrong sizes, E_EXPERTS, and those of PassTokens::Add. No page is touched then.
+  base::Result<RunCost> Run(std::span<const TokenRun> runs, std::span<float> logits) override;
+
+ private:
+  CpuExecutor(CpuModel model, const ModelShape& shape, std::shared_ptr<kernels::Workers> workers);
+  base::Result<void> Take(std::span<const TokenRun> runs, size_t logits);
+  void Embed();
+  void Attention(const CpuLayer& layer, size_t index);
+  void Ffn(const CpuLayer& layer);
+  void Head(std::span<float> logits);
+  void Norm(const float* from, const float* weight, int64_t rows, float* to);
+  RunCost Cost() const;
+
+  CpuModel model_;
+  ModelShape shape_;
+  std::shared_ptr<kernels::Workers> workers_;
+  std::vector<PagedCache> caches_;  // per layer
+  RotaryTable rotary_;
+  kernels::Scratch scratch_;
+
+  // Of the pass that runs.
+  PassTokens tokens_;
+  std::vector<uint8_t> experts_;
+  std::vector<int64_t> wanted_;                  // tokens whose logits are wanted
+  std::vector<float> x_, normed_, qkv_, mixed_;  // [step_tokens_max, ...]
+};
+
+// Radians per position of each pair of a head, fp32.
+std::vector<float> RotaryFrequencies(const spec::Config& config);
+
+}  // namespace outrider::serve

@@ -1,0 +1,69 @@
+#pragma once
+// The weights of one model as the CPU kernels read them. Immutable once packed; the source may then go.
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/result.h"
+#include "kernels/channel_store.h"
+#include "kernels/matrix.h"
+#include "serve/cpu/weights.h"
+#include "spec/config.h"
+
+namespace outrider::serve {
+
+// Which channel belongs to which expert. Empty for a dense model; with one expert the model is a dense one of fewer
+// channels.
+struct ExpertMap {
+  int64_t experts = 0;
+  std::vector<std::vector<kernels::Signature>> signatures;  // per layer, of the source's channels
+  // Per layer: the channels of the source in the order of storing, best by signature. Empty: as they come. Channels of
+  // no expert are left out.
+  std::vector<std::vector<int32_t>> order;
+};
+
+struct CpuLayer {
+  std::vector<float> attn_norm, ffn_norm;
+  kernels::Matrix qkv;  // rows of q, k and v behind each other
+  kernels::Matrix o;
+  kernels::ChannelStore ffn;  // one expert when the model is dense
+};
+
+class CpuModel {
+ public:
+  // Matrices, the embedding and the head included, in `number`; norms and biases in fp32. Codes: E_TENSORS, E_SHAPE;
+  // E_CONFIG a model that this code does not compute: biases in the FFN, a width that is no multiple of 32; E_EXPERTS.
+  static base::Result<CpuModel> Pack(const spec::Config& config, const ExpertMap& experts, const WeightSource& source,
+                                     kernels::Number number);
+
+  const spec::Config& config() const { return config_; }
+  int64_t experts() const { return experts_; }  // 0: dense
+  kernels::Number number() const { return number_; }
+  std::span<const CpuLayer> layers() const { return layers_; }
+  std::span<const float> norm() const { return norm_; }
+  const kernels::Matrix& head() const { return head_; }
+  const kernels::Matrix& embedding() const { return config_.tied ? head_ : embedding_; }
+
+  // Bytes of FFN weights of the channels that any of these experts has, summed over layers. A dense model has one set.
+  int64_t FfnBytes(uint16_t experts) const { return ffn_bytes_[experts_ == 0 ? 1 : experts & (ffn_bytes_.size() - 1)]; }
+  // Bytes of all layers without their FFN channels, and of the head.
+  int64_t LayerBytes() const { return layer_bytes_; }
+  int64_t HeadBytes() const { return head_.bytes() + static_cast<int64_t>(norm_.size()) * 4; }
+
+ private:
+  CpuModel(const spec::Config& config, int64_t experts, kernels::Number number)
+      : config_(config), experts_(experts), number_(number) {}
+  void CountBytes();
+
+  spec::Config config_;
+  int64_t experts_;
+  kernels::Number number_;
+  std::vector<CpuLayer> layers_;
+  std::vector<float> norm_;
+  kernels::Matrix head_, embedding_;
+  std::vector<int64_t> ffn_bytes_;  // by set of experts
+  int64_t layer_bytes_ = 0;
+};
+
+}  // namespace outrider::serve
