@@ -28,7 +28,9 @@ from bridge_routes import RouteOptions, draw_routes, measured_stay_rate  # noqa:
 from bridge_sides import Side, coexec_columns  # noqa: E402
 from bridge_step import FORMS  # noqa: E402
 
-COLUMNS = "model batch router mode mixes stay_rate host_syncs cuda_syncs ms speed_up interval covered_share fetches"
+COLUMNS = (
+    "model batch router mode mixes stay_rate host_syncs cuda_syncs ms ratio_to_eager interval covered_share fetches"
+)
 COLUMNS = [
     *COLUMNS.split(),
     "host_ms",
@@ -120,7 +122,7 @@ def measure_case(model, batch, states, arguments):
                 "host_syncs": side.host_reads,
                 "cuda_syncs": side.cuda_syncs,
                 "ms": statistics.median(times),
-                "speed_up": None if mode == "eager" else ratio,
+                "ratio_to_eager": None if mode == "eager" else ratio,
                 "interval": None if mode == "eager" else [low, high],
                 "paths": len(side.decoder.paths),
                 "reps": arguments.blocks,
