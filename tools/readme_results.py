@@ -25,7 +25,13 @@ COLUMNS = {
     "covered": "covered_samples",
     "disagreements": "disagreements",
     "program": "program",
+    "model": "model",
     "batch": "batch",
+    "router": "router",
+    "mode": "mode",
+    "mixes": "mixes",
+    "reads a step": "host_syncs",
+    "a step, ms": "ms",
     "limit": "limit",
     "optimizer": "optimizer",
     "steps per read": "fetch_every",
@@ -33,6 +39,7 @@ COLUMNS = {
     "compile, ms": "compile_default_ms",
     "reduce-overhead, ms": "reduce_overhead_ms",
     "coexec, ms": "coexec_ms",
+    "eager / this": "ratio_to_eager",
     "eager / coexec": "speed_up",
     "95 % interval": "interval",
     "lane": "lane",
@@ -85,13 +92,16 @@ def table(rows):
     return "\n".join(lines)
 
 
+def row_name(row):
+    """What a timed row is called: by its program, or by its router in the bridge experiment."""
+    if "router" in row:
+        return f"{row['model']} {row['router']} {row['mode']} (batch {row['batch']}, {row['mixes']} mixes)"
+    return f"{row['program']} {row['optimizer']} (a read every {row['fetch_every']} steps)"
+
+
 def slower(rows):
     """Names the rows whose interval lies below 1 as a whole."""
-    names = [
-        f"{row['program']} {row['optimizer']} (a read every {row['fetch_every']} steps)"
-        for row in rows
-        if row.get("interval") and row["interval"][1] < 1
-    ]
+    names = [row_name(row) for row in rows if row.get("interval") and row["interval"][1] < 1]
     return "Slower than eager beyond the noise: " + (", ".join(names) if names else "none") + "."
 
 

@@ -57,6 +57,23 @@ def test_details_beside_the_rows_are_shown(tree):
     assert "| large | adamw | 1 | 20.0 | 4.00 | 5.00 | 4.50 to 5.50 |" in (tree / "README.md").read_text()
 
 
+def test_slower_rows_of_the_bridge_are_named(tree):
+    row = {
+        "model": "tiny",
+        "batch": 32,
+        "router": "layerwise",
+        "mode": "coexec",
+        "mixes": 8,
+        "host_syncs": 4.0,
+        "ms": 9.0,
+    }
+    (tree / "docs/results/bridge.json").write_text(json.dumps({"rows": [row | {"interval": [0.4, 0.6]}]}))
+    assert run_tool(tree).returncode == 0
+    text = (tree / "README.md").read_text()
+    assert "| tiny | 32 | layerwise | coexec | 8 | 4.00 | 9.00 | 0.400 to 0.600 |" in text
+    assert "Slower than eager beyond the noise: tiny layerwise coexec (batch 32, 8 mixes)." in text
+
+
 def test_a_changed_figure_is_noticed(tree):
     run_tool(tree)
     path = tree / "docs/results/figures.json"
