@@ -103,14 +103,17 @@ fuzz: system-packages build/fuzz/build.ninja  ## run each libFuzzer program for 
 	done
 
 # --- seeing and measuring ---
-.PHONY: demo demo-coexec demo-refactor bench-coexec
-demo: demo-coexec demo-refactor  ## the demonstrations, one after another
+.PHONY: demo demo-coexec demo-refactor demo-serve bench-coexec
+demo: demo-coexec demo-refactor demo-serve  ## the demonstrations, one after another
 
 demo-coexec: build-package  ## imperative programs, eager and co-executed side by side
 	$(IN_TREE) $(VENV_PYTHON) -m outrider.demo coexec
 
 demo-refactor: build-package  ## a small dense model becomes a Mixture-of-Experts; a real one beside its parent (93 MB once)
 	$(IN_TREE) $(VENV_PYTHON) -m outrider.demo refactor
+
+demo-serve: build-package  ## a server on this machine, asked through OpenAI's client
+	$(IN_TREE) $(VENV_PYTHON) -m outrider.demo serve
 
 bench-coexec: build  ## CPU figures of co-execution into docs/results and README.md
 	$(IN_TREE) $(VENV_PYTHON) benchmarks/coexec/cpu.py

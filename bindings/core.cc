@@ -19,6 +19,7 @@
 #include "seam/gil.h"
 #include "seam/lazy_impl.h"
 #include "seam/settle.h"
+#include "serve.h"
 #include "serve_cpu.h"
 
 namespace py = pybind11;
@@ -220,4 +221,5 @@ PYBIND11_MODULE(_core, m) {
   DefineMoe(m);
   DefineKernels(m);
   DefineCpuPasses(m);
+  DefineServe(m);
 }

@@ -10,7 +10,7 @@ else()
   find_package(GTest REQUIRED)
 endif()
 
-set(outrider_torch_free_rooms base trace plan files kernels spec sched serve)
+set(outrider_torch_free_rooms base sampling trace plan files kernels spec sched serve)
 set(outrider_torch_rooms seam coexec model moe)
 
 # outrider_test(<name> <folder> [TORCH] [LIBRARIES <target>...]); label: torch or torch-free.

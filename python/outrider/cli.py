@@ -16,6 +16,8 @@ from outrider.refactor.export_cli import export_command
 from outrider.refactor.prompts_cli import prompts_command
 from outrider.refactor.refactor_cli import refactor_command
 from outrider.refactor.routes.analyze_cli import analyze_command
+from outrider.serve.cli import serve_command
+from outrider.serve.replay.cli import bench_app
 
 app = typer.Typer(
     name="outrider",
@@ -36,6 +38,8 @@ app.add_typer(demo_app, name="demo")
 app.command("import")(model_cli.import_command)
 app.command("generate")(generate_cli.generate_command)
 app.command("export")(export_command)
+app.command("serve")(serve_command)
+app.add_typer(bench_app, name="bench")
 
 
 @coexec_app.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

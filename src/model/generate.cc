@@ -44,7 +44,7 @@ base::Result<StopReason> Generate(const Config& config, const Parameters& parame
     const at::Tensor last = HiddenStates(config, parameters, ids, cache, hook).select(1, -1);
     const at::Tensor logits = Logits(config, parameters, last).to(at::kFloat).to(at::kCPU).contiguous();
     const std::span<const float> row(logits.const_data_ptr<float>(), static_cast<size_t>(config.vocab));
-    const int64_t id = PickToken(row, options.sampling, static_cast<uint64_t>(made));
+    const int64_t id = sampling::PickToken(row, options.sampling, static_cast<uint64_t>(made));
     if (!on_id(id)) return StopReason::kCallback;
     if (std::find(options.stop_ids.begin(), options.stop_ids.end(), id) != options.stop_ids.end())
       return StopReason::kEndId;

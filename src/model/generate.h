@@ -7,9 +7,11 @@
 
 #include "base/result.h"
 #include "model/llama.h"
-#include "model/sampler.h"
+#include "sampling/sampler.h"
 
 namespace outrider::model {
+
+using sampling::Sampling;
 
 enum class StopReason : uint8_t { kLength, kEndId, kCallback, kContextFull };
 

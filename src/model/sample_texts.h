@@ -10,10 +10,12 @@
 #include "base/result.h"
 #include "model/config.h"
 #include "model/parameters.h"
-#include "model/sampler.h"
 #include "model/text_rows.h"
+#include "sampling/sampler.h"
 
 namespace outrider::model {
+
+using sampling::Sampling;
 
 struct SamplingRun {
   int64_t rows = 64;   // texts at once

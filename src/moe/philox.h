@@ -1,27 +1,15 @@
 #pragma once
-// Philox4x32-10 (Salmon et al., SC 2011): random numbers by key and counter, without state. Everything random in the
-// refactoring is a function of (seed, stage, step, sample), so a resumed run draws what an uninterrupted one draws.
+// Everything random in the refactoring is a function of (seed, stage, step, sample), so a resumed run draws what an
+// uninterrupted one draws.
 
-#include <array>
 #include <cstdint>
+
+#include "base/philox.h"
 
 namespace outrider::moe {
 
-using PhiloxBlock = std::array<uint32_t, 4>;
-
-constexpr PhiloxBlock Philox(uint64_t key, PhiloxBlock counter) {
-  auto k0 = static_cast<uint32_t>(key);
-  auto k1 = static_cast<uint32_t>(key >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t left = uint64_t{0xD2511F53} * counter[0];
-    const uint64_t right = uint64_t{0xCD9E8D57} * counter[2];
-    counter = {static_cast<uint32_t>(right >> 32) ^ counter[1] ^ k0, static_cast<uint32_t>(right),
-               static_cast<uint32_t>(left >> 32) ^ counter[3] ^ k1, static_cast<uint32_t>(left)};
-    k0 += 0x9E3779B9;
-    k1 += 0xBB67AE85;
-  }
-  return counter;
-}
+using base::Philox;
+using base::PhiloxBlock;
 
 // What a draw is for; one number per use, so that uses never share numbers.
 enum class Use : uint32_t {

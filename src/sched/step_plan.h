@@ -23,15 +23,22 @@ struct ReadyItem {
   // for a dense model; `tokens` counts in any case.
   std::span<const uint8_t> experts;
   int64_t tokens = 1;
-  int64_t ready_since = 0;  // step number
-  int64_t priority = 0;     // 0 or 1, the higher first
+  // Number of the first step that could have run the first of these tokens: a prompt becomes younger with each chunk.
+  int64_t ready_since = 0;
+  int64_t priority = 0;  // 0 or 1, the higher first
 };
 
+// The fields below C belong to the policy `outrider`; each of its mechanisms can be switched off alone.
 struct StepLimits {
   int64_t decode_tokens = 0;     // B
   int64_t prefill_tokens = 0;    // C, of a step
   int64_t distinct_experts = 0;  // K, of the decode lane; 0: no limit
-  int64_t age_max = 0;           // W, steps: an item this old is overdue
+  int64_t age_max = 0;           // W, steps: a decode item this old is overdue; 0: no decode item is held, K is void
+  int64_t prefill_age_max = 0;   // W_p, steps: likewise for prompts; 0: prompts run in order of arrival
+  int64_t ffn_bytes_max = 0;     // of the experts of a step: chunks of prompts are cut there; 0: no limit
+  // Where all decode items fit B and K, some are held only if the others alone give at least this many times the tokens
+  // per second: what is held has to be read for later, and seldom joins enough others. 1: whenever it is more.
+  double hold_gain_min = 1.5;
 };
 
 struct Snapshot {

@@ -24,7 +24,7 @@ struct Request {
   std::vector<int32_t> prompt;  // at least one token
   int64_t max_tokens = 0;       // 0: up to the context
   SamplingParams sampling;
-  std::vector<int32_t> stop_ids;  // any of these ends the text; it is reported, not part of the text
+  std::vector<int32_t> stop_ids;  // any of these ends the text, which it is no part of; no event holds it
   int64_t logprobs = -1;          // the most likely tokens beside each one written; -1: no logprobs
   bool echo_logprobs = false;     // of the prompt, too
   int64_t deadline_ms = 0;        // from Submit on; 0: none
@@ -45,7 +45,7 @@ struct Event {
   StreamId stream = 0;
   std::vector<int32_t> tokens;         // new ones
   std::vector<ExpertId> experts;       // of these tokens; of the prompt with the first event
-  std::vector<TokenLogprob> logprobs;  // of the prompt first when asked for
+  std::vector<TokenLogprob> logprobs;  // of the prompt first when asked for, without its very first token
   Finish finish = Finish::kNone;
   std::string error;                                                 // with kError
   int64_t prompt_tokens = 0, cached_tokens = 0, written_tokens = 0;  // with a finish

@@ -14,7 +14,6 @@ namespace outrider::plan {
 namespace {
 
 using trace::AnyTraces;
-using trace::Below;
 using trace::NodeId;
 using trace::TraceGraph;
 

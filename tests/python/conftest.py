@@ -9,7 +9,7 @@ import sys
 import pytest
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-for _folder in (_ROOT / "python", _ROOT / "examples", _ROOT / "tests" / "python"):
+for _folder in (_ROOT / "python", _ROOT / "examples", _ROOT / "tests" / "python", _ROOT / "tests" / "support"):
     if str(_folder) not in sys.path:
         sys.path.insert(0, str(_folder))
 

@@ -9,16 +9,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "support/below.h"
 #include "trace/op_record.h"
 
 namespace outrider::trace {
 
 inline constexpr uint16_t kOutputsMax = 2;
-
-// A number in [0, count), drawn from the whole range from the first case on.
-inline uint32_t Below(uint32_t count) {
-  return *rc::gen::resize(rc::kNominalSize, rc::gen::inRange<uint32_t>(0, count));
-}
 
 inline Input AnyInput(const Trace& before) {
   const uint32_t kind = Below(16);

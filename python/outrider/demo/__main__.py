@@ -1,4 +1,4 @@
-"""`python -m outrider.demo coexec|refactor`: what Outrider does, shown on real input and checked while it runs."""
+"""`python -m outrider.demo coexec|refactor|serve`: what Outrider does, on real input, checked while it runs."""
 
 import sys
 from pathlib import Path
@@ -39,6 +39,21 @@ def refactor(
     from outrider.demo.refactor import run
 
     raise typer.Exit(run(output) or real_model.run(output))
+
+
+@application.command()
+def serve(
+    output: Annotated[Path, typer.Option(help="Folder of the model of `refactor`; made where it is missing.")] = Path(
+        "out"
+    ),
+) -> None:
+    """Serves a refactored model on this machine and asks it three questions through OpenAI's client."""
+    if not _runtime.enabled():
+        print("OUTRIDER=0 is set: there is nothing to show.", file=sys.stderr)
+        raise typer.Exit(2)
+    from outrider.demo.serve import run
+
+    raise typer.Exit(run(output))
 
 
 if __name__ == "__main__":

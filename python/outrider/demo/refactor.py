@@ -24,13 +24,7 @@ def run(output: Path) -> int:
     """Exit code: 0 when the written model, run by transformers, has the loss that the card says."""
     out = output / "refactor"
     with tempfile.TemporaryDirectory() as folder:
-        model, text = smoke.make(Path(folder) / "smoke")
-        print(f"Refactoring {model.name} (random weights: the figures only show that everything runs) into {out}")
-        data = Path(folder) / "data"
-        prepare(from_folder(text), load_tokenizer(model), data, Options(min_train_tokens=1))
-        request = refactoring.Request(model=model, data=data, out=out, force=True)
-        with step_bar() as progress:
-            card = refactoring.refactor(request, progress)
+        data, card = make(out, Path(folder))
         print((out / "quality_card.md").read_text(encoding="utf-8"))
         difference = _difference(out, data, card)
     print(f"The same text through transformers and outrider.hf: {difference:.1e} nats per token apart")
@@ -38,6 +32,17 @@ def run(output: Path) -> int:
         print(f"expected at most {TOLERANCE}", file=sys.stderr)
         return 1
     return 0
+
+
+def make(out: Path, work: Path) -> tuple[Path, dict[str, Any]]:
+    """Refactors the small model into `out`; returns the text that was used, a folder in `work`, and the card."""
+    model, text = smoke.make(work / "smoke")
+    print(f"Refactoring {model.name} (random weights: the figures only show that everything runs) into {out}")
+    data = work / "data"
+    prepare(from_folder(text), load_tokenizer(model), data, Options(min_train_tokens=1))
+    request = refactoring.Request(model=model, data=data, out=out, force=True)
+    with step_bar() as progress:
+        return data, refactoring.refactor(request, progress)
 
 
 def _difference(out: Path, data: Path, card: dict[str, Any]) -> float:

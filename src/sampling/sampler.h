@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <span>
 
-namespace outrider::model {
+namespace outrider::sampling {
 
 struct Sampling {
   double temperature = 0;  // 0: the largest logit, the lowest id among equals
@@ -16,4 +16,4 @@ struct Sampling {
 // `step`: how many tokens were drawn before; equal (logits, sampling, step) give equal ids. Logits are finite.
 int64_t PickToken(std::span<const float> logits, const Sampling& sampling, uint64_t step);
 
-}  // namespace outrider::model
+}  // namespace outrider::sampling

@@ -1,4 +1,4 @@
-#include "model/sampler.h"
+#include "sampling/sampler.h"
 
 #include <gtest/gtest.h>
 
@@ -6,7 +6,7 @@
 #include <cmath>
 #include <set>
 
-namespace outrider::model {
+namespace outrider::sampling {
 namespace {
 
 TEST(Sampler, GreedyTakesTheLowestOfEquals) {
@@ -34,6 +34,18 @@ TEST(Sampler, TopKAndTopPLimitTheChoice) {
   EXPECT_EQ(by_p, (std::set<int64_t>{1, 3}));
 }
 
+TEST(Sampler, ALongTailIsDrawnAsOften) {
+  std::array<float, 1000> logits = {};
+  logits[7] = std::log(1000.0F);
+  int likely = 0;
+  constexpr int kDraws = 4'000;
+  for (int i = 0; i < kDraws; ++i) {
+    const int64_t by_p = PickToken(logits, {.temperature = 1, .top_p = 0.999999, .seed = 5}, i);
+    likely += by_p == 7 ? 1 : 0;
+  }
+  EXPECT_NEAR(likely, kDraws / 2.0, 5 * std::sqrt(kDraws / 4.0));
+}
+
 TEST(Sampler, SeedAndStepDecide) {
   const std::array<float, 8> logits = {};
   std::set<int64_t> seen;
@@ -47,4 +59,4 @@ TEST(Sampler, SeedAndStepDecide) {
 }
 
 }  // namespace
-}  // namespace outrider::model
+}  // namespace outrider::sampling

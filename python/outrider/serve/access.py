@@ -1,0 +1,43 @@
+"""Who may ask: keys where there are keys, else this machine alone."""
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from fastapi import Request
+
+from outrider.serve.errors import ApiError
+
+
+def is_loopback(host: str) -> bool:
+    """Of a name or address without port."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+async def user_access(request: Request) -> None:
+    """Raises ApiError 401 or 403."""
+    _check(request, admin=False)
+
+
+async def admin_access(request: Request) -> None:
+    """Raises ApiError 401 or 403."""
+    _check(request, admin=True)
+
+
+def _check(request: Request, *, admin: bool) -> None:
+    keys = request.app.state.serve.keys
+    if keys is not None:
+        keys.check(request.headers.get("authorization"), admin=admin)
+        return
+    # Without keys the socket is a loopback one. A page of another site in this machine's browser may still try: it
+    # either names another host (a name that resolves to this machine) or sends its own origin.
+    host = request.headers.get("host", "")
+    if not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        raise ApiError(403, "Without API keys, only requests to a loopback host are answered.", code="host_refused")
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != host:
+        raise ApiError(403, "Without API keys, pages of other sites are refused.", code="origin_refused")

@@ -1,0 +1,67 @@
+"""`outrider serve`. Nothing heavy is imported before the options are known to be good."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from outrider.refactor.cli import input_errors
+from outrider.refactor.errors import InputError
+
+PACKAGES = ("fastapi", "jinja2", "prometheus_client", "tokenizers", "uvicorn")
+
+
+def serve_command(
+    model: Annotated[Path, typer.Argument(help="A model folder, refactored or dense.")],
+    host: Annotated[str, typer.Option(help="The address to listen on; others than loopback need --api-keys.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="0: any free one.", min=0, max=65535)] = 8000,
+    parent: Annotated[Path | None, typer.Option(help="The parent of a folder without weights.")] = None,
+    weights: Annotated[str, typer.Option(help="float32, bfloat16 or int8.")] = "float32",
+    threads: Annotated[int, typer.Option(help="0: one per core.", min=0)] = 0,
+    policy: Annotated[str, typer.Option(help="Which tokens share a step; see docs/guide/serving.md.")] = "outrider",
+    api_keys: Annotated[Path | None, typer.Option(help="File of hashed keys; without it, loopback only.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the model in the API; default: the folder's.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="Further options of the engine, as NAME=VALUE.")] = None,
+    drain_timeout: Annotated[float, typer.Option(help="Seconds that running work has at the end.", min=0)] = 30.0,
+) -> None:
+    """Serves MODEL over an OpenAI-compatible API until Ctrl-C."""
+    with input_errors():
+        _require_packages()
+        from outrider.serve import start
+        from outrider.serve.server import listen, serve
+
+        logging.basicConfig(level=logging.WARNING, format="outrider: %(levelname)s: %(message)s", stream=sys.stderr)
+        options = start.ServeOptions(
+            model=model,
+            host=host,
+            port=port,
+            parent=parent,
+            weights=weights,
+            threads=threads,
+            policy=policy,
+            api_keys=api_keys,
+            name=name,
+            drain_timeout_s=drain_timeout,
+            engine=start.engine_options("outrider serve", option or []),
+        )
+        options.check()
+        inputs = start.read_inputs(options)
+        with listen(host, port) as sock:
+            engine, rejected = start.open_engine(options)
+            state = start.make_state(options, inputs, engine, rejected)
+            print(start.greeting(options, state, sock.getsockname()[1]), flush=True)
+            code = serve(state, sock)
+    raise typer.Exit(code)
+
+
+def _require_packages() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in PACKAGES if not find_spec(name)]
+    if missing:
+        found = f"{', '.join(missing)} not installed"
+        raise InputError("E_USAGE", "outrider serve", "packages", found, "`pip install 'outrider[serve]'`")

@@ -1,0 +1,140 @@
+#include "sched/outrider_policy.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "sched/expert_choice.h"
+#include "sched/item_order.h"
+#include "sched/plan_builder.h"
+#include "sched/step_cost.h"
+
+namespace outrider::sched {
+namespace {
+
+class OutriderPlanner {
+ public:
+  explicit OutriderPlanner(const Snapshot& snapshot)
+      : snapshot_(snapshot), limits_(snapshot.limits), plan_(snapshot), decode_(DecodeOrder(snapshot)) {}
+
+  StepPlan Run() && {
+    if (limits_.age_max > 0) TakeOverdue();
+    if (snapshot_.experts > 0 && limits_.age_max > 0) {
+      TakeOf(ChooseExperts(snapshot_, plan_.experts(), ReadyByExpert()));
+    } else {
+      TakeAllDecode();
+    }
+    FillPrefillLane();
+    if (snapshot_.experts > 0) TakeOf(plan_.experts());
+    HoldRest();
+    StepPlan plan = std::move(plan_).Finish();
+    std::stable_partition(plan.slices.begin(), plan.slices.end(),
+                          [](const Slice& slice) { return slice.lane == Lane::kDecode; });
+    return plan;
+  }
+
+ private:
+  const ReadyItem& At(size_t item) const { return snapshot_.items[item]; }
+
+  bool Overdue(size_t item) const {
+    const int64_t age_max = At(item).lane == Lane::kDecode ? limits_.age_max : limits_.prefill_age_max;
+    return snapshot_.step - At(item).ready_since >= age_max;
+  }
+
+  void TakeOverdue() {
+    std::vector<size_t> order = ItemsOf(snapshot_, Lane::kDecode);
+    SortByAge(snapshot_, order);
+    for (const size_t item : order) {
+      if (!Overdue(item)) break;
+      const auto with = static_cast<ExpertSet>(plan_.experts() | ExpertsOf(At(item), 0, 1));
+      if (std::popcount(with) <= DistinctMax(snapshot_)) plan_.Take(item, 1);
+    }
+  }
+
+  std::array<int64_t, 16> ReadyByExpert() const {
+    std::array<int64_t, 16> ready{};
+    for (const size_t item : decode_) ++ready[At(item).experts[0]];
+    return ready;
+  }
+
+  void TakeOf(ExpertSet experts) {
+    for (const size_t item : decode_) {
+      if (plan_.Taken(item) == 0 && Has(experts, At(item).experts[0])) plan_.Take(item, 1);
+    }
+  }
+
+  void TakeAllDecode() {
+    for (const size_t item : decode_) {
+      if (plan_.Taken(item) == 0) plan_.Take(item, 1);
+    }
+  }
+
+  std::vector<size_t> PromptOrder() const {
+    if (limits_.prefill_age_max == 0) return PrefillOrder(snapshot_);
+    std::vector<size_t> order = ItemsOf(snapshot_, Lane::kPrefill);
+    SortByAge(snapshot_, order);
+    const auto fresh = std::find_if(order.begin(), order.end(), [&](size_t item) { return !Overdue(item); });
+    std::vector<std::tuple<int64_t, int64_t, size_t>> keys;  // priority, added bytes, order of arrival
+    for (auto it = fresh; it != order.end(); ++it) keys.emplace_back(-At(*it).priority, AddedBytes(*it), *it);
+    std::sort(keys.begin(), keys.end());
+    std::transform(keys.begin(), keys.end(), fresh, [](const auto& key) { return std::get<2>(key); });
+    return order;
+  }
+
+  // FFN bytes that the item's next chunk adds to what the decode lane reads.
+  int64_t AddedBytes(size_t item) const {
+    const int64_t tokens = std::min(limits_.prefill_tokens, At(item).tokens);
+    const auto with = static_cast<ExpertSet>(plan_.experts() | ExpertsOf(At(item), 0, tokens));
+    return FfnBytes(snapshot_, with) - FfnBytes(snapshot_, plan_.experts());
+  }
+
+  void FillPrefillLane() {
+    bool first = true;
+    for (const size_t item : PromptOrder()) {
+      if (plan_.Room(Lane::kPrefill) <= 0) return;
+      // The oldest overdue prompt gets at least one token; so does the first of an otherwise empty step.
+      const bool certain = first && (Overdue(item) || plan_.Empty());
+      const int64_t tokens = FittingTokens(item, certain ? 1 : 0);
+      if (tokens > 0) {
+        plan_.Take(item, tokens);
+      } else {
+        plan_.Hold(item);
+      }
+      first = false;
+    }
+  }
+
+  // Tokens of the item that keep the step below ffn_bytes_max; the first `certain` of them count in any case.
+  int64_t FittingTokens(size_t item, int64_t certain) const {
+    const int64_t end = std::min(At(item).tokens, plan_.Room(Lane::kPrefill));
+    if (limits_.ffn_bytes_max <= 0 || At(item).experts.empty()) return end;
+    ExpertSet experts = plan_.experts();
+    for (int64_t i = 0; i < end; ++i) {
+      const ExpertSet with = With(experts, At(item).experts[static_cast<size_t>(i)]);
+      if (with != experts && i >= certain && FfnBytes(snapshot_, with) > limits_.ffn_bytes_max) return i;
+      experts = with;
+    }
+    return end;
+  }
+
+  void HoldRest() {
+    if (plan_.Room(Lane::kDecode) <= 0) return;
+    for (const size_t item : decode_) {
+      if (plan_.Taken(item) == 0) plan_.Hold(item);
+    }
+  }
+
+  const Snapshot& snapshot_;
+  const StepLimits& limits_;
+  PlanBuilder plan_;
+  std::vector<size_t> decode_;  // in DecodeOrder
+};
+
+}  // namespace
+
+StepPlan PlanOutrider(const Snapshot& snapshot) { return OutriderPlanner(snapshot).Run(); }
+
+}  // namespace outrider::sched

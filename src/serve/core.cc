@@ -1,0 +1,270 @@
+#include "serve/core.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "serve/router_pass.h"
+
+namespace outrider::serve {
+namespace {
+
+constexpr int64_t kCachedPagesEvery = 32;  // steps between two counts of cached pages, which take long
+
+std::vector<int64_t> FfnBytesTable(const Executor& executor) {
+  std::vector<int64_t> table(size_t{1} << executor.shape().experts);
+  for (size_t set = 0; set < table.size(); ++set) table[set] = executor.FfnBytes(static_cast<uint16_t>(set));
+  return table;
+}
+
+void Insert(RunningList& list, std::unique_ptr<RequestState> state) {
+  const auto place = std::lower_bound(list.begin(), list.end(), state->id,
+                                      [](const auto& entry, StreamId id) { return entry->id < id; });
+  list.insert(place, std::move(state));
+}
+
+int64_t& Outcome(EngineStats& stats, Finish finish) {
+  switch (finish) {
+    case Finish::kStop:
+      return stats.stopped;
+    case Finish::kLength:
+      return stats.length;
+    case Finish::kCancelled:
+      return stats.cancelled;
+    case Finish::kDeadline:
+      return stats.deadline;
+    default:
+      return stats.failed;
+  }
+}
+
+}  // namespace
+
+EngineCore::EngineCore(Executor& executor, Pregate* pregate, const EngineOptions& options, Tell tell)
+    : executor_(executor),
+      pregate_(pregate),
+      options_(options),
+      tell_(std::move(tell)),
+      pages_(executor.shape(), options),
+      ffn_bytes_(FfnBytesTable(executor)) {
+  stats_.expert_tokens.resize(static_cast<size_t>(executor.shape().experts));
+}
+
+void EngineCore::Add(std::unique_ptr<RequestState> state) {
+  state->text = state->request.prompt;
+  state->text.reserve(static_cast<size_t>(state->text_max));
+  if (state->penalised()) state->counts.AddPrompt(state->text);
+  state->queued_since = step_;
+  ++stats_.submitted;
+  Insert(queue_, std::move(state));
+}
+
+void EngineCore::End(StreamId id, Finish finish, const std::string& error) {
+  for (RunningList* list : {&queue_, &running_}) {
+    for (auto& state : *list) {
+      if (state->id == id) Close(*state, finish, error);
+    }
+  }
+  EraseEnded();
+}
+
+void EngineCore::EndAll(enum Finish finish, const std::string& error) {
+  for (RunningList* list : {&queue_, &running_}) {
+    for (auto& state : *list) Close(*state, finish, error);
+  }
+  EraseEnded();
+}
+
+bool EngineCore::Step() {
+  if (Idle()) return false;
+  const int64_t tokens_before = stats_.prefill_tokens + stats_.decode_tokens, prefill_before = stats_.prefill_tokens;
+  const double others_before = stats_.executor_s + stats_.router_s + stats_.policy_s;
+  const int64_t start_ns = base::NowNs();
+  EndOverdue();
+  Admit();
+  ReserveAhead();
+  const std::vector<sched::ReadyItem> items = ReadyItems(running_);
+  if (!items.empty()) {
+    if (auto plan = Choose(items)) {
+      Run(SliceRuns(*plan, running_, options_.echo_rows_max));
+    } else {
+      FailStep(plan.error().code + ": " + plan.error().message);
+    }
+  }
+  EraseEnded();
+  if (options_.self_check == EngineOptions::SelfCheck::kOn) CheckInvariants();
+  const double seconds = static_cast<double>(base::NowNs() - start_ns) * 1e-9;
+  goodput_rate_.Observe(static_cast<double>(stats_.prefill_tokens + stats_.decode_tokens - tokens_before), seconds);
+  if (stats_.prefill_tokens > prefill_before)
+    prefill_rate_.Observe(static_cast<double>(stats_.prefill_tokens - prefill_before), seconds);
+  if (step_ % kCachedPagesEvery == 0) stats_.kv_pages_cached = pages_.KvCached();
+  stats_.step_seconds.Add(seconds);
+  stats_.host_s += seconds - (stats_.executor_s + stats_.router_s + stats_.policy_s - others_before);
+  ++stats_.steps;
+  ++step_;
+  return true;
+}
+
+void EngineCore::FailStep(const std::string& error) {
+  ++stats_.failed_steps;
+  for (auto& state : running_) {
+    if (!state->ended) Close(*state, Finish::kError, error);
+  }
+  EraseEnded();
+}
+
+void EngineCore::EndOverdue() {
+  const int64_t now_ns = options_.now_ns();
+  for (RunningList* list : {&queue_, &running_}) {
+    for (auto& state : *list) {
+      if (state->deadline_ns == 0 || now_ns < state->deadline_ns) continue;
+      Close(*state, Finish::kDeadline, "");
+    }
+  }
+  EraseEnded();
+}
+
+// The oldest of the highest class; a request of the lower class that waited long enough counts as one of the higher.
+RunningList::iterator EngineCore::NextQueued() {
+  return std::find_if(queue_.begin(), queue_.end(), [this](const StatePtr& state) {
+    return state->request.priority > 0 || step_ - state->queued_since >= options_.priority_age_steps;
+  });
+}
+
+void EngineCore::Admit() {
+  RunningList admitted;
+  while (!queue_.empty() && static_cast<int64_t>(running_.size() + admitted.size()) < options_.running_max) {
+    auto next = NextQueued();
+    if (next == queue_.end()) next = queue_.begin();
+    if (!TakePages(**next, static_cast<int64_t>(running_.size() + admitted.size()))) break;
+    admitted.push_back(std::move(*next));
+    queue_.erase(next);
+  }
+  std::vector<RequestState*> states;
+  for (const auto& state : admitted) states.push_back(state.get());
+  auto routed = RouteRest(pregate_, states, stats_);
+  for (auto& state : admitted) {
+    state->ready_since = step_;
+    RequestState& entered = *state;
+    Insert(running_, std::move(state));
+    if (!routed) Close(entered, Finish::kError, routed.error().code + ": " + routed.error().message);
+  }
+  EraseEnded();
+}
+
+// Pages for the whole text so far, so that its chunks never wait for any. One page for each of the `others` that run
+// stays free, or they would preempt this one at once.
+bool EngineCore::TakePages(RequestState& state, int64_t others) {
+  const bool had_plan = !state.experts.empty();
+  pages_.Match(state);
+  const int64_t need = pages_.KvPagesOf(state.length()) - static_cast<int64_t>(state.kv_pages.size());
+  bool taken =
+      (pages_.KvFree() >= need + others || pages_.KvWithin() >= need + others) && pages_.GrowKv(state, state.length());
+  while (taken && !pages_.GrowRoute(state, state.length())) taken = DropAPlan(state);
+  if (taken) {
+    stats_.prefix_hit_tokens += state.computed;
+    if (!had_plan) stats_.plan_hit_tokens += static_cast<int64_t>(state.experts.size());
+    if (state.draws == 0) state.cached = state.computed;
+    return true;
+  }
+  pages_.ReleaseKv(state);
+  if (!had_plan) pages_.ReleaseRoute(state);
+  return false;
+}
+
+// Everyone gets the pages of the token to run, and of the router's for the one drawn behind it, the oldest first.
+void EngineCore::ReserveAhead() {
+  for (size_t i = 0; i < running_.size();) {
+    RequestState& state = *running_[i];
+    if (!pages_.GrowKv(state, state.length())) {
+      Preempt();
+    } else if (pages_.GrowRoute(state, std::min(state.length() + 1, state.text_max))) {
+      ++i;
+    } else if (!DropAPlan(state)) {
+      Preempt();
+    }
+  }
+}
+
+// A queued request that was preempted holds its plan and the router's pages; the newest gives them up first.
+bool EngineCore::DropAPlan(const RequestState& keep) {
+  for (auto state = queue_.rbegin(); state != queue_.rend(); ++state) {
+    if ((*state)->route_pages.empty() || state->get() == &keep) continue;
+    pages_.ReleaseRoute(**state);
+    ++stats_.dropped_plans;
+    return true;
+  }
+  return false;
+}
+
+// The newest request starts over later; its text and its plan stay.
+void EngineCore::Preempt() {
+  StatePtr state = std::move(running_.back());
+  running_.pop_back();
+  pages_.Remember(*state);
+  pages_.ReleaseKv(*state);
+  state->queued_since = step_;
+  ++stats_.preemptions;
+  Insert(queue_, std::move(state));
+}
+
+void EngineCore::Close(RequestState& state, Finish finish, const std::string& error) {
+  Event event;
+  event.finish = finish;
+  event.error = error;
+  CloseWith(state, std::move(event));
+}
+
+void EngineCore::CloseWith(RequestState& state, Event event) {
+  if (state.ended) return;
+  event.stream = state.id;
+  event.prompt_tokens = state.prompt_tokens();
+  event.cached_tokens = state.cached;
+  event.written_tokens = state.written();
+  ++Outcome(stats_, event.finish);
+  if (event.finish != Finish::kError) {
+    if (options_.self_check == EngineOptions::SelfCheck::kOn) Confirm(state);
+    pages_.Remember(state);
+  }
+  pages_.ReleaseKv(state);
+  pages_.ReleaseRoute(state);
+  state.ended = true;
+  tell_(std::move(event));
+}
+
+void EngineCore::EraseEnded() {
+  for (RunningList* list : {&queue_, &running_})
+    std::erase_if(*list, [](const StatePtr& state) { return state->ended; });
+}
+
+// With pages of its own, if there are any: the text's may be shared.
+void EngineCore::Confirm(const RequestState& state) {
+  if (pregate_ == nullptr) return;
+  RequestState probe;
+  if (!pages_.GrowRoute(probe, static_cast<int64_t>(state.experts.size()))) return;
+  if (!ConfirmPlan(*pregate_, state, probe.route_pages, stats_)) ++stats_.degraded["plan could not be confirmed"];
+  pages_.ReleaseRoute(probe);
+}
+
+EngineStats EngineCore::Stats() const {
+  EngineStats out = stats_;
+  out.queued = static_cast<int64_t>(queue_.size());
+  out.running = static_cast<int64_t>(running_.size());
+  out.kv_pages = executor_.shape().kv_pages;
+  if (Idle()) out.kv_pages_cached = pages_.KvCached();
+  out.kv_pages_used = std::max<int64_t>(0, pages_.KvTaken() - out.kv_pages_cached);
+  out.route_pages = executor_.shape().route_pages;
+  out.route_pages_used = pages_.RouteTaken();
+  for (const RunningList* list : {&queue_, &running_}) {
+    for (const auto& state : *list) {
+      out.backlog_tokens += state->text_max - state->computed;
+      out.backlog_prompt_tokens += std::max<int64_t>(0, state->prompt_tokens() - state->computed);
+    }
+  }
+  out.bytes_per_s = rates_.bytes_per_s();
+  out.token_s = rates_.token_s();
+  out.prefill_tokens_per_s = prefill_rate_.PerSecond();
+  out.goodput_tokens_per_s = goodput_rate_.PerSecond();
+  return out;
+}
+
+}  // namespace outrider::serve

@@ -1,0 +1,89 @@
+#pragma once
+// The engine without its thread: requests, their pages, and steps over them. One thread uses it, nothing in it waits.
+//
+// A step: deadlines -> admit (pages of the prompt, its plan) -> a page ahead for everyone, preempting the newest ->
+// snapshot -> policy -> run -> draw -> route what was drawn -> tell. What fails ends the requests of the step, with an
+// error, and nobody else.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "sched/rate_ewma.h"
+#include "serve/executor.h"
+#include "serve/options.h"
+#include "serve/pages.h"
+#include "serve/rates.h"
+#include "serve/request_state.h"
+#include "serve/stats.h"
+#include "serve/step.h"
+
+namespace outrider::serve {
+
+class EngineCore {
+ public:
+  // Takes an event; false: the reader of that stream is too slow.
+  using Tell = std::function<bool(Event)>;
+
+  // `executor`, `pregate` (null for a dense model) outlive the core.
+  EngineCore(Executor& executor, Pregate* pregate, const EngineOptions& options, Tell tell);
+
+  void Add(std::unique_ptr<RequestState> state);
+  // Ends a request with its last event, if it is still there.
+  void End(StreamId id, Finish finish, const std::string& error);
+  void EndAll(Finish finish, const std::string& error);
+  // False: there was nothing to do.
+  bool Step();
+  // Ends the running requests: what a step that threw may have left in disorder.
+  void FailStep(const std::string& error);
+
+  bool Idle() const { return queue_.empty() && running_.empty(); }
+  EngineStats Stats() const;
+  // Of the caps on pages and requests, and of the pages; empty when all is well.
+  std::vector<std::string> Violations() const;
+
+ private:
+  // Before a step (core.cc).
+  void EndOverdue();
+  void Admit();
+  RunningList::iterator NextQueued();
+  bool TakePages(RequestState& state, int64_t others);
+  void ReserveAhead();
+  bool DropAPlan(const RequestState& keep);
+  void Preempt();
+  void Close(RequestState& state, Finish finish, const std::string& error);
+  void CloseWith(RequestState& state, Event event);
+  void EraseEnded();
+  void Confirm(const RequestState& state);
+
+  // The step itself (core_step.cc).
+  base::Result<sched::StepPlan> Choose(std::span<const sched::ReadyItem> items);
+  void Run(std::span<const SliceRun> slices);
+  void Tally(std::span<const SliceRun> slices, const RunCost& cost);
+  Event Advance(const SliceRun& slice);
+  void Draw(const SliceRun& slice, std::span<const float> logits, Event& event);
+  void RouteDrawn(std::span<const SliceRun> slices, std::span<Event> events);
+  void TellEvents(std::span<const SliceRun> slices, std::vector<Event> events);
+  void CheckInvariants();
+
+  static constexpr double kRateHalfLifeS = 10;
+
+  Executor& executor_;
+  Pregate* const pregate_;
+  const EngineOptions options_;
+  const Tell tell_;
+  Pages pages_;
+  std::vector<int64_t> ffn_bytes_;  // by set of experts
+  Rates rates_;
+  sched::RateEwma prefill_rate_{kRateHalfLifeS}, goodput_rate_{kRateHalfLifeS};
+  RunningList queue_, running_;  // both by id, ascending
+  std::vector<float> logits_;
+  int64_t step_ = 0;
+  EngineStats stats_;
+};
+
+}  // namespace outrider::serve

@@ -1,0 +1,185 @@
+#include <algorithm>
+#include <bit>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/clock.h"
+#include "serve/core.h"
+#include "serve/drawing.h"
+#include "serve/router_pass.h"
+
+namespace outrider::serve {
+namespace {
+
+std::string Text(const base::Error& error) { return error.code + ": " + error.message; }
+
+bool Stops(const Request& request, int32_t token) {
+  return std::find(request.stop_ids.begin(), request.stop_ids.end(), token) != request.stop_ids.end();
+}
+
+}  // namespace
+
+base::Result<sched::StepPlan> EngineCore::Choose(std::span<const sched::ReadyItem> items) {
+  const ModelShape& shape = executor_.shape();
+  const sched::Snapshot snapshot{.step = step_,
+                                 .items = items,
+                                 .limits = options_.limits,
+                                 .experts = shape.experts,
+                                 .ffn_bytes = ffn_bytes_,
+                                 .fixed_bytes = executor_.FixedBytes(),
+                                 .bytes_per_s = rates_.bytes_per_s(),
+                                 .token_s = rates_.token_s()};
+  const int64_t start_ns = base::NowNs();
+  sched::StepPlan plan = options_.policy(snapshot);
+  stats_.policy_s += static_cast<double>(base::NowNs() - start_ns) * 1e-9;
+  if (auto good = CheckPlan(plan, snapshot, shape.step_tokens_max); !good) return tl::unexpected(good.error());
+  stats_.held_items += static_cast<int64_t>(plan.held.size());
+  for (const sched::Slice& slice : plan.slices) {
+    const auto item = std::lower_bound(items.begin(), items.end(), slice.request,
+                                       [](const sched::ReadyItem& a, sched::RequestId id) { return a.request < id; });
+    stats_.hold_steps_max = std::max(stats_.hold_steps_max, step_ - item->ready_since);
+  }
+  return plan;
+}
+
+void EngineCore::Run(std::span<const SliceRun> slices) {
+  const auto cost = RunSlices(executor_, slices, logits_, stats_);
+  if (!cost) {
+    ++stats_.failed_steps;
+    for (const SliceRun& slice : slices) Close(*slice.state, Finish::kError, Text(cost.error()));
+    return;
+  }
+  Tally(slices, *cost);
+  std::vector<Event> events;
+  for (const SliceRun& slice : slices) events.push_back(Advance(slice));
+  RouteDrawn(slices, events);
+  TellEvents(slices, std::move(events));
+}
+
+void EngineCore::Tally(std::span<const SliceRun> slices, const RunCost& cost) {
+  int64_t prefill = 0, decode = 0;
+  uint32_t distinct = 0;
+  for (const SliceRun& slice : slices) {
+    const RequestState& state = *slice.state;
+    (state.rest() == 1 ? decode : prefill) += slice.tokens;
+    if (state.experts.empty()) continue;
+    for (int64_t i = 0; i < slice.tokens; ++i) {
+      const ExpertId expert = state.experts[static_cast<size_t>(state.computed + i)];
+      ++stats_.expert_tokens[expert];
+      distinct |= 1U << expert;
+    }
+  }
+  stats_.prefill_tokens += prefill;
+  stats_.decode_tokens += decode;
+  stats_.distinct_experts += std::popcount(distinct);
+  stats_.weight_bytes += cost.weight_bytes;
+  stats_.ffn_bytes += cost.ffn_bytes;
+  stats_.executor_s += cost.seconds;
+  rates_.Add(cost.weight_bytes, prefill + decode, cost.seconds);
+}
+
+// The slice is done: the request moves on, and draws where its text ends.
+Event EngineCore::Advance(const SliceRun& slice) {
+  RequestState& state = *slice.state;
+  const auto vocab = static_cast<size_t>(executor_.shape().vocab);
+  const auto rows = std::span<const float>(logits_).subspan(static_cast<size_t>(slice.row) * vocab,
+                                                            static_cast<size_t>(slice.rows) * vocab);
+  Event event;
+  event.stream = state.id;
+  event.logprobs = EchoLogprobs(slice, rows);
+  state.echoed += static_cast<int64_t>(event.logprobs.size());
+  const bool draws = slice.draws();
+  state.computed += slice.tokens;
+  state.ready_since = step_ + 1;
+  if (draws) Draw(slice, rows.last(vocab), event);
+  return event;
+}
+
+void EngineCore::Draw(const SliceRun& slice, std::span<const float> logits, Event& event) {
+  RequestState& state = *slice.state;
+  if (state.draws == 0) pages_.Remember(state);
+  const auto token = DrawToken(state, logits);
+  if (!token) {
+    event.finish = Finish::kError;
+    event.error = Text(token.error());
+    return;
+  }
+  ++state.draws;
+  if (Stops(state.request, *token)) {
+    event.finish = Finish::kStop;
+    return;
+  }
+  if (state.request.logprobs >= 0) event.logprobs.push_back(LogprobOf(logits, *token, state.request.logprobs));
+  ++stats_.written_tokens;
+  state.text.push_back(*token);
+  event.tokens.push_back(*token);
+  if (state.penalised()) state.counts.AddWritten(*token);
+  if (state.length() >= state.text_max) event.finish = Finish::kLength;
+}
+
+// The experts of the new tokens, so that the next step is known in full.
+void EngineCore::RouteDrawn(std::span<const SliceRun> slices, std::span<Event> events) {
+  std::vector<RequestState*> drawn;
+  std::vector<size_t> places;
+  for (size_t i = 0; i < slices.size(); ++i) {
+    if (events[i].tokens.empty()) continue;
+    drawn.push_back(slices[i].state);
+    places.push_back(i);
+  }
+  const auto routed = RouteRest(pregate_, drawn, stats_);
+  if (routed) return;
+  for (const size_t i : places) {
+    events[i].finish = Finish::kError;
+    events[i].error = Text(routed.error());
+  }
+}
+
+void EngineCore::TellEvents(std::span<const SliceRun> slices, std::vector<Event> events) {
+  for (size_t i = 0; i < slices.size(); ++i) {
+    RequestState& state = *slices[i].state;
+    Event& event = events[i];
+    const bool tells = !event.tokens.empty() || !event.logprobs.empty() || event.finish != Finish::kNone;
+    if (!tells) continue;
+    const auto told = static_cast<std::ptrdiff_t>(state.told_experts);
+    event.experts.assign(state.experts.begin() + std::min(told, std::ssize(state.experts)), state.experts.end());
+    state.told_experts += std::ssize(event.experts);
+    if (event.finish != Finish::kNone) {
+      CloseWith(state, std::move(event));
+    } else if (!tell_(std::move(event))) {
+      ++stats_.slow_readers;
+      Close(state, Finish::kCancelled, "E_SLOW_READER: too many tokens wait to be read");
+    }
+  }
+}
+
+std::vector<std::string> EngineCore::Violations() const {
+  std::vector<const RequestState*> holders;
+  std::vector<std::string> out;
+  for (const RunningList* list : {&queue_, &running_}) {
+    for (const auto& state : *list) holders.push_back(state.get());
+    if (!std::is_sorted(list->begin(), list->end(), [](const auto& a, const auto& b) { return a->id < b->id; }))
+      out.push_back("requests are not in the order of their ids");
+  }
+  for (const auto& state : queue_) {
+    if (!state->kv_pages.empty()) out.push_back("queued request " + std::to_string(state->id) + " holds KV pages");
+  }
+  for (const auto& state : running_) {
+    if (state->computed >= state->length())
+      out.push_back("running request " + std::to_string(state->id) + " has nothing to run");
+    if (pregate_ != nullptr && state->experts.size() != state->text.size())
+      out.push_back("running request " + std::to_string(state->id) + " has a token without an expert");
+  }
+  if (static_cast<int64_t>(running_.size()) > options_.running_max) out.push_back("more requests run than may");
+  for (std::string& violation : pages_.Violations(holders)) out.push_back(std::move(violation));
+  return out;
+}
+
+void EngineCore::CheckInvariants() {
+  const std::vector<std::string> violations = Violations();
+  if (violations.empty()) return;
+  if (stats_.first_violation.empty()) stats_.first_violation = violations.front();
+  stats_.invariant_violations += static_cast<int64_t>(violations.size());
+}
+
+}  // namespace outrider::serve

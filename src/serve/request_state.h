@@ -1,0 +1,45 @@
+#pragma once
+// A request between Submit and its last event. Owned by the engine's thread once it left the inbox.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "sampling/penalties.h"
+#include "serve/request.h"
+
+namespace outrider::serve {
+
+struct RequestState {
+  StreamId id = 0;
+  Request request;
+  int64_t deadline_ns = 0;     // of the engine's clock; 0: none
+  int64_t text_max = 0;        // tokens of prompt and text together, at most
+  int64_t tokens_charged = 0;  // of the cap of admitted tokens
+
+  std::vector<int32_t> text;      // the prompt and what was written
+  std::vector<ExpertId> experts;  // the plan: of text[0, experts.size()), whose router keys lie in route_pages
+  std::vector<int32_t> kv_pages, route_pages;
+  int64_t computed = 0;  // tokens of `text` whose keys and values lie in kv_pages
+
+  int64_t queued_since = 0;  // step
+  int64_t ready_since = 0;   // step
+  int64_t cached = 0;        // prompt tokens that the prefix cache had
+  int64_t echoed = 0;        // prompt tokens behind the first whose log-probability was told
+  int64_t told_experts = 0;
+  int64_t draws = 0;   // tokens drawn
+  bool ended = false;  // the last event is told, the pages are given back
+  sampling::TokenCounts counts;
+
+  int64_t prompt_tokens() const { return static_cast<int64_t>(request.prompt.size()); }
+  int64_t length() const { return static_cast<int64_t>(text.size()); }
+  int64_t written() const { return length() - prompt_tokens(); }
+  int64_t rest() const { return length() - computed; }  // tokens to run before the next one can be drawn
+  bool echoes() const { return request.echo_logprobs && request.logprobs >= 0; }
+  bool penalised() const {
+    const SamplingParams& s = request.sampling;
+    return s.presence_penalty != 0 || s.frequency_penalty != 0 || s.repetition_penalty != 1;
+  }
+};
+
+}  // namespace outrider::serve

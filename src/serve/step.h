@@ -1,0 +1,44 @@
+#pragma once
+// One step: what a policy may choose from, and the pass over what it chose.
+
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/result.h"
+#include "sched/step_plan.h"
+#include "serve/executor.h"
+#include "serve/request_state.h"
+#include "serve/stats.h"
+
+namespace outrider::serve {
+
+using StatePtr = std::unique_ptr<RequestState>;
+using RunningList = std::vector<StatePtr>;  // by id, ascending
+
+// The rest of each running request; the spans point into the requests.
+std::vector<sched::ReadyItem> ReadyItems(const RunningList& running);
+
+// A plan names each item once at most, in its lane, with tokens that it has and a step can take, and runs something
+// when there is something. Code: E_PLAN.
+base::Result<void> CheckPlan(const sched::StepPlan& plan, const sched::Snapshot& snapshot, int64_t step_tokens_max);
+
+// Rows of logits of one slice: of the last `rows` tokens of it.
+struct SliceRun {
+  RequestState* state = nullptr;
+  int64_t tokens = 0;
+  int64_t rows = 0;
+  int64_t row = 0;  // of all rows of the step, the first of this slice
+  bool draws() const { return tokens == state->rest(); }
+};
+
+// The slices of a plan as runs. A request that echoes log-probabilities is cut to the `echo_rows_max` rows that all of
+// them may take in one step.
+std::vector<SliceRun> SliceRuns(const sched::StepPlan& plan, const RunningList& running, int64_t echo_rows_max);
+
+// Runs the slices; logits [rows, vocab] is made as large as needed. Nothing of the requests is changed.
+// Codes: E_PLAN a token without an expert in the plan; those of the executor.
+base::Result<RunCost> RunSlices(Executor& executor, std::span<const SliceRun> slices, std::vector<float>& logits,
+                                EngineStats& stats);
+
+}  // namespace outrider::serve

@@ -1,0 +1,146 @@
+"""Replay of loads: traces are read as published, runs and figures add up; over the double of the engine."""
+
+import json
+import lzma
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_engine import FakeEngine, ServeRejected, make_folder
+from outrider import cli
+from outrider.refactor.errors import InputError
+from outrider.serve import start
+from outrider.serve.replay import compare, drive, figures, load, texts
+from outrider.serve.replay.drive import Record, RunResult
+from outrider.serve.replay.figures import Goal
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
+
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n"
+AZURE += "2023-11-16 18:15:50.9951690,9000,9\n"
+BURST = "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,472,18,490,x\n"
+BURST += "9,GPT-4,7,0,7,x\n"
+MOON = '{"timestamp": 0, "input_length": 1100, "output_length": 5, "hash_ids": [0, 1, 2]}\n'
+MOON += '{"timestamp": 2500, "input_length": 1030, "output_length": 6, "hash_ids": [0, 1, 9]}\n'
+
+
+def _trace(path: Path, text: str) -> Path:
+    path.write_bytes(lzma.compress(text.encode()) if path.suffix == ".xz" else text.encode())
+    return path
+
+
+def test_traces_as_published(tmp_path):
+    azure = list(load.read_trace(_trace(tmp_path / "a.csv.xz", AZURE)))
+    assert [(row.prompt_tokens, row.written_tokens) for row in azure] == [(374, 44), (9000, 9)]
+    assert azure[1].arrival_s == pytest.approx(4.314579, abs=1e-6)
+    assert [row.prompt_tokens for row in load.read_trace(_trace(tmp_path / "b.csv", BURST))] == [472]
+    moon = list(load.read_trace(_trace(tmp_path / "m.jsonl", MOON)))
+    assert moon[1] == load.Row(2.5, 1030, 6, (0, 1, 9))
+    shaped = load.shape("a", azure, count=5, scale=8, context=100)
+    assert (shaped.dropped, shaped.rows) == (1, [load.Row(0.0, 46, 5, (), 64)])
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", AZURE + "x,y,z\n", '{"timestamp": 0}\n', "{\n"])
+def test_what_is_no_trace(tmp_path, text):
+    with pytest.raises(InputError, match="E_TRACE"):
+        list(load.read_trace(_trace(tmp_path / "t", text)))
+    (tmp_path / "t.xz").write_bytes(lzma.compress(AZURE.encode())[:-9])
+    with pytest.raises(InputError, match="E_TRACE"):
+        list(load.read_trace(tmp_path / "t.xz"))
+
+
+def test_poisson_is_seeded_and_has_its_rate():
+    rows = list(load.poisson(2000, 1))
+    assert rows == list(load.poisson(2000, 1)) != list(load.poisson(2000, 2))
+    shaped = load.shape("p", rows, count=2000, scale=1, context=10_000)
+    assert shaped.rate == pytest.approx(1, rel=0.1)
+    assert load.Load("one", rows[:1]).rate == math.inf
+
+
+def test_equal_blocks_are_equal_text(tmp_path):
+    rows = list(load.read_trace(_trace(tmp_path / "m.jsonl", MOON)))
+    shaped = load.shape("m", rows, count=2, scale=1, context=5000)
+    domains = {"a": list(range(100)), "b": list(range(500, 900))}
+    first, second = texts.prompts_of(shaped, domains, 0)
+    assert (len(first), len(second)) == (1100, 1030)
+    assert first[:1024] == second[:1024] and first[1024:1030] != second[1024:]
+    assert texts.prompts_of(shaped, domains, 1)[0] != first
+
+
+def test_domains_come_from_files_or_from_python(tmp_path):
+    (tmp_path / "a.txt.xz").write_bytes(lzma.compress(b"some text"))
+    (tmp_path / "empty.txt").write_text("")
+    assert texts.domain_tokens(tmp_path, lambda text: list(text.encode())) == {"a.txt.xz": list(b"some text")}
+    assert len(texts.domain_tokens(None, lambda text: list(text.encode()))["code"]) == texts.DOMAIN_TOKENS
+    with pytest.raises(InputError, match="E_DATA"):
+        texts.domain_tokens(tmp_path / "nothing", list)
+
+
+def test_figures_of_a_run():
+    records = [
+        Record(0.0, first_s=0.1, last_s=0.5, written=5, finish="length"),
+        Record(1.0, first_s=3.0, last_s=3.0, written=1, finish="length"),
+        Record(2.0, finish="rejected"),
+    ]
+    counts = dict.fromkeys(drive.COUNTED, 0.0) | {"steps": 4, "decode_tokens": 6, "prefill_tokens": 6}
+    counts |= {"weight_bytes": 400, "distinct_experts": 8}
+    found = figures.figures(RunResult(records, 4.0, counts, 1), Goal(1.0, 0.2))
+    assert (found["done"], found["rejected"], found["goodput_tokens_per_s"]) == (2, 1, 5 / 4)
+    assert found["tokens_per_s"] == 6 / 4 and found["kept_share"] == pytest.approx(1 / 3)
+    assert found["ttft_s_mean"] == pytest.approx(1.05) and found["tpot_s_p99"] == pytest.approx(0.1)
+    assert (found["weight_bytes_per_step"], found["distinct_experts_per_step"]) == (100, 2)
+    assert figures.percentile([3, 1, 2], 0.95) == 3 and figures.percentile([], 0.5) is None
+
+
+def test_a_run_counts_what_is_refused_unless_it_is_patient():
+    for patient in (False, True):
+        engine = FakeEngine(streams_max=2, token_s=0.002)
+        prompts, lengths = [[10, 11, 12, 13]] * 6, [3] * 6
+        try:
+            found = drive.run(engine, ServeRejected, prompts, lengths, [0.0] * 6, limit_s=20, patient=patient)
+        finally:
+            engine.close()
+        done = [record for record in found.records if record.finish == "length"]
+        assert (len(done), found.rejected) == ((6, 0) if patient else (2, 4))
+        assert all(record.written == 3 and len(record.experts) == 7 for record in done)
+        assert found.counts["decode_tokens"] == 3 * len(done) and 0 < found.seconds < 20
+
+
+def test_policies_on_one_load():
+    opened = []
+
+    def open_engine(policy):
+        opened.append(policy)
+        slow = 0.004 if policy == "prefill_prio" else 0.001
+        return FakeEngine(token_s=slow, script=lambda prompt: prompt * 50), ServeRejected
+
+    shaped = load.shape("p", load.poisson(12, 3, prompt_mean=8, written_mean=6), count=12, scale=1, context=200)
+    prompts = texts.prompts_of(shaped, {"a": list(range(3, 200))}, 0)
+    policies = ("chunked_fcfs", "prefill_prio")
+    plan = compare.Plan(open_engine, shaped, prompts, policies, (0.5,), 2, say=lambda _: None)
+    found = compare.compare(plan)
+    assert opened == ["chunked_fcfs"] * 3 + ["prefill_prio"] * 2 + ["chunked_fcfs"]
+    assert len(found["runs"]) == 4 and len(set(found["experts_sha256"].values())) == 1
+    fast, slow = found["summary"]
+    assert (fast["policy"], fast["repetitions"], slow["policy"]) == ("chunked_fcfs", 2, "prefill_prio")
+    assert slow["tpot_s_mean"]["low"] > fast["tpot_s_mean"]["high"]
+    assert found["table"].count("\n") == 4 and "| 0.5 | prefill_prio |" in found["table"]
+    assert replace(plan, prompts=[]).goal is None
+
+
+def test_the_command(tmp_path, monkeypatch):
+    folder = make_folder(tmp_path / "m")
+    monkeypatch.setattr(start, "open_engine", lambda options: (FakeEngine(script=lambda ids: ids * 99), ServeRejected))
+    arguments = ["bench", "serve", str(folder), "--out", str(tmp_path / "r.json"), "--rows", "5", "--repetitions", "1"]
+    arguments += ["--policy", "outrider", "--rate", "0.9", "--routes", str(tmp_path / "r.safetensors")]
+    arguments += ["--ttft-ms", "500", "--tpot-ms", "50", "--scale-lengths", "8"]
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert found["load"]["rows"] == 5 and found["goal"] == {"ttft_s": 0.5, "tpot_s": 0.05}
+    assert (tmp_path / "r.md").read_text() in done.stdout
+    routes = load_file(tmp_path / "r.safetensors")
+    assert routes["begins"][-1] == len(routes["experts"]) and len(routes["begins"]) == 6
+    bad = CliRunner().invoke(cli.app, [*arguments[:5], "--ttft-ms", "5"])
+    assert bad.exit_code == 2 and "--tpot-ms" in bad.stderr

@@ -1,0 +1,70 @@
+#pragma once
+// The engine without its thread, on the fake machine, with a clock that stands unless a test moves it.
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/check.h"
+#include "serve/admission.h"
+#include "serve/core.h"
+#include "support/serve_support.h"
+
+namespace outrider::serve::test {
+
+class CoreRun {
+ public:
+  explicit CoreRun(EngineOptions options = TestOptions(), const ModelShape& shape = FakeShape())
+      : executor(shape),
+        pregate(shape),
+        options_(Complete(std::move(options), shape)),
+        core(executor, shape.experts > 0 ? &pregate : nullptr, options_, [this](Event event) {
+          if (event.finish == Finish::kNone && refuse_events) return false;
+          Collect(told, {std::move(event)});
+          return true;
+        }) {}
+
+  StreamId Submit(Request request) {
+    auto state = std::make_unique<RequestState>();
+    state->id = ++last_id_;
+    const auto text_max = TextMax(request, executor.shape(), options_);
+    OUTRIDER_CHECK(text_max.has_value(), text_max.error().message);
+    state->text_max = *text_max;
+    if (request.deadline_ms > 0) state->deadline_ns = now_ns + request.deadline_ms * 1'000'000;
+    state->request = std::move(request);
+    core.Add(std::move(state));
+    return last_id_;
+  }
+
+  void Steps(int count) {
+    for (int i = 0; i < count; ++i) core.Step();
+  }
+  // False: requests are left after `most` steps.
+  bool ToTheEnd(int most = 100'000) {
+    for (int i = 0; i < most && !core.Idle(); ++i) core.Step();
+    return core.Idle();
+  }
+
+  int64_t now_ns = 1'000'000'000;
+  bool refuse_events = false;
+  ToldStreams told;
+  FakeExecutor executor;
+  FakePregate pregate;
+
+ private:
+  EngineOptions Complete(EngineOptions options, const ModelShape& shape) {
+    options.now_ns = [this] { return now_ns; };
+    auto complete = CompleteOptions(std::move(options), shape);
+    OUTRIDER_CHECK(complete.has_value(), complete.error().message);
+    return std::move(*complete);
+  }
+
+  EngineOptions options_;
+  StreamId last_id_ = 0;
+
+ public:
+  EngineCore core;  // behind what it uses
+};
+
+}  // namespace outrider::serve::test

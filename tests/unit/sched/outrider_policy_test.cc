@@ -1,0 +1,180 @@
+#include "sched/outrider_policy.h"
+
+#include <gtest/gtest.h>
+
+#include "plan_text.h"
+#include "sched/baselines.h"
+#include "sched/expert_choice.h"
+#include "sched/violations.h"
+#include "support/expert_bytes.h"
+#include "support/snapshot_case.h"
+
+namespace outrider::sched {
+namespace {
+
+// Three experts; 0 and 1 are nearly the same, 2 has nothing in common with them.
+SnapshotCase Overlapping() {
+  SnapshotCase c(3, {0, 100, 100, 105, 100, 200, 200, 205});
+  c.fixed_bytes = 20;
+  c.limits = {.decode_tokens = 8, .prefill_tokens = 8, .distinct_experts = 2, .age_max = 4, .prefill_age_max = 4};
+  c.limits.hold_gain_min = 1;
+  return c;
+}
+
+std::string Plan(const SnapshotCase& c) {
+  const StepPlan plan = PlanOutrider(c.Get());
+  EXPECT_EQ(Violations(c.Get(), plan), std::vector<std::string>{});
+  EXPECT_EQ(OutriderViolations(c.Get(), plan), std::vector<std::string>{});
+  return Text(plan);
+}
+
+TEST(Outrider, ChoosesByBytesNotByCount) {
+  // Experts 0 and 1 together read hardly more than one of them; two items against three of expert 2.
+  EXPECT_EQ(Plan(Overlapping().Decode(0).Decode(1).Decode(2).Decode(2).Decode(0)), "d0 d1 d4 | held 2 3 | experts 3");
+}
+
+TEST(Outrider, OneItemIsNeverHeld) { EXPECT_EQ(Plan(Overlapping().Decode(2)), "d0 | held | experts 4"); }
+
+TEST(Outrider, OverdueItemsComeFirst) {
+  SnapshotCase c = Overlapping();
+  c.step = 10;
+  c.limits.distinct_experts = 1;
+  c.Decode(0, 10).Decode(0, 10).Decode(0, 10).Decode(2, 6);
+  EXPECT_EQ(Plan(c), "d3 | held 0 1 2 | experts 4");
+}
+
+TEST(Outrider, HoldingCanBeSwitchedOff) {
+  SnapshotCase c = Overlapping();
+  c.limits.age_max = 0;
+  c.Decode(0).Decode(1).Decode(2).Decode(2).Decode(0);
+  EXPECT_EQ(Plan(c), Text(PlanChunkedFcfs(c.Get())));
+}
+
+TEST(Outrider, AllExpertsWithoutALimit) {
+  SnapshotCase c = Overlapping();
+  c.limits.distinct_experts = 0;
+  c.fixed_bytes = 10'000;  // what a step costs anyway is so much that every token counts
+  c.Decode(0).Decode(1).Decode(2);
+  EXPECT_EQ(Plan(c), "d0 d1 d2 | held | experts 7");
+}
+
+TEST(Outrider, FullBudgetTakesTheOldest) {
+  SnapshotCase c = Overlapping();
+  c.step = 3;
+  c.limits.decode_tokens = 2;
+  c.Decode(0, 3).Decode(0, 1).Decode(0, 2).Decode(2, 0);
+  EXPECT_EQ(Plan(c), "d1 d2 | held | experts 1");
+}
+
+TEST(Outrider, HeldItemsRideWithPrompts) {
+  SnapshotCase c = Overlapping();
+  c.Decode(0).Decode(1).Decode(0).Decode(2).Prompt({2, 2});
+  EXPECT_EQ(Plan(c), "d0 d1 d2 d3 p4:2 | held | experts 7");
+}
+
+TEST(Outrider, PrefersPromptsOfExpertsThatAreRead) {
+  SnapshotCase c = Overlapping();
+  c.limits.prefill_tokens = 2;
+  c.Decode(0).Prompt({2, 2}).Prompt({0, 0});
+  EXPECT_EQ(Plan(c), "d0 p2:2 | held | experts 1");
+  c.limits.prefill_age_max = 0;  // in order of arrival
+  EXPECT_EQ(Plan(c), "d0 p1:2 | held | experts 5");
+}
+
+TEST(Outrider, AnOverduePromptIsNotOvertaken) {
+  SnapshotCase c = Overlapping();
+  c.step = 4;
+  c.limits.prefill_tokens = 2;
+  c.Decode(0, 4).Prompt({2, 2}).Prompt({0, 0}, 4);
+  EXPECT_EQ(Plan(c), "d0 p1:2 | held | experts 5");
+}
+
+TEST(Outrider, CutsChunksAtTheLimitOnBytes) {
+  SnapshotCase c = Overlapping();
+  c.limits.ffn_bytes_max = 110;
+  c.Decode(0).Prompt({0, 1, 1, 2, 0});
+  EXPECT_EQ(Plan(c), "d0 p1:3 | held | experts 3");
+  c.limits.ffn_bytes_max = 0;
+  EXPECT_EQ(Plan(c), "d0 p1:5 | held | experts 7");
+}
+
+TEST(Outrider, APromptThatDoesNotFitIsHeldUntilOverdue) {
+  SnapshotCase c = Overlapping();
+  c.limits.ffn_bytes_max = 110;
+  c.Decode(0, 3).Prompt({2, 2, 1});
+  c.step = 3;
+  EXPECT_EQ(Plan(c), "d0 | held 1 | experts 1");
+  c.step = 4;  // now its first token runs in any case, and those of the same expert with it
+  EXPECT_EQ(Plan(c), "d0 p1:2 | held | experts 5");
+}
+
+TEST(Outrider, AnEmptyStepAlwaysTakesAPrompt) {
+  SnapshotCase c = Overlapping();
+  c.limits.ffn_bytes_max = 10;
+  c.Prompt({2, 1});
+  EXPECT_EQ(Plan(c), "p0:1 | held | experts 4");
+}
+
+TEST(Outrider, DenseModelsAreServedInOrder) {
+  SnapshotCase c(0, {100});
+  c.limits = {.decode_tokens = 2, .prefill_tokens = 4, .distinct_experts = 1, .age_max = 3, .prefill_age_max = 3};
+  c.limits.ffn_bytes_max = 1;
+  c.Decode(0).Decode(0).Decode(0).Prompt({0, 0});
+  EXPECT_EQ(Plan(c), "d0 d1 p3:2 | held | experts 0");
+}
+
+TEST(ExpertChoice, TiesGoToFewerBytesThenToTheLowerPattern) {
+  SnapshotCase c(2, {0, 100, 100, 200});
+  c.limits = {.decode_tokens = 4, .distinct_experts = 2, .hold_gain_min = 1};
+  const std::vector<int64_t> ready{1, 1};
+  EXPECT_EQ(ChooseExperts(c.Get(), 0, ready), 1);        // 1/100, 1/100, 2/200
+  EXPECT_EQ(ChooseExperts(c.Get(), 0b10, ready), 0b10);  // forced
+}
+
+TEST(ExpertChoice, CountsNoMoreThanTheBudget) {
+  SnapshotCase c(2, {0, 100, 60, 160});
+  c.limits = {.decode_tokens = 2, .distinct_experts = 2};
+  const std::vector<int64_t> ready{9, 2};
+  EXPECT_EQ(ChooseExperts(c.Get(), 0, ready), 0b10);  // two tokens either way
+}
+
+TEST(ExpertChoice, UsesMeasuredRates) {
+  SnapshotCase c(2, {0, 100, 100, 200});
+  c.limits = {.decode_tokens = 8, .distinct_experts = 2, .hold_gain_min = 1};
+  c.fixed_bytes = 40;
+  const std::vector<int64_t> ready{3, 2};
+  c.bytes_per_s = 1;
+  EXPECT_EQ(ChooseExperts(c.Get(), 0, ready), 0b01);  // 3/140 against 5/240
+  c.fixed_bytes = 60;
+  EXPECT_EQ(ChooseExperts(c.Get(), 0, ready), 0b11);  // 3/160 against 5/260
+  c.token_s = 1e6;                                    // tokens cost all: both equal but for the bytes of each token
+  EXPECT_EQ(ChooseExperts(c.Get(), 0, ready), 0b11);
+}
+
+TEST(ExpertChoice, HoldsForALargeGainOnlyWhereAllWouldFit) {
+  SnapshotCase c(2, {0, 100, 100, 200});
+  c.limits = {.decode_tokens = 8, .distinct_experts = 2};
+  const std::vector<int64_t> ready{6, 2};  // 6/100 against 8/200: half as much again
+  c.limits.hold_gain_min = 1.5;
+  EXPECT_EQ(ChooseExperts(c.Get(), 0, ready), 0b01);
+  c.limits.hold_gain_min = 1.51;
+  EXPECT_EQ(ChooseExperts(c.Get(), 0, ready), 0b11);
+  c.limits.decode_tokens = 7;  // not all fit: somebody waits anyway
+  EXPECT_EQ(ChooseExperts(c.Get(), 0, ready), 0b01);
+  c.limits.decode_tokens = 8;
+  c.limits.distinct_experts = 1;
+  EXPECT_EQ(ChooseExperts(c.Get(), 0, ready), 0b01);
+}
+
+TEST(ExpertChoice, GreedyAdditionsOfManyExperts) {
+  constexpr int64_t kExperts = 12;
+  SnapshotCase c(kExperts, OverlappingBytes(kExperts, 0.3, 1));
+  c.limits = {.decode_tokens = 64, .distinct_experts = 3};  // all do not fit K
+  c.fixed_bytes = 1'000'000;
+  const std::vector<int64_t> ready{1, 1, 1, 9, 1, 8, 1, 1, 7, 1, 1, 1};
+  EXPECT_EQ(ChooseExperts(c.Get(), 0, ready), 1 << 3 | 1 << 5 | 1 << 8);
+  EXPECT_EQ(ChooseExperts(c.Get(), 1 << 11, ready), 1 << 3 | 1 << 5 | 1 << 11);
+}
+
+}  // namespace
+}  // namespace outrider::sched

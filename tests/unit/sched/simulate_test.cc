@@ -1,0 +1,174 @@
+#include "sched/simulate.h"
+
+#include <gtest/gtest.h>
+
+#include "base/check.h"
+#include "sched/baselines.h"
+#include "sched/holding.h"
+#include "sched/outrider_policy.h"
+#include "sched/readme_greedy.h"
+#include "support/expert_bytes.h"
+#include "support/random_load.h"
+
+namespace outrider::sched {
+namespace {
+
+// Two experts of 100 bytes without common ones.
+struct Small {
+  std::vector<int64_t> bytes{0, 100, 100, 200};
+  Machine machine{.experts = 2,
+                  .ffn_bytes = bytes,
+                  .fixed_bytes = 10,
+                  .bytes_per_s = 100,
+                  .token_s = 0.5,
+                  .step_s = 0.25,
+                  .requests_max = 4};
+  StepLimits limits{.decode_tokens = 4, .prefill_tokens = 2};
+};
+
+TEST(Simulate, KeepsTimeByTheModel) {
+  const Small small;
+  const std::vector<uint8_t> experts{0, 0, 1, 1, 0};
+  const std::vector<Arrival> arrivals{{.time_s = 3, .prompt_tokens = 3, .output_tokens = 2, .experts = experts}};
+  const Simulation run = Simulate(arrivals, small.machine, small.limits, PlanChunkedFcfs);
+  // Two chunks of the prompt, the second one gives the first token; one decode step for the other token.
+  ASSERT_EQ(run.steps.size(), 3);
+  EXPECT_DOUBLE_EQ(run.steps[0].begin_s, 3);
+  EXPECT_DOUBLE_EQ(run.steps[0].seconds, 0.25 + 1.1 + 2 * 0.5);
+  EXPECT_DOUBLE_EQ(run.steps[1].seconds, 0.25 + 1.1 + 0.5);
+  EXPECT_DOUBLE_EQ(run.requests[0].ttft_s, 2.35 + 1.85);
+  EXPECT_DOUBLE_EQ(run.requests[0].latency_s, 2.35 + 1.85 + 1.85);
+  EXPECT_EQ(run.tokens, 4);
+  EXPECT_EQ(run.weight_bytes, 330);
+  EXPECT_DOUBLE_EQ(run.FfnBytesPerToken(), 75);
+  EXPECT_DOUBLE_EQ(run.DistinctExperts(), 1);
+  EXPECT_DOUBLE_EQ(run.seconds, 3 + run.requests[0].latency_s);
+}
+
+TEST(Simulate, WaitsForArrivalsAndForRoom) {
+  Small small;
+  small.machine.requests_max = 1;
+  const std::vector<uint8_t> experts{0, 0};
+  const Arrival one{.time_s = 0, .prompt_tokens = 1, .output_tokens = 1, .experts = experts};
+  Arrival late = one;
+  late.time_s = 100;
+  const Simulation run = Simulate(std::vector{one, one, late}, small.machine, small.limits, PlanOutrider);
+  ASSERT_EQ(run.steps.size(), 3);
+  EXPECT_DOUBLE_EQ(run.steps[1].begin_s, run.steps[0].seconds);
+  EXPECT_DOUBLE_EQ(run.steps[2].begin_s, 100);
+  EXPECT_DOUBLE_EQ(run.MeanTtft(), (2 * 1.85 + 2 * 1.85) / 3);
+  EXPECT_DOUBLE_EQ(run.LatencyQuantile(0.5), 1.85);
+  EXPECT_DOUBLE_EQ(run.LatencyQuantile(1), 3.7);
+}
+
+StepPlan PlanTwice(const Snapshot& snapshot) {
+  StepPlan plan = PlanChunkedFcfs(snapshot);
+  plan.slices.push_back(plan.slices.back());
+  return plan;
+}
+
+TEST(Simulate, RefusesBrokenPlans) {
+  const Small small;
+  const std::vector<uint8_t> experts{0, 0};
+  const std::vector<Arrival> arrivals{{.prompt_tokens = 1, .output_tokens = 1, .experts = experts}};
+  EXPECT_THROW(Simulate(arrivals, small.machine, small.limits, PlanTwice), base::CheckError);
+  EXPECT_THROW(Simulate(arrivals, small.machine, {}, PlanChunkedFcfs), base::CheckError);  // no budget at all
+}
+
+// A machine on which reading weights is nearly all of the time, and a model whose experts share half their channels.
+struct Loaded {
+  std::vector<int64_t> bytes = OverlappingBytes(7, 0.5, 1);
+  Machine machine{.experts = 7,
+                  .ffn_bytes = bytes,
+                  .fixed_bytes = 10'000,
+                  .bytes_per_s = 6.4e6,
+                  .token_s = 1e-4,
+                  .step_s = 1e-4,
+                  .requests_max = 32};
+  StepLimits limits{.decode_tokens = 16, .prefill_tokens = 64, .age_max = 8, .prefill_age_max = 8};
+  double skew = 0.6;
+
+  Simulation Run(double gap_s, Policy policy) const {
+    LoadShape shape{.requests = 100, .gap_s = gap_s, .prompt_max = 16, .output_max = 96, .experts = 7};
+    shape.skew = skew;
+    const RandomLoad load(shape, 3);
+    return Simulate(load.arrivals(), machine, limits, policy);
+  }
+};
+
+TEST(SimulatedLoad, OutriderReadsFewerBytesUnderLoad) {
+  const Loaded loaded;
+  const Simulation ours = loaded.Run(0.001, PlanOutrider);
+  const Simulation fcfs = loaded.Run(0.001, PlanChunkedFcfs);
+  EXPECT_EQ(ours.tokens, fcfs.tokens);
+  EXPECT_LT(ours.FfnBytesPerToken(), 0.92 * fcfs.FfnBytesPerToken());
+  EXPECT_LT(ours.BytesPerToken(), 0.95 * fcfs.BytesPerToken());
+  EXPECT_LT(ours.DistinctExperts(), fcfs.DistinctExperts() - 1);
+  EXPECT_LT(ours.seconds, 0.95 * fcfs.seconds);
+  EXPECT_LT(ours.MeanLatency(), fcfs.MeanLatency());
+  EXPECT_LT(ours.LatencyQuantile(0.95), fcfs.LatencyQuantile(0.95));
+}
+
+TEST(SimulatedLoad, OutriderKeepsItsBoundAndGreedyQueuesDoNot) {
+  const Loaded loaded;
+  const int64_t bound = DelayBound(loaded.limits.age_max, {.experts = 7, .running = 32, .decode_tokens = 16});
+  const auto most = [](const Simulation& run) {
+    int64_t steps = 0;
+    for (const RequestTimes& times : run.requests) steps = std::max(steps, times.passed_over_max);
+    return steps;
+  };
+  EXPECT_LE(most(loaded.Run(0.001, PlanOutrider)), bound);
+  EXPECT_GT(most(loaded.Run(0.001, PlanReadmeGreedy)), bound);
+}
+
+TEST(SimulatedLoad, OutriderCostsNothingAtLowLoad) {
+  const Loaded loaded;
+  for (const double gap_s : {10.0, 0.5}) {  // alone, or two or three at a time
+    const Simulation ours = loaded.Run(gap_s, PlanOutrider);
+    const Simulation fcfs = loaded.Run(gap_s, PlanChunkedFcfs);
+    ASSERT_EQ(ours.steps.size(), fcfs.steps.size()) << gap_s;
+    for (size_t i = 0; i < ours.steps.size(); ++i) ASSERT_EQ(ours.steps[i].plan, fcfs.steps[i].plan) << gap_s;
+    EXPECT_EQ(ours.seconds, fcfs.seconds);
+  }
+}
+
+// Experts with few and many common channels, machines on which they are most and little of the work, popular and rare
+// experts: as many requests as fit.
+TEST(SimulatedLoad, WhereAllFitsHoldingNeedsAClearGain) {
+  double worst = 0, worst_for_any_gain = 0, best_limited = 10;  // seconds against first come, first served
+  for (const double keep : {0.14, 0.5}) {
+    for (const int64_t fixed_bytes : {3'000, 30'000}) {
+      for (const double skew : {0.6, 0.9}) {
+        Loaded loaded;
+        loaded.bytes = OverlappingBytes(7, keep, 1);
+        loaded.machine.ffn_bytes = loaded.bytes;
+        loaded.machine.fixed_bytes = fixed_bytes;
+        loaded.machine.requests_max = 12;
+        loaded.skew = skew;
+        const double fcfs_s = loaded.Run(0.001, PlanChunkedFcfs).seconds;
+        worst = std::max(worst, loaded.Run(0.001, PlanOutrider).seconds / fcfs_s);
+        loaded.limits.hold_gain_min = 1;
+        worst_for_any_gain = std::max(worst_for_any_gain, loaded.Run(0.001, PlanOutrider).seconds / fcfs_s);
+        loaded.limits.distinct_experts = 2;
+        best_limited = std::min(best_limited, loaded.Run(0.001, PlanOutrider).seconds / fcfs_s);
+      }
+    }
+  }
+  EXPECT_LE(worst, 1.01);
+  EXPECT_GT(worst_for_any_gain, 1.02);
+  EXPECT_GT(best_limited, 1.05);
+}
+
+TEST(SimulatedLoad, DenseModelsRunEqually) {
+  const std::vector<int64_t> bytes{50'000};
+  const Machine machine{.ffn_bytes = bytes, .fixed_bytes = 10'000, .bytes_per_s = 6.4e6, .requests_max = 32};
+  const RandomLoad load({.requests = 50, .gap_s = 0.01, .prompt_max = 16, .output_max = 16}, 3);
+  const StepLimits limits = Loaded().limits;
+  const Simulation ours = Simulate(load.arrivals(), machine, limits, PlanOutrider);
+  const Simulation fcfs = Simulate(load.arrivals(), machine, limits, PlanChunkedFcfs);
+  EXPECT_NEAR(ours.seconds, fcfs.seconds, 0.05 * fcfs.seconds);
+  EXPECT_EQ(ours.tokens, fcfs.tokens);
+}
+
+}  // namespace
+}  // namespace outrider::sched
