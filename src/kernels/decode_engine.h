@@ -11,7 +11,7 @@
 
 namespace outrider::kernels {
 
-constexpr int kHidden = 4;  // channels whose outputs are added together
+constexpr int kTogether = 4;  // channels whose outputs are added together
 
 struct Channel {
   const std::byte* record;
@@ -71,13 +71,13 @@ struct FloatRecords {
     }
   }
 
-  // Adds N channels' outputs, one after another, to the sums of T tokens; h [T, kHidden].
+  // Adds N channels' outputs, one after another, to the sums of T tokens; h [T, kTogether].
   template <int N, int T>
   static void AddColumns(const float* h, const std::byte* const* records, int64_t width, float* const* sums) {
     F factors[T][N];
     OUTRIDER_UNROLLED
     for (int t = 0; t < T; ++t) OUTRIDER_UNROLLED
-    for (int i = 0; i < N; ++i) factors[t][i] = V::Set(h[t * kHidden + i]);
+    for (int i = 0; i < N; ++i) factors[t][i] = V::Set(h[t * kTogether + i]);
     for (int64_t o = 0; o < width; o += kLanes) {
       F columns[N];
       OUTRIDER_UNROLLED
@@ -105,9 +105,9 @@ struct DecodeWalk {
 
   // Products of a few channels with the tokens that have them, one behind another.
   struct Products {
-    float gates[kHidden * kDecodeTokensMax + V::kLanes], ups[kHidden * kDecodeTokensMax + V::kLanes];
-    uint8_t tokens[kHidden * kDecodeTokensMax];
-    int64_t ends[kHidden];
+    float gates[kTogether * kDecodeTokensMax + V::kLanes], ups[kTogether * kDecodeTokensMax + V::kLanes];
+    uint8_t tokens[kTogether * kDecodeTokensMax];
+    int64_t ends[kTogether];
 
     // gates = silu(gate) * up
     void Activate(int64_t count) {
@@ -166,13 +166,13 @@ struct DecodeWalk {
     }
   }
 
-  // Outputs of tokens that have all kHidden channels.
+  // Outputs of tokens that have all kTogether channels.
   static void AddAll(int64_t count, const float* h, const std::byte* const* records, int64_t width,
                      float* const* sums) {
     int64_t i = 0;
     for (; i + kTile <= count; i += kTile)
-      Records::template AddColumns<kHidden, kTile>(h + i * kHidden, records, width, sums + i);
-    for (; i < count; ++i) AddOne<kHidden>(h + i * kHidden, records, width, sums[i]);
+      Records::template AddColumns<kTogether, kTile>(h + i * kTogether, records, width, sums + i);
+    for (; i < count; ++i) AddOne<kTogether>(h + i * kTogether, records, width, sums[i]);
   }
 
   static void WalkBatch(const Channel* channels, int64_t count, int64_t width, const StepTokens& tokens, float* sums) {
@@ -183,8 +183,8 @@ struct DecodeWalk {
       products.ends[c] = all;
     }
     products.Activate(all);
-    float h[kDecodeTokensMax][kHidden], full_h[kDecodeTokensMax * kHidden];
-    uint8_t channel_of[kDecodeTokensMax][kHidden];
+    float h[kDecodeTokensMax][kTogether], full_h[kDecodeTokensMax * kTogether];
+    uint8_t channel_of[kDecodeTokensMax][kTogether];
     int64_t has[kDecodeTokensMax] = {};
     for (int64_t c = 0, at = 0; c < count; ++c) {
       for (; at < products.ends[c]; ++at) {
@@ -193,12 +193,12 @@ struct DecodeWalk {
         channel_of[t][has[t]++] = static_cast<uint8_t>(c);
       }
     }
-    const std::byte* records[kHidden];
+    const std::byte* records[kTogether];
     float* full[kDecodeTokensMax];
     int64_t fulls = 0;
     for (int64_t t = 0; t < tokens.count; ++t) {
-      if (has[t] == kHidden) {
-        for (int64_t i = 0; i < kHidden; ++i) full_h[fulls * kHidden + i] = h[t][i];
+      if (has[t] == kTogether) {
+        for (int64_t i = 0; i < kTogether; ++i) full_h[fulls * kTogether + i] = h[t][i];
         full[fulls++] = sums + t * width;
       } else if (has[t] > 0) {
         for (int64_t i = 0; i < has[t]; ++i) records[i] = channels[channel_of[t][i]].record;
@@ -206,7 +206,7 @@ struct DecodeWalk {
       }
     }
     if (fulls == 0) return;
-    for (int64_t i = 0; i < kHidden; ++i) records[i] = channels[i].record;
+    for (int64_t i = 0; i < kTogether; ++i) records[i] = channels[i].record;
     AddAll(fulls, full_h, records, width, full);
   }
 
@@ -217,14 +217,14 @@ struct DecodeWalk {
     uint16_t wanted = 0;
     for (int64_t t = 0; t < tokens.count; ++t) wanted = static_cast<uint16_t>(wanted | tokens.bits[t]);
     for (int64_t c = first; c < last;) {
-      Channel list[kList + kHidden];
+      Channel list[kList + kTogether];
       int64_t count = 0;
       for (; c < last && count < kList; ++c)
         if ((signatures[c] & wanted) != 0)
           list[count++] = {layer.records + c * record_bytes, layer.records + c * record_bytes, signatures[c]};
-      for (int64_t i = 0; i + kHidden < count; ++i) list[i].next = list[i + kHidden].record;
-      for (int64_t i = 0; i < count; i += kHidden)
-        WalkBatch(list + i, count - i < kHidden ? count - i : kHidden, layer.width, tokens, sums);
+      for (int64_t i = 0; i + kTogether < count; ++i) list[i].next = list[i + kTogether].record;
+      for (int64_t i = 0; i < count; i += kTogether)
+        WalkBatch(list + i, count - i < kTogether ? count - i : kTogether, layer.width, tokens, sums);
     }
   }
 

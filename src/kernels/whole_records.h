@@ -99,7 +99,7 @@ struct WholeRecords {
     F factors[T][N];
     OUTRIDER_UNROLLED
     for (int t = 0; t < T; ++t) OUTRIDER_UNROLLED
-    for (int i = 0; i < N; ++i) factors[t][i] = V::Set(h[t * kHidden + i]);
+    for (int i = 0; i < N; ++i) factors[t][i] = V::Set(h[t * kTogether + i]);
     for (int64_t b = 0; b < blocks; ++b) {
       F scales[N];
       OUTRIDER_UNROLLED
