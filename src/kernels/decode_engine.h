@@ -11,19 +11,13 @@
 
 namespace outrider::kernels {
 
+constexpr int kTogether = 4;  // channels whose outputs are added together
+
 struct Channel {
   const std::byte* record;
   const std::byte* next;  // to be prefetched while this one is read
   uint16_t signature;
 };
-
-// silu(gate) * up of one channel.
-template <class V>
-float Activate(float gate, float up) {
-  float lanes[V::kLanes];
-  V::Store(lanes, SiluTimes<V>(V::Set(gate), V::Set(up)));
-  return lanes[0];
-}
 
 // Records of fp32 or bf16, multiplied in fp32.
 template <class V, bool kFromBf16>
@@ -38,17 +32,15 @@ struct FloatRecords {
     return reinterpret_cast<const std::byte*>(tokens.x + token * width);
   }
 
-  // h of tokens a and b (which may be the same) for one channel.
-  template <bool kPrefetch>
-  static void Hidden(const Channel& channel, int64_t width, const std::byte* token_a, const std::byte* token_b,
-                     float* ha, float* hb) {
-    const auto* a = reinterpret_cast<const float*>(token_a);
-    const auto* b = reinterpret_cast<const float*>(token_b);
+  // gate x and up x of T tokens for one channel.
+  template <int T, bool kPrefetch>
+  static void Products(const Channel& channel, int64_t width, const std::byte* const* tokens, float* gates,
+                       float* ups) {
     const std::byte* gate = channel.record;
     const std::byte* up = gate + width * kBytes;
-    F ga[2], gb[2], ua[2], ub[2];
+    F g[T][2], u[T][2];
     OUTRIDER_UNROLLED
-    for (int i = 0; i < 2; ++i) ga[i] = gb[i] = ua[i] = ub[i] = V::Zero();
+    for (int t = 0; t < T; ++t) g[t][0] = g[t][1] = u[t][0] = u[t][1] = V::Zero();
     for (int64_t j = 0; j < width; j += 32) {
       if constexpr (kPrefetch) {
         const std::byte* ahead = channel.next + j * kBytes;
@@ -62,30 +54,41 @@ struct FloatRecords {
         OUTRIDER_UNROLLED
         for (int64_t i = 0; i < 2; ++i) {
           const int64_t at = k + i * kLanes;
-          const F g = Form::LoadNumbers(gate + at * kBytes), u = Form::LoadNumbers(up + at * kBytes);
-          const F xa = V::Load(a + at), xb = V::Load(b + at);
-          ga[i] = V::MulAdd(ga[i], xa, g);
-          ua[i] = V::MulAdd(ua[i], xa, u);
-          gb[i] = V::MulAdd(gb[i], xb, g);
-          ub[i] = V::MulAdd(ub[i], xb, u);
+          const F gate_row = Form::LoadNumbers(gate + at * kBytes), up_row = Form::LoadNumbers(up + at * kBytes);
+          OUTRIDER_UNROLLED
+          for (int t = 0; t < T; ++t) {
+            const F x = V::Load(reinterpret_cast<const float*>(tokens[t]) + at);
+            g[t][i] = V::MulAdd(g[t][i], x, gate_row);
+            u[t][i] = V::MulAdd(u[t][i], x, up_row);
+          }
         }
       }
     }
-    *ha = Activate<V>(V::Sum(V::Add(ga[0], ga[1])), V::Sum(V::Add(ua[0], ua[1])));
-    *hb = Activate<V>(V::Sum(V::Add(gb[0], gb[1])), V::Sum(V::Add(ub[0], ub[1])));
+    OUTRIDER_UNROLLED
+    for (int t = 0; t < T; ++t) {
+      gates[t] = V::Sum(V::Add(g[t][0], g[t][1]));
+      ups[t] = V::Sum(V::Add(u[t][0], u[t][1]));
+    }
   }
 
-  template <int N>
-  static void AddColumns(const float* h, const std::byte* const* records, int64_t width, float* sum) {
-    F factors[N];
+  // Adds N channels' outputs, one after another, to the sums of T tokens; h [T, kTogether].
+  template <int N, int T>
+  static void AddColumns(const float* h, const std::byte* const* records, int64_t width, float* const* sums) {
+    F factors[T][N];
     OUTRIDER_UNROLLED
-    for (int i = 0; i < N; ++i) factors[i] = V::Set(h[i]);
+    for (int t = 0; t < T; ++t) OUTRIDER_UNROLLED
+    for (int i = 0; i < N; ++i) factors[t][i] = V::Set(h[t * kTogether + i]);
     for (int64_t o = 0; o < width; o += kLanes) {
-      F s = V::Load(sum + o);
+      F columns[N];
       OUTRIDER_UNROLLED
-      for (int i = 0; i < N; ++i)
-        s = V::MulAdd(s, factors[i], Form::LoadNumbers(records[i] + (2 * width + o) * kBytes));
-      V::Store(sum + o, s);
+      for (int i = 0; i < N; ++i) columns[i] = Form::LoadNumbers(records[i] + (2 * width + o) * kBytes);
+      OUTRIDER_UNROLLED
+      for (int t = 0; t < T; ++t) {
+        F s = V::Load(sums[t] + o);
+        OUTRIDER_UNROLLED
+        for (int i = 0; i < N; ++i) s = V::MulAdd(s, factors[t][i], columns[i]);
+        V::Store(sums[t] + o, s);
+      }
     }
   }
 
@@ -97,48 +100,114 @@ struct FloatRecords {
 // Records of either kind, walked for all tokens of a step.
 template <class V, class Records>
 struct DecodeWalk {
-  static constexpr int64_t kBatch = 4;  // channels whose outputs are added together
+  using F = typename V::F;
+  static constexpr int kTile = V::kRecordTokens;
+
+  // Products of a few channels with the tokens that have them, one behind another.
+  struct Products {
+    float gates[kTogether * kDecodeTokensMax + V::kLanes], ups[kTogether * kDecodeTokensMax + V::kLanes];
+    uint8_t tokens[kTogether * kDecodeTokensMax];
+    int64_t ends[kTogether];
+
+    // gates = silu(gate) * up
+    void Activate(int64_t count) {
+      for (int64_t i = count; i < count + V::kLanes; ++i) gates[i] = ups[i] = 0;
+      for (int64_t i = 0; i < count; i += V::kLanes)
+        V::Store(gates + i, SiluTimes<V>(V::Load(gates + i), V::Load(ups + i)));
+    }
+  };
+
+  template <bool kPrefetch>
+  static void Tile(int64_t count, const Channel& channel, int64_t width, const std::byte* const* rows, float* gates,
+                   float* ups) {
+    if (count >= kTile)
+      Records::template Products<kTile, kPrefetch>(channel, width, rows, gates, ups);
+    else if (count >= 2)
+      Records::template Products<2 <= kTile ? 2 : 1, kPrefetch>(channel, width, rows, gates, ups);
+    else
+      Records::template Products<1, kPrefetch>(channel, width, rows, gates, ups);
+  }
+
+  static void Multiply(const Channel& channel, int64_t width, const StepTokens& tokens, Products& out, int64_t& at) {
+    const std::byte* rows[kDecodeTokensMax];
+    int64_t n = 0;
+    for (int64_t t = 0; t < tokens.count; ++t) {
+      if ((channel.signature & tokens.bits[t]) == 0) continue;
+      out.tokens[at + n] = static_cast<uint8_t>(t);
+      rows[n++] = Records::Token(tokens, t, width);
+    }
+    for (int64_t i = 0; i < n;) {
+      const int64_t left = n - i;
+      if (i == 0)
+        Tile<true>(left, channel, width, rows + i, out.gates + at + i, out.ups + at + i);
+      else
+        Tile<false>(left, channel, width, rows + i, out.gates + at + i, out.ups + at + i);
+      i += left >= kTile ? kTile : left >= 2 && kTile >= 2 ? 2 : 1;
+    }
+    at += n;
+  }
+
+  template <int N>
+  static void AddOne(const float* h, const std::byte* const* records, int64_t width, float* sum) {
+    Records::template AddColumns<N, 1>(h, records, width, &sum);
+  }
+
+  // Outputs of one token that has some of the channels.
+  static void AddSome(int64_t count, const float* h, const std::byte* const* records, int64_t width, float* sum) {
+    switch (count) {
+      case 1:
+        return AddOne<1>(h, records, width, sum);
+      case 2:
+        return AddOne<2>(h, records, width, sum);
+      case 3:
+        return AddOne<3>(h, records, width, sum);
+      default:
+        return AddOne<4>(h, records, width, sum);
+    }
+  }
+
+  // Outputs of tokens that have all kTogether channels.
+  static void AddAll(int64_t count, const float* h, const std::byte* const* records, int64_t width,
+                     float* const* sums) {
+    int64_t i = 0;
+    for (; i + kTile <= count; i += kTile)
+      Records::template AddColumns<kTogether, kTile>(h + i * kTogether, records, width, sums + i);
+    for (; i < count; ++i) AddOne<kTogether>(h + i * kTogether, records, width, sums[i]);
+  }
 
   static void WalkBatch(const Channel* channels, int64_t count, int64_t width, const StepTokens& tokens, float* sums) {
-    float h[kBatch][kDecodeTokensMax];
+    Products products;
+    int64_t all = 0;
     for (int64_t c = 0; c < count; ++c) {
-      int64_t ready[kDecodeTokensMax + 1], n = 0;
-      for (int64_t t = 0; t < tokens.count; ++t)
-        if ((channels[c].signature & tokens.bits[t]) != 0) ready[n++] = t;
-      ready[n] = ready[n - 1];  // a walked channel has at least one token
-      for (int64_t i = 0; i < n; i += 2) {
-        const std::byte* a = Records::Token(tokens, ready[i], width);
-        const std::byte* b = Records::Token(tokens, ready[i + 1], width);
-        const auto hidden = i == 0 ? &Records::template Hidden<true> : &Records::template Hidden<false>;
-        hidden(channels[c], width, a, b, &h[c][ready[i]], &h[c][ready[i + 1]]);
+      Multiply(channels[c], width, tokens, products, all);
+      products.ends[c] = all;
+    }
+    products.Activate(all);
+    float h[kDecodeTokensMax][kTogether], full_h[kDecodeTokensMax * kTogether];
+    uint8_t channel_of[kDecodeTokensMax][kTogether];
+    int64_t has[kDecodeTokensMax] = {};
+    for (int64_t c = 0, at = 0; c < count; ++c) {
+      for (; at < products.ends[c]; ++at) {
+        const int64_t t = products.tokens[at];
+        h[t][has[t]] = products.gates[at];
+        channel_of[t][has[t]++] = static_cast<uint8_t>(c);
       }
     }
+    const std::byte* records[kTogether];
+    float* full[kDecodeTokensMax];
+    int64_t fulls = 0;
     for (int64_t t = 0; t < tokens.count; ++t) {
-      float factors[kBatch];
-      const std::byte* records[kBatch];
-      int64_t n = 0;
-      for (int64_t c = 0; c < count; ++c) {
-        if ((channels[c].signature & tokens.bits[t]) == 0) continue;
-        factors[n] = h[c][t];
-        records[n++] = channels[c].record;
-      }
-      float* sum = sums + t * width;
-      switch (n) {
-        case 0:
-          break;
-        case 1:
-          Records::template AddColumns<1>(factors, records, width, sum);
-          break;
-        case 2:
-          Records::template AddColumns<2>(factors, records, width, sum);
-          break;
-        case 3:
-          Records::template AddColumns<3>(factors, records, width, sum);
-          break;
-        default:
-          Records::template AddColumns<4>(factors, records, width, sum);
+      if (has[t] == kTogether) {
+        for (int64_t i = 0; i < kTogether; ++i) full_h[fulls * kTogether + i] = h[t][i];
+        full[fulls++] = sums + t * width;
+      } else if (has[t] > 0) {
+        for (int64_t i = 0; i < has[t]; ++i) records[i] = channels[channel_of[t][i]].record;
+        AddSome(has[t], h[t], records, width, sums + t * width);
       }
     }
+    if (fulls == 0) return;
+    for (int64_t i = 0; i < kTogether; ++i) records[i] = channels[i].record;
+    AddAll(fulls, full_h, records, width, full);
   }
 
   static void Walk(const LayerView& layer, const uint16_t* signatures, const StepTokens& tokens, int64_t first,
@@ -148,14 +217,14 @@ struct DecodeWalk {
     uint16_t wanted = 0;
     for (int64_t t = 0; t < tokens.count; ++t) wanted = static_cast<uint16_t>(wanted | tokens.bits[t]);
     for (int64_t c = first; c < last;) {
-      Channel list[kList + kBatch];
+      Channel list[kList + kTogether];
       int64_t count = 0;
       for (; c < last && count < kList; ++c)
         if ((signatures[c] & wanted) != 0)
           list[count++] = {layer.records + c * record_bytes, layer.records + c * record_bytes, signatures[c]};
-      for (int64_t i = 0; i + kBatch < count; ++i) list[i].next = list[i + kBatch].record;
-      for (int64_t i = 0; i < count; i += kBatch)
-        WalkBatch(list + i, count - i < kBatch ? count - i : kBatch, layer.width, tokens, sums);
+      for (int64_t i = 0; i + kTogether < count; ++i) list[i].next = list[i + kTogether].record;
+      for (int64_t i = 0; i < count; i += kTogether)
+        WalkBatch(list + i, count - i < kTogether ? count - i : kTogether, layer.width, tokens, sums);
     }
   }
 

@@ -10,7 +10,7 @@ namespace {
 
 struct Vector4 {
   static constexpr int64_t kLanes = 4, kGroup = 2, kDownTokens = 4;
-  static constexpr int kLinearTokens = 1, kHeads = 1;
+  static constexpr int kLinearTokens = 1, kHeads = 1, kRecordTokens = 1;
   static constexpr int Pairs(int vectors) { return vectors == 1 ? 3 : 2; }
   using F = float __attribute__((vector_size(16)));  // a type of GCC and clang on every target
 

@@ -62,50 +62,64 @@ struct WholeRecords {
     }
   };
 
-  template <bool kPrefetch>
-  static void Hidden(const Channel& channel, int64_t width, const std::byte* token_a, const std::byte* token_b,
-                     float* ha, float* hb) {
+  template <int T, bool kPrefetch>
+  static void Products(const Channel& channel, int64_t width, const std::byte* const* tokens, float* gates,
+                       float* ups) {
     const int64_t blocks = Blocks(width), vectors = (width + D::kBytes - 1) / D::kBytes;
     const int64_t ahead_bytes = (RecordBytes(kNumber, width) / 64 + vectors - 1) / vectors * 64;
-    const View a(token_a, blocks), b(token_b, blocks);
     const std::byte* gate = channel.record;
     const std::byte* up = gate + width;
     const auto* gate_scales = reinterpret_cast<const uint16_t*>(gate + 3 * width);
     const uint16_t* up_scales = gate_scales + width / kBlock;
-    F ga = V::Zero(), gb = V::Zero(), ua = V::Zero(), ub = V::Zero();
+    F g[T], u[T];
+    OUTRIDER_UNROLLED
+    for (int t = 0; t < T; ++t) g[t] = u[t] = V::Zero();
     for (int64_t i = 0; i < vectors; ++i) {
       if constexpr (kPrefetch)
         for (int64_t at = 0; at < ahead_bytes; at += 64) __builtin_prefetch(channel.next + i * ahead_bytes + at);
-      const I g = D::Load(gate + i * D::kBytes), u = D::Load(up + i * D::kBytes);
+      const I gate_row = D::Load(gate + i * D::kBytes), up_row = D::Load(up + i * D::kBytes);
       const F gate_scale = D::Scales(gate_scales, i), up_scale = D::Scales(up_scales, i);
-      ga = a.Add(ga, g, gate_scale, i);
-      ua = a.Add(ua, u, up_scale, i);
-      gb = b.Add(gb, g, gate_scale, i);
-      ub = b.Add(ub, u, up_scale, i);
+      OUTRIDER_UNROLLED
+      for (int t = 0; t < T; ++t) {
+        const View token(tokens[t], blocks);
+        g[t] = token.Add(g[t], gate_row, gate_scale, i);
+        u[t] = token.Add(u[t], up_row, up_scale, i);
+      }
     }
-    *ha = Activate<V>(V::Sum(ga), V::Sum(ua));
-    *hb = Activate<V>(V::Sum(gb), V::Sum(ub));
+    OUTRIDER_UNROLLED
+    for (int t = 0; t < T; ++t) {
+      gates[t] = V::Sum(g[t]);
+      ups[t] = V::Sum(u[t]);
+    }
   }
 
-  template <int N>
-  static void AddColumns(const float* h, const std::byte* const* records, int64_t width, float* sum) {
+  template <int N, int T>
+  static void AddColumns(const float* h, const std::byte* const* records, int64_t width, float* const* sums) {
     const int64_t blocks = width / kBlock;
+    F factors[T][N];
+    OUTRIDER_UNROLLED
+    for (int t = 0; t < T; ++t) OUTRIDER_UNROLLED
+    for (int i = 0; i < N; ++i) factors[t][i] = V::Set(h[t * kTogether + i]);
     for (int64_t b = 0; b < blocks; ++b) {
-      F factors[N];
+      F scales[N];
       OUTRIDER_UNROLLED
       for (int i = 0; i < N; ++i) {
-        const auto* scales = reinterpret_cast<const uint16_t*>(records[i] + 3 * width) + 2 * blocks;
-        const auto bits = static_cast<uint32_t>(scales[b]) << 16;
-        factors[i] = V::Set(h[i] * __builtin_bit_cast(float, bits));
+        const auto* row = reinterpret_cast<const uint16_t*>(records[i] + 3 * width) + 2 * blocks;
+        scales[i] = V::Set(__builtin_bit_cast(float, static_cast<uint32_t>(row[b]) << 16));
       }
       OUTRIDER_UNROLLED
-      for (int64_t lane = 0; lane < kBlock; lane += kLanes) {
-        const int64_t o = b * kBlock + lane;
-        F s = V::Load(sum + o);
+      for (int64_t o = b * kBlock; o < b * kBlock + kBlock; o += kLanes) {
+        F columns[N];  // exact: 7 bits of a whole number times 8 of a scale
         OUTRIDER_UNROLLED
         for (int i = 0; i < N; ++i)
-          s = V::MulAdd(s, factors[i], V::LoadWhole(reinterpret_cast<const int8_t*>(records[i]) + 2 * width + o));
-        V::Store(sum + o, s);
+          columns[i] = V::Mul(scales[i], V::LoadWhole(reinterpret_cast<const int8_t*>(records[i]) + 2 * width + o));
+        OUTRIDER_UNROLLED
+        for (int t = 0; t < T; ++t) {
+          F s = V::Load(sums[t] + o);
+          OUTRIDER_UNROLLED
+          for (int i = 0; i < N; ++i) s = V::MulAdd(s, factors[t][i], columns[i]);
+          V::Store(sums[t] + o, s);
+        }
       }
     }
   }

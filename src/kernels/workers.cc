@@ -1,12 +1,15 @@
 #include "kernels/workers.h"
 
 #include "base/check.h"
+#include "base/clock.h"
 
 namespace outrider::kernels {
 namespace {
 
-// About 50 us: the phases of one call follow each other faster than a sleeping thread wakes.
-constexpr int kSpins = 20'000;
+// The phases of one call follow each other faster than a sleeping thread wakes; longer than this, somebody else needs
+// the processor.
+constexpr int64_t kSpinNs = 50'000;
+constexpr int kPauses = 16;  // between two looks at the clock; a pause takes from 3 to 60 ns
 
 void Pause() {
 #if defined(__x86_64__)
@@ -16,9 +19,12 @@ void Pause() {
 
 // Returns once `value` differs from `old`.
 void AwaitChange(const std::atomic<uint32_t>& value, uint32_t old) {
-  for (int i = 0; i < kSpins; ++i) {
-    if (value.load(std::memory_order_acquire) != old) return;
-    Pause();
+  const base::Deadline end = base::Deadline::AfterNs(kSpinNs);
+  while (!end.Expired()) {
+    for (int i = 0; i < kPauses; ++i) {
+      if (value.load(std::memory_order_acquire) != old) return;
+      Pause();
+    }
   }
   value.wait(old, std::memory_order_acquire);
 }

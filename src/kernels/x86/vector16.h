@@ -11,7 +11,7 @@ namespace {
 
 struct Vector16 {
   static constexpr int64_t kLanes = 16, kGroup = 4, kDownTokens = 8;
-  static constexpr int kLinearTokens = 8, kHeads = 4;
+  static constexpr int kLinearTokens = 8, kHeads = 4, kRecordTokens = 4;
   static constexpr int Pairs(int vectors) { return vectors == 1 ? 8 : vectors == 2 ? 6 : vectors == 3 ? 4 : 3; }
   using F = __m512;
 
