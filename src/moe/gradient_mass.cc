@@ -28,8 +28,9 @@ const std::vector<at::Tensor>& GradientProbes::Take(const model::Config& config,
                                                     const at::Tensor& like) {
   std::vector<at::Tensor>& probes = sets_[tokens];
   if (probes.empty()) {
-    const at::Tensor zeros = at::zeros({tokens, config.ffn}, like.options());
-    for (int64_t l = 0; l < config.layers; ++l) probes.push_back(zeros.detach().requires_grad_());
+    for (int64_t l = 0; l < config.layers; ++l) {
+      probes.push_back(at::zeros({1, 1}, like.options()).expand({tokens, config.ffn}).detach().requires_grad_());
+    }
   }
   for (const at::Tensor& probe : probes) probe.mutable_grad().reset();
   return probes;

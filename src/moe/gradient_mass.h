@@ -12,7 +12,7 @@
 namespace outrider::moe {
 
 // Where gradients with respect to h arrive: per layer a leaf of zeros that is added to it. Kept, so that co-executed
-// steps meet the same tensors again; layers share their zeros. At most one set per number of tokens.
+// steps meet the same tensors again; each is one zero, repeated. At most one set per number of tokens.
 class GradientProbes {
  public:
   // Per layer [tokens, D] of the dtype of `like`, without a gradient.

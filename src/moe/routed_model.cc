@@ -20,8 +20,11 @@ TokenBatch MakeBatch(const TokenData& data, const std::string& split, std::span<
   int64_t* out = tokens.mutable_data_ptr<int64_t>();
   for (const Place& place : places) out = std::ranges::copy(data.Read(place, split, sequence + 1), out).out;
   const at::Tensor moved = tokens.to(device);
-  return {
-      moved.slice(1, 0, sequence).contiguous(), moved.slice(1, 1).contiguous(), {places.begin(), places.end()}, key};
+  // Each with memory of its own, also where there is one text: co-execution waits for what others may read.
+  return {moved.slice(1, 0, sequence).clone(at::MemoryFormat::Contiguous),
+          moved.slice(1, 1).clone(at::MemoryFormat::Contiguous),
+          {places.begin(), places.end()},
+          key};
 }
 
 NamedTensors RoutedModel::Named() const {

@@ -1,6 +1,7 @@
 #include "moe/trainer.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <utility>
 
@@ -44,6 +45,11 @@ NamedTensors WithoutPrefix(const std::string& prefix, const NamedTensors& tensor
   return out;
 }
 
+std::string NextProgram() {
+  static std::atomic<int64_t> count = 0;
+  return "-" + std::to_string(++count);
+}
+
 NamedTensors Trainable(NamedTensors tensors) {
   for (NamedTensor& t : tensors) t.tensor.requires_grad_();
   return tensors;
@@ -61,6 +67,7 @@ RouterLoss RouterLossNamed(const std::string& name) {
 
 Trainer::Trainer(const Options& options, const TokenData& data, RoutedModel& model, const Teacher* teacher)
     : options_(options),
+      program_(NextProgram()),
       data_(data),
       model_(model),
       teacher_(teacher),
@@ -91,12 +98,13 @@ std::vector<TokenBatch> Trainer::MicroBatches(Use use, int64_t round, int64_t st
   return batches;
 }
 
-base::Result<StepReport> Trainer::Run(const char* stage, const std::function<base::Result<StepReport>()>& step) const {
+base::Result<StepReport> Trainer::Run(const std::string& stage,
+                                      const std::function<base::Result<StepReport>()>& step) const {
   if (!options_.coexec) return step();
   base::Result<StepReport> report;
   bool counted = false;
   {
-    const StepScope scope(stage);
+    const StepScope scope((stage + program_).c_str());
     counted = scope.Active();
     report = step();
   }

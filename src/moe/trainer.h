@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "base/result.h"
@@ -55,13 +56,14 @@ class Trainer {
   }
   std::vector<TokenBatch> MicroBatches(Use use, int64_t round, int64_t step) const;
   // Calls `step`, as one step of co-execution where the options say so. What only the host does comes before it.
-  base::Result<StepReport> Run(const char* stage, const std::function<base::Result<StepReport>()>& step) const;
+  base::Result<StepReport> Run(const std::string& stage, const std::function<base::Result<StepReport>()>& step) const;
   base::Result<StepReport> TuneRouter(const std::vector<TokenBatch>& batches, double rate);
   base::Result<StepReport> TuneExperts(const std::vector<TokenBatch>& batches, double rate);
   at::Tensor RouterMicroStep(const TokenBatch& batch, double share);
   TokenLoss ExpertMicroStep(const TokenBatch& batch, int64_t tokens_of_step);
 
   const Options& options_;
+  const std::string program_;  // of co-execution: another trainer's steps are another program's
   const TokenData& data_;
   RoutedModel& model_;
   const Teacher* teacher_;
