@@ -29,6 +29,10 @@ COLUMNS = {
     "limit": "limit",
     "optimizer": "optimizer",
     "steps per read": "fetch_every",
+    "stage": "stage",
+    "threads": "threads",
+    "eager, tokens/s": "eager_tokens_per_s",
+    "coexec, tokens/s": "coexec_tokens_per_s",
     "eager, ms": "eager_ms",
     "compile, ms": "compile_default_ms",
     "reduce-overhead, ms": "reduce_overhead_ms",
@@ -85,13 +89,16 @@ def table(rows):
     return "\n".join(lines)
 
 
+def name_of(row):
+    """What tells a row of a comparison of speeds from the others, in words."""
+    if "stage" in row:
+        return f"{row['program']} {row['stage']} (threads: {row['threads']})"
+    return f"{row['program']} {row['optimizer']} (a read every {row['fetch_every']} steps)"
+
+
 def slower(rows):
     """Names the rows whose interval lies below 1 as a whole."""
-    names = [
-        f"{row['program']} {row['optimizer']} (a read every {row['fetch_every']} steps)"
-        for row in rows
-        if row.get("interval") and row["interval"][1] < 1
-    ]
+    names = [name_of(row) for row in rows if row.get("interval") and row["interval"][1] < 1]
     return "Slower than eager beyond the noise: " + (", ".join(names) if names else "none") + "."
 
 

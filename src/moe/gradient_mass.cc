@@ -25,11 +25,11 @@ class ProbingHook : public model::FfnHook {
 }  // namespace
 
 const std::vector<at::Tensor>& GradientProbes::Take(const model::Config& config, int64_t tokens,
-                                                    const at::Tensor& like) {
+                                                    const at::TensorOptions& options) {
   std::vector<at::Tensor>& probes = sets_[tokens];
   if (probes.empty()) {
     for (int64_t l = 0; l < config.layers; ++l) {
-      probes.push_back(at::zeros({1, 1}, like.options()).expand({tokens, config.ffn}).detach().requires_grad_());
+      probes.push_back(at::zeros({1, 1}, options).expand({tokens, config.ffn}).detach().requires_grad_());
     }
   }
   for (const at::Tensor& probe : probes) probe.mutable_grad().reset();
@@ -38,7 +38,7 @@ const std::vector<at::Tensor>& GradientProbes::Take(const model::Config& config,
 
 std::vector<at::Tensor> GradientMass(const RoutedModel& model, const model::Parameters& weights,
                                      const TokenBatch& batch, int64_t chunk, GradientProbes& probes) {
-  const std::vector<at::Tensor>& leaves = probes.Take(model.config, batch.Tokens(), weights.embed);
+  const std::vector<at::Tensor>& leaves = probes.Take(model.config, batch.Tokens(), weights.embed.options());
   ProbingHook hook(leaves);
   {
     const at::AutoGradMode recording(true);

@@ -15,8 +15,8 @@ namespace outrider::moe {
 // steps meet the same tensors again; each is one zero, repeated. At most one set per number of tokens.
 class GradientProbes {
  public:
-  // Per layer [tokens, D] of the dtype of `like`, without a gradient.
-  const std::vector<at::Tensor>& Take(const model::Config& config, int64_t tokens, const at::Tensor& like);
+  // Per layer [tokens, D], without a gradient.
+  const std::vector<at::Tensor>& Take(const model::Config& config, int64_t tokens, const at::TensorOptions& options);
 
  private:
   std::map<int64_t, std::vector<at::Tensor>> sets_;  // by tokens

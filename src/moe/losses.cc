@@ -118,7 +118,7 @@ at::Tensor BalanceLoss(const at::Tensor& z) {
 
 at::Tensor StayLoss(const at::Tensor& z) {
   const at::Tensor p = at::softmax(z, -1);
-  return 1 - (p.slice(1, 1) * p.slice(1, 0, -1)).sum(-1).mean();
+  return at::rsub((p.slice(1, 1) * p.slice(1, 0, -1)).sum(-1).mean(), 1);
 }
 
 namespace {

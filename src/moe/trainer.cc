@@ -154,7 +154,10 @@ base::Result<StepReport> Trainer::TuneRouter(const std::vector<TokenBatch>& batc
 base::Result<StepReport> Trainer::RouterStep(int64_t round, int64_t step, int64_t steps) {
   OUTRIDER_CHECK(router_.has_value(), "a router stage without a router");
   const std::vector<TokenBatch> batches = MicroBatches(Use::kRouter, round, step);
-  if (!ByGradient()) {
+  if (ByGradient()) {  // before the step, which then finds what the next one finds
+    const auto options = model_.masters.embed.options().dtype(model_.dtype);
+    for (const TokenBatch& batch : batches) probes_.Take(model_.config, batch.Tokens(), options);
+  } else {
     std::vector<at::Tensor> norms;
     for (const model::Layer& layer : model_.masters.layers) norms.push_back(ColumnNorms(layer.down));
     if (targets_) targets_->SetColumnNorms(norms);
