@@ -16,7 +16,6 @@ from outrider.refactor.cli import input_errors, self_progress
 from outrider.refactor.errors import InputError
 from outrider.refactor.tasks.chosen import TaskChoice
 
-
 Deterministic = Annotated[
     bool, typer.Option("--deterministic", help="Equal bits on a GPU as well; on a CPU they always are.")
 ]
