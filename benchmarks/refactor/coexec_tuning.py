@@ -77,9 +77,10 @@ def limit_of(row):
     """What a step takes when it is co-executed, in words."""
     if row["lane"] != "outer":
         return "inner lane: " + (row["notes"] or "no reason given")
-    if row["runner_ms"] >= KERNEL_BOUND * row["step_ms"]:
-        return f"kernels: {row['runner_ms'] / row['step_ms']:.0%} of a step"
-    return f"host: {row['host_ms'] / row['step_ms']:.0%} of a step, kernels {row['runner_ms'] / row['step_ms']:.0%}"
+    kernels, host = row["runner_ms"] / row["step_ms"], row["host_ms"] / row["step_ms"]
+    if kernels >= KERNEL_BOUND:
+        return f"kernels: {kernels:.0%} of a step"
+    return f"kernels {kernels:.0%}, host {host:.0%} of a step, the rest one waits for the other"
 
 
 def measure_stage(name, stage, sides, threads, tokens, block_steps, blocks):
