@@ -35,6 +35,10 @@ COLUMNS = {
     "limit": "limit",
     "optimizer": "optimizer",
     "steps per read": "fetch_every",
+    "stage": "stage",
+    "threads": "threads",
+    "eager, tokens/s": "eager_tokens_per_s",
+    "coexec, tokens/s": "coexec_tokens_per_s",
     "eager, ms": "eager_ms",
     "compile, ms": "compile_default_ms",
     "reduce-overhead, ms": "reduce_overhead_ms",
@@ -96,6 +100,8 @@ def row_name(row):
     """What a timed row is called: by its program, or by its router in the bridge experiment."""
     if "router" in row:
         return f"{row['model']} {row['router']} {row['mode']} (batch {row['batch']}, {row['mixes']} mixes)"
+    if "stage" in row:
+        return f"{row['program']} {row['stage']} (threads: {row['threads']})"
     return f"{row['program']} {row['optimizer']} (a read every {row['fetch_every']} steps)"
 
 

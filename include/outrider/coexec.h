@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -54,6 +55,9 @@ class StepScope {
   StepScope(const StepScope&) = delete;
   StepScope& operator=(const StepScope&) = delete;
 
+  // False: nested, or on a second thread; this scope leaves no row.
+  bool Active() const { return active_; }
+
  private:
   bool active_;
   int exceptions_;
@@ -61,6 +65,8 @@ class StepScope {
 
 // Rows of the last steps, oldest first.
 std::vector<Row> Rows();
+// The newest of them; nothing before the first step has ended.
+std::optional<Row> LastRow();
 // Completes all pending work; rethrows an error of the graph runner.
 void Flush();
 // Completes pending work and takes the hooks out of this thread.

@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "base/clock.h"
-#include "outrider/coexec.h"
 #include "seam/gil.h"
 #include "seam/keys.h"
 #include "seam/lazy_impl.h"
@@ -370,29 +369,3 @@ void Session::InstallForkHandlers() {
 }
 
 }  // namespace outrider::coexec
-
-namespace outrider {
-
-using coexec::Session;
-
-StepScope::StepScope(const char* name) : active_(Session::Get().BeginStep(name)), exceptions_(std::uncaught_exceptions()) {}
-
-StepScope::~StepScope() {
-  if (!active_) return;
-  if (std::uncaught_exceptions() > exceptions_) {
-    Session::Get().AbortStep();
-  } else {
-    Session::Get().EndStep();
-  }
-}
-
-std::vector<Row> Rows() {
-  const auto& rows = Session::Get().Rows().Rows();
-  return {rows.begin(), rows.end()};
-}
-
-void Flush() { Session::Get().Flush(seam::FlushReason::kCalled); }
-void Leave() { Session::Get().Leave(); }
-void SetOption(const std::string& name, int64_t value) { Session::Get().SetOption(name, value); }
-
-}  // namespace outrider

@@ -163,9 +163,10 @@ class Chooser {
   void AddGradientMass(MassSample& sample, int64_t experts) const {
     const at::NoGradGuard no_grad;
     const model::Parameters weights = model_.ComputeCopy();
+    GradientProbes probes;
     for (const Place& place : data_.Spread("train", options_.calibration_samples, options_.calibration_tokens + 1)) {
       const TokenBatch batch = MakeBatch(data_, "train", {&place, 1}, options_.calibration_tokens, 0, model_.device());
-      const std::vector<at::Tensor> mass = GradientMass(model_, weights, batch, options_.chunk);
+      const std::vector<at::Tensor> mass = GradientMass(model_, weights, batch, options_.chunk, probes);
       for (size_t l = 0; l < mass.size(); ++l)
         sample.AddMass(static_cast<int64_t>(l), mass[l], UnitsAt(place, experts));
     }

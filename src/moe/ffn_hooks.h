@@ -15,6 +15,7 @@
 
 #include "model/llama.h"
 #include "moe/experts.h"
+#include "moe/masks.h"
 
 namespace outrider::moe {
 
@@ -46,21 +47,28 @@ class MaskRowsFunction : public torch::autograd::Function<MaskRowsFunction> {
   }
 };
 
+// h [T, D], masks [N, D] in one dtype, ids [T] int64: h[t] * masks[ids[t]]. Both forms compute the same bits.
+inline at::Tensor MaskRows(const at::Tensor& h, const at::Tensor& masks, const at::Tensor& ids, MaskForm form) {
+  if (form == MaskForm::kLean) return MaskRowsFunction::apply(h, masks, ids);
+  return h * masks.index_select(0, ids);
+}
+
 // Token t keeps the channels of expert ids[t]; with one expert `ids` may be undefined. masks: per layer [N, D] in the
 // dtype of h. fill: empty, or per layer [D], added to the masked h.
 class MaskingHook : public model::FfnHook {
  public:
-  MaskingHook(std::vector<at::Tensor> masks, std::vector<at::Tensor> fill, at::Tensor ids)
-      : masks_(std::move(masks)), fill_(std::move(fill)), ids_(std::move(ids)) {}
+  MaskingHook(std::vector<at::Tensor> masks, std::vector<at::Tensor> fill, at::Tensor ids, MaskForm form)
+      : masks_(std::move(masks)), fill_(std::move(fill)), ids_(std::move(ids)), form_(form) {}
   at::Tensor OnHidden(int64_t layer, const at::Tensor& h) override {
     const auto l = static_cast<size_t>(layer);
-    const at::Tensor masked = ids_.defined() ? MaskRowsFunction::apply(h, masks_.at(l), ids_) : h * masks_.at(l)[0];
+    const at::Tensor masked = ids_.defined() ? MaskRows(h, masks_.at(l), ids_, form_) : h * masks_.at(l)[0];
     return fill_.empty() ? masked : masked + fill_[l];
   }
 
  private:
   std::vector<at::Tensor> masks_, fill_;
   at::Tensor ids_;  // [T] int64
+  MaskForm form_;
 };
 
 // Every token keeps its own `keep` channels with the largest |h_c| * ||Wd[:, c]||_2: what no router could beat that

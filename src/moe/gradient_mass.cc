@@ -2,41 +2,58 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/zeros.h>
 
 #include "moe/losses.h"
 
 namespace outrider::moe {
 namespace {
 
-class KeepingHook : public model::FfnHook {
+class ProbingHook : public model::FfnHook {
  public:
-  at::Tensor OnHidden(int64_t, const at::Tensor& h) override {
-    h.retain_grad();
-    kept.push_back(h);
-    return h;
+  explicit ProbingHook(const std::vector<at::Tensor>& probes) : probes_(probes) {}
+  at::Tensor OnHidden(int64_t layer, const at::Tensor& h) override {
+    kept.push_back(h.detach());
+    return h + probes_[static_cast<size_t>(layer)];
   }
   std::vector<at::Tensor> kept;
+
+ private:
+  const std::vector<at::Tensor>& probes_;
 };
 
 }  // namespace
 
+const std::vector<at::Tensor>& GradientProbes::Take(const model::Config& config, int64_t tokens,
+                                                    const at::TensorOptions& options) {
+  std::vector<at::Tensor>& probes = sets_[tokens];
+  if (probes.empty()) {
+    for (int64_t l = 0; l < config.layers; ++l) {
+      probes.push_back(at::zeros({1, 1}, options).expand({tokens, config.ffn}).detach().requires_grad_());
+    }
+  }
+  for (const at::Tensor& probe : probes) probe.mutable_grad().reset();
+  return probes;
+}
+
 std::vector<at::Tensor> GradientMass(const RoutedModel& model, const model::Parameters& weights,
-                                     const TokenBatch& batch, int64_t chunk) {
-  KeepingHook hook;
+                                     const TokenBatch& batch, int64_t chunk, GradientProbes& probes) {
+  const std::vector<at::Tensor>& leaves = probes.Take(model.config, batch.Tokens(), weights.embed.options());
+  ProbingHook hook(leaves);
   {
     const at::AutoGradMode recording(true);
     model::Parameters frozen = weights;
     for (const model::NamedTensor& t : model::NamedTensors(model.config, frozen)) *t.tensor = t.tensor->detach();
     frozen.head = weights.head.detach();
-    frozen.embed.requires_grad_();  // so that every activation has a gradient
     const at::Tensor hidden = model::HiddenStates(model.config, frozen, batch.inputs, &hook);
-    ChunkedTokenLoss(hidden.flatten(0, 1), frozen.head, batch.targets.flatten(), {}, chunk).total.backward();
+    ChunkedTokenLoss(hidden.flatten(0, 1), frozen.head, batch.targets.flatten(), {}, chunk).objective.backward();
   }
   const at::NoGradGuard no_grad;
   std::vector<at::Tensor> mass;
   at::Tensor sum;
-  for (const at::Tensor& h : hook.kept) {
-    mass.push_back((h.detach().to(at::kFloat) * h.grad().to(at::kFloat)).abs());
+  for (size_t l = 0; l < leaves.size(); ++l) {
+    mass.push_back((hook.kept[l].to(at::kFloat) * leaves[l].grad().to(at::kFloat)).abs());
+    leaves[l].mutable_grad().reset();
     const at::Tensor row = mass.back().sum(-1, true);
     sum = sum.defined() ? sum + row : row;
   }

@@ -24,7 +24,7 @@ void LayerRoutingHook::Take(const at::Tensor& logits) {
 
 at::Tensor LayerRoutingHook::OnHidden(int64_t layer, const at::Tensor& h) {
   const at::Tensor& masks = masks_.at(static_cast<size_t>(layer));
-  if (ids_.size(1) == 1) return MaskRowsFunction::apply(h, masks, ids_.squeeze(1));
+  if (ids_.size(1) == 1) return MaskRows(h, masks, ids_.squeeze(1), form_);
   const at::Tensor uses = at::zeros({ids_.size(0), masks.size(0)}, masks.options()).scatter_(1, ids_, 1.0);
   return h * uses.matmul(masks).clamp_max(1);
 }
@@ -70,7 +70,7 @@ class TuningHook : public LayerRoutingHook {
     return LayerRoutingHook::OnHidden(layer, h);
   }
 
-  double Total() const { return total_.item<double>(); }
+  const at::Tensor& Total() const { return total_; }
 
  private:
   const Options& options_;
@@ -91,7 +91,7 @@ LayerwiseLoss::LayerwiseLoss(const Options& options, const RoutedModel& model, c
   }
 }
 
-double LayerwiseLoss::MicroStep(const TokenBatch& batch, double share) {
+at::Tensor LayerwiseLoss::MicroStep(const TokenBatch& batch, double share) {
   const at::NoGradGuard no_grad;
   TuningHook hook(options_, model_, masking_.masks, targets_, share);
   model::HiddenStates(model_.config, model_.ComputeCopy(), batch.inputs, &hook);

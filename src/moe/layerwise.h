@@ -20,8 +20,8 @@ class LayerRoutingHook : public model::FfnHook {
   // masks: per layer [N, D] in the dtype of h. chosen: nullptr, or takes what each layer chose, int64 [T, top]. Router,
   // masks and chosen stay the caller's and must outlive the hook.
   LayerRoutingHook(const LayerRouter& router, const std::vector<at::Tensor>& masks,
-                   std::vector<at::Tensor>* chosen = nullptr)
-      : router_(router), masks_(masks), chosen_(chosen) {}
+                   std::vector<at::Tensor>* chosen = nullptr, MaskForm form = MaskForm::kLean)
+      : router_(router), masks_(masks), chosen_(chosen), form_(form) {}
   void OnInput(int64_t layer, const at::Tensor& x) override;
   at::Tensor OnHidden(int64_t layer, const at::Tensor& h) override;
 
@@ -33,6 +33,7 @@ class LayerRoutingHook : public model::FfnHook {
   const LayerRouter& router_;
   const std::vector<at::Tensor>& masks_;
   std::vector<at::Tensor>* chosen_;
+  MaskForm form_;
   at::Tensor ids_;  // [T, top]
 };
 
@@ -44,8 +45,8 @@ class LayerwiseLoss {
   // All stay the caller's. column_norms: per layer [D], see RouterTargets.
   LayerwiseLoss(const Options& options, const RoutedModel& model, const RoutedModel::Masking& masking, RouterLoss form,
                 const std::vector<at::Tensor>& column_norms);
-  // Backward pass of `share` times the mean loss per token of `batch`; returns that product.
-  double MicroStep(const TokenBatch& batch, double share);
+  // Backward pass of `share` times the mean loss per token of `batch`; returns that product, a scalar.
+  at::Tensor MicroStep(const TokenBatch& batch, double share);
 
  private:
   const Options& options_;

@@ -7,7 +7,6 @@
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <torch/csrc/autograd/custom_function.h>
 
 #include "base/check.h"
 
@@ -119,13 +118,10 @@ at::Tensor BalanceLoss(const at::Tensor& z) {
 
 at::Tensor StayLoss(const at::Tensor& z) {
   const at::Tensor p = at::softmax(z, -1);
-  return 1 - (p.slice(1, 1) * p.slice(1, 0, -1)).sum(-1).mean();
+  return at::rsub((p.slice(1, 1) * p.slice(1, 0, -1)).sum(-1).mean(), 1);
 }
 
 namespace {
-
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
 
 struct Chunk {
   at::Tensor nats, divergence;
@@ -150,17 +146,25 @@ Chunk LossOfChunk(const at::Tensor& logits, const at::Tensor& targets, const at:
   return out;
 }
 
-// Forward makes the gradients of both inputs as well: the logits of a chunk exist once.
-class TokenLossFunction : public torch::autograd::Function<TokenLossFunction> {
- public:
-  static variable_list forward(AutogradContext* context, const at::Tensor& hidden, const at::Tensor& head,
-                               const at::Tensor& targets, const TeacherLogits& teacher, int64_t chunk, bool need_hidden,
-                               bool need_head) {
-    const at::Tensor hidden_gradient = need_hidden ? at::empty_like(hidden) : at::Tensor();
-    const at::Tensor head_gradient =
-        need_head ? at::zeros(head.sizes(), head.options().dtype(at::kFloat)) : at::Tensor();
-    const at::Tensor nats = at::empty(targets.sizes(), hidden.options().dtype(at::kFloat));
-    const at::Tensor divergence = at::zeros({}, nats.options());
+// Scalar whose gradient with respect to `input` is `gradient`, exactly.
+at::Tensor Objective(const at::Tensor& input, const at::Tensor& gradient) { return (input * gradient).sum(); }
+
+}  // namespace
+
+TokenLoss ChunkedTokenLoss(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets,
+                           const TeacherLogits& teacher, int64_t chunk, double scale) {
+  OUTRIDER_CHECK(hidden.dim() == 2 && head.dim() == 2 && hidden.size(1) == head.size(1), hidden.sizes(), head.sizes());
+  OUTRIDER_CHECK(targets.dim() == 1 && targets.size(0) == hidden.size(0) && chunk >= 1, targets.sizes());
+  const bool training = at::GradMode::is_enabled();
+  const bool need_hidden = training && hidden.requires_grad(), need_head = training && head.requires_grad();
+  TokenLoss loss;
+  at::Tensor hidden_gradient, head_gradient;
+  {
+    const at::NoGradGuard no_grad;
+    if (need_hidden) hidden_gradient = at::empty_like(hidden);
+    if (need_head) head_gradient = at::zeros(head.sizes(), head.options().dtype(at::kFloat));
+    loss.nats = at::empty(targets.sizes(), hidden.options().dtype(at::kFloat));
+    loss.divergence = at::zeros({}, loss.nats.options());
     for (int64_t begin = 0; begin < hidden.size(0); begin += chunk) {
       const int64_t end = std::min(begin + chunk, hidden.size(0));
       const at::Tensor rows = hidden.slice(0, begin, end);
@@ -168,40 +172,25 @@ class TokenLossFunction : public torch::autograd::Function<TokenLossFunction> {
           teacher.hidden.defined() ? teacher.hidden.slice(0, begin, end).matmul(teacher.head.t()) : at::Tensor();
       const Chunk part = LossOfChunk(rows.matmul(head.t()), targets.slice(0, begin, end), teacher_logits,
                                      teacher.weight, need_hidden || need_head);
-      nats.slice(0, begin, end).copy_(part.nats);
-      if (part.divergence.defined()) divergence.add_(part.divergence);
+      loss.nats.slice(0, begin, end).copy_(part.nats);
+      if (part.divergence.defined()) loss.divergence.add_(part.divergence);
       if (!part.logit_gradient.defined()) continue;
       const at::Tensor gradient = part.logit_gradient.to(hidden.scalar_type());
       if (need_hidden) hidden_gradient.slice(0, begin, end).copy_(gradient.matmul(head));
       if (need_head) head_gradient.add_(gradient.t().matmul(rows));
     }
-    context->save_for_backward({hidden_gradient, head_gradient});
-    context->saved_data["dtype"] = static_cast<int64_t>(head.scalar_type());
-    context->mark_non_differentiable({nats, divergence});
-    return {nats.sum() + divergence * teacher.weight, nats, divergence};
+    loss.total = loss.nats.sum() + loss.divergence * teacher.weight;
+    if (!need_hidden && !need_head) return loss;
+    const at::Tensor factor = at::full({}, scale, loss.nats.options());
+    if (need_hidden) hidden_gradient = (hidden_gradient * factor).to(hidden.scalar_type());
+    if (need_head) head_gradient = (head_gradient * factor).to(head.scalar_type());
   }
-
-  static variable_list backward(AutogradContext* context, const variable_list& gradients) {
-    const variable_list saved = context->get_saved_variables();
-    const auto dtype = static_cast<at::ScalarType>(context->saved_data["dtype"].toInt());
-    const at::Tensor& scale = gradients[0];
-    at::Tensor hidden, head;
-    if (saved[0].defined()) hidden = (saved[0] * scale).to(saved[0].scalar_type());
-    if (saved[1].defined()) head = (saved[1] * scale).to(dtype);
-    return {hidden, head, {}, {}, {}, {}, {}};
+  if (need_hidden) loss.objective = Objective(hidden, hidden_gradient);
+  if (need_head) {
+    const at::Tensor of_head = Objective(head, head_gradient);
+    loss.objective = loss.objective.defined() ? loss.objective + of_head : of_head;
   }
-};
-
-}  // namespace
-
-TokenLoss ChunkedTokenLoss(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets,
-                           const TeacherLogits& teacher, int64_t chunk) {
-  OUTRIDER_CHECK(hidden.dim() == 2 && head.dim() == 2 && hidden.size(1) == head.size(1), hidden.sizes(), head.sizes());
-  OUTRIDER_CHECK(targets.dim() == 1 && targets.size(0) == hidden.size(0) && chunk >= 1, targets.sizes());
-  const bool training = at::GradMode::is_enabled();
-  const variable_list out = TokenLossFunction::apply(
-      hidden, head, targets, teacher, chunk, training && hidden.requires_grad(), training && head.requires_grad());
-  return {out[0], out[1], out[2]};
+  return loss;
 }
 
 }  // namespace outrider::moe

@@ -3,6 +3,7 @@
 // next-token cross-entropy whose logits never exist as a whole.
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -32,6 +33,9 @@ class RouterTargets {
  public:
   // column_norms: per layer [D]; used by kCoverage only.
   RouterTargets(RouterLoss form, const Masks& masks, const std::vector<at::Tensor>& column_norms, at::Device device);
+
+  // For activations of other weights than before; used by kCoverage only.
+  void SetColumnNorms(std::vector<at::Tensor> column_norms) { column_norms_ = std::move(column_norms); }
 
   // h [T, D]: input of down_proj of `layer`, no expert masked. Every layer once, with the same tokens.
   void Add(int64_t layer, const at::Tensor& h);
@@ -64,9 +68,12 @@ at::Tensor BalanceLoss(const at::Tensor& z);
 at::Tensor StayLoss(const at::Tensor& z);
 
 struct TokenLoss {
-  at::Tensor total;       // scalar, differentiable: sum over tokens of CE + weight * KL(teacher || student), nats
+  at::Tensor total;       // scalar: sum over tokens of CE + weight * KL(teacher || student), nats
   at::Tensor nats;        // [T] cross-entropy per token
   at::Tensor divergence;  // scalar: sum of KL, 0 without a teacher
+  // Scalar with the gradients of scale * total, for backward(); its value means nothing. Undefined where hidden and
+  // head need none.
+  at::Tensor objective;
 };
 
 struct TeacherLogits {
@@ -76,8 +83,8 @@ struct TeacherLogits {
 };
 
 // hidden [T, d] and head [V, d] in one dtype; targets [T] int64. Logits exist for `chunk` tokens at a time, and their
-// gradients are made in the same pass.
+// gradients are made in the same pass. There is no autograd function of our own in it: co-execution covers operators.
 TokenLoss ChunkedTokenLoss(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets,
-                           const TeacherLogits& teacher, int64_t chunk);
+                           const TeacherLogits& teacher, int64_t chunk, double scale = 1);
 
 }  // namespace outrider::moe

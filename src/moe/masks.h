@@ -8,6 +8,12 @@
 
 namespace outrider::moe {
 
+// How masks of tokens are put on activations.
+enum class MaskForm : uint8_t {
+  kLean,       // a function of our own that keeps for the backward pass ids, not the masks of all tokens
+  kOperators,  // torch's operators alone, which co-execution covers; keeps [T, D] more per layer
+};
+
 constexpr int64_t kExpertsMax = 16;
 
 // Bit i is set iff the channel belongs to expert i. 0: a dead channel, in no expert.

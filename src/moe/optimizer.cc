@@ -17,10 +17,9 @@ AdamW::AdamW(NamedTensors parameters, const AdamWOptions& options)
     : parameters_(std::move(parameters)), options_(options) {
   for (const NamedTensor& p : parameters_) {
     OUTRIDER_CHECK(p.tensor.scalar_type() == at::kFloat && p.tensor.is_leaf(), p.name, " is no fp32 leaf");
-    weights_.push_back(p.tensor.detach());
-    first_.push_back(at::zeros_like(weights_.back()));
-    second_.push_back(at::zeros_like(weights_.back()));
-    steps_.push_back(at::zeros({}, weights_.back().options()));
+    first_.push_back(at::zeros_like(p.tensor));
+    second_.push_back(at::zeros_like(p.tensor));
+    steps_.push_back(at::zeros({}, p.tensor.options()));
   }
 }
 
@@ -44,7 +43,7 @@ base::Result<double> AdamW::Step(double learning_rate) {
   for (size_t i = 0; i < parameters_.size(); ++i) {
     const at::Tensor& gradient = parameters_[i].tensor.grad();
     if (!gradient.defined()) continue;
-    weights.push_back(weights_[i]);
+    weights.push_back(parameters_[i].tensor);
     gradients.push_back(gradient);
     first.push_back(first_[i]);
     second.push_back(second_[i]);
@@ -54,7 +53,10 @@ base::Result<double> AdamW::Step(double learning_rate) {
   const at::Tensor norm = at::stack(at::_foreach_norm(gradients, 2)).norm();
   const auto value = norm.item<double>();
   if (!std::isfinite(value)) return tl::unexpected(NotFinite());
-  if (options_.clip_norm > 0 && value > options_.clip_norm) at::_foreach_mul_(gradients, options_.clip_norm / value);
+  // By a tensor, 1 where nothing is clipped: every step has the same operators.
+  if (options_.clip_norm > 0) {
+    at::_foreach_mul_(gradients, (options_.clip_norm / norm.to(at::kDouble)).clamp_max(1).to(at::kFloat));
+  }
   at::_foreach_add_(steps, 1);
   at::_fused_adamw_(weights, gradients, first, second, {}, steps, learning_rate, options_.beta1, options_.beta2,
                     options_.weight_decay, options_.eps, false, false);
@@ -65,7 +67,7 @@ NamedTensors AdamW::State() const {
   NamedTensors state;
   for (size_t i = 0; i < parameters_.size(); ++i) {
     const std::string& name = parameters_[i].name;
-    state.push_back({name, weights_[i]});
+    state.push_back({name, parameters_[i].tensor.detach()});
     state.push_back({name + ".exp_avg", first_[i]});
     state.push_back({name + ".exp_avg_sq", second_[i]});
     state.push_back({name + ".step", steps_[i]});

@@ -39,7 +39,7 @@ class AdamW {
 
   NamedTensors parameters_;
   AdamWOptions options_;
-  std::vector<at::Tensor> weights_, first_, second_, steps_;
+  std::vector<at::Tensor> first_, second_, steps_;
 };
 
 }  // namespace outrider::moe

@@ -73,6 +73,7 @@ void ForEachField(AnyOptions& o, const Visit& visit) {
   visit("eval_taus", o.eval_taus, false);
   visit("trace_tokens", o.trace_tokens, false);
   visit("write_model", o.write_model, false);
+  visit("coexec", o.coexec, false);
 }
 
 template <class T>

@@ -28,8 +28,8 @@ struct Options {
   int64_t coverage_rounds = 15;
   double coverage_sink = 64;                   // CoverageOptions::sink_factor
   std::string coverage_granularity = "token";  // token | window:W | document
-  std::string coverage_mass = "gradient";  // of a channel: activation | gradient (GradientMass)
-  int64_t carved_top = 2;                  // routed experts that a token uses in each layer
+  std::string coverage_mass = "gradient";      // of a channel: activation | gradient (GradientMass)
+  int64_t carved_top = 2;                      // routed experts that a token uses in each layer
 
   // Routing. kind: router | layerwise | random | domain | none. loss: coverage | paper | code | code_abs.
   std::string routing_kind = "router";
@@ -60,6 +60,7 @@ struct Options {
   std::string eval_taus;          // hysteresis in nats, comma between: the test split is measured with each of them too
   int64_t trace_tokens = 16384;   // of these, on test, the expert ids of at most so many go into routes.safetensors
   bool write_model = true;        // the model behind the last stage, in out/model
+  bool coexec = false;            // steps are co-executed: the same bits, see docs/guide/coexec.md
 };
 
 // Fields that are not named keep their default, or that of "preset": "outrider" (coverage experts, tied router) or

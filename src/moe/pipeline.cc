@@ -43,6 +43,11 @@ std::vector<int64_t> Checkpoints(const std::string& folder) {
   return found;
 }
 
+// The thread that ran steps is an ordinary one again.
+struct CoexecEnd {
+  ~CoexecEnd() { Leave(); }
+};
+
 class Run {
  public:
   Run(const Options& options, Workbench& bench, const OnProgress& progress)
@@ -135,6 +140,7 @@ class Run {
                  {"tokens", p.facts.tokens}, {"position", p.position}, {"seconds", seconds}};
     if (p.stage == "expert") line["nats"] = p.facts.nats;
     if (p.facts.divergence != 0) line["divergence"] = p.facts.divergence;
+    if (p.facts.coexec) line["coexec"] = json::parse(ToJson(*p.facts.coexec));
     log_ << line.dump() << std::endl;
   }
 
@@ -232,6 +238,7 @@ base::Result<std::string> Refactor(const Options& options, const OnProgress& pro
   if (options.out.empty()) return base::Fail("E_OPTION", "out: expected a folder");
   auto bench = Workbench::Open(options);
   if (!bench) return tl::unexpected(bench.error());
+  const CoexecEnd at_end;
   return Run(options, *bench, progress).Go();
 }
 

@@ -59,4 +59,22 @@ std::string ToJson(const std::vector<DomainLoss>& domains) {
   return out.dump(1);
 }
 
+std::string ToJson(const Row& row) {
+  json out = {{"lane", row.lane},
+              {"covered_share", row.CoveredShare()},
+              {"events", row.events},
+              {"fetches", row.fetches},
+              {"host_us", row.host_us},
+              {"host_wait_us", row.host_wait_us},
+              {"runner_busy_us", row.runner_busy_us}};
+  if (!row.note.empty()) out["note"] = row.note;
+  if (!row.flushes.empty()) out["flushes"] = row.flushes;
+  if (!row.inline_ops.empty()) out["inline_ops"] = row.inline_ops;
+  for (const DivergenceRow& d : row.divergences) {
+    out["divergences"].push_back(
+        {{"event", d.event}, {"code", d.code}, {"expected", d.expected}, {"got", d.got}, {"field", d.field}});
+  }
+  return out.dump();
+}
+
 }  // namespace outrider::moe

@@ -20,8 +20,11 @@ TokenBatch MakeBatch(const TokenData& data, const std::string& split, std::span<
   int64_t* out = tokens.mutable_data_ptr<int64_t>();
   for (const Place& place : places) out = std::ranges::copy(data.Read(place, split, sequence + 1), out).out;
   const at::Tensor moved = tokens.to(device);
-  return {
-      moved.slice(1, 0, sequence).contiguous(), moved.slice(1, 1).contiguous(), {places.begin(), places.end()}, key};
+  // Each with memory of its own, also where there is one text: co-execution waits for what others may read.
+  return {moved.slice(1, 0, sequence).clone(at::MemoryFormat::Contiguous),
+          moved.slice(1, 1).clone(at::MemoryFormat::Contiguous),
+          {places.begin(), places.end()},
+          key};
 }
 
 NamedTensors RoutedModel::Named() const {
@@ -48,8 +51,8 @@ RoutedModel::Masking RoutedModel::Prepare() const {
 
 std::unique_ptr<model::FfnHook> RoutedModel::Hook(const Masking& masking, const at::Tensor& ids,
                                                   std::vector<at::Tensor>* chosen) const {
-  if (layer_router) return std::make_unique<LayerRoutingHook>(*layer_router, masking.masks, chosen);
-  if (Masked()) return std::make_unique<MaskingHook>(masking.masks, masking.fill, ids);
+  if (layer_router) return std::make_unique<LayerRoutingHook>(*layer_router, masking.masks, chosen, mask_form);
+  if (Masked()) return std::make_unique<MaskingHook>(masking.masks, masking.fill, ids, mask_form);
   if (contextual == 0) return nullptr;
   std::vector<at::Tensor> down;
   for (const model::Layer& layer : masters.layers) down.push_back(layer.down.detach());

@@ -46,10 +46,11 @@ struct RoutedModel {
   std::optional<Adapter> adapter;
   at::ScalarType dtype = at::kFloat;  // of the compute copy
   Masks masks;                        // no expert at all: dense
-  std::vector<at::Tensor> fill;  // empty, or per layer [D] fp32 (Compensation)
+  std::vector<at::Tensor> fill;       // empty, or per layer [D] fp32 (Compensation)
   Routing routing = Routing::kNone;
   std::optional<Router> router;
   std::optional<LayerRouter> layer_router;  // baseline, instead of `router`
+  MaskForm mask_form = MaskForm::kLean;
   double tau = 0;
   int64_t contextual = 0;  // baseline: channels that each token chooses by itself; 0: off
 

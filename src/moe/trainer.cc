@@ -1,6 +1,7 @@
 #include "moe/trainer.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <utility>
 
@@ -44,6 +45,11 @@ NamedTensors WithoutPrefix(const std::string& prefix, const NamedTensors& tensor
   return out;
 }
 
+std::string NextProgram() {
+  static std::atomic<int64_t> count = 0;
+  return "-" + std::to_string(++count);
+}
+
 NamedTensors Trainable(NamedTensors tensors) {
   for (NamedTensor& t : tensors) t.tensor.requires_grad_();
   return tensors;
@@ -61,6 +67,7 @@ RouterLoss RouterLossNamed(const std::string& name) {
 
 Trainer::Trainer(const Options& options, const TokenData& data, RoutedModel& model, const Teacher* teacher)
     : options_(options),
+      program_(NextProgram()),
       data_(data),
       model_(model),
       teacher_(teacher),
@@ -68,62 +75,98 @@ Trainer::Trainer(const Options& options, const TokenData& data, RoutedModel& mod
       router_loss_(RouterLossNamed(options.router_loss)) {
   const AdamWOptions adam{.weight_decay = options.weight_decay, .clip_norm = options.clip_norm};
   backbone_.emplace(Trainable(model.Tuned()), adam);
-  if (model.router) router_.emplace(Trainable(model.router->Parameters()), adam);
+  if (model.router) {
+    router_.emplace(Trainable(model.router->Parameters()), adam);
+    targets_.emplace(router_loss_, model.masks, std::vector<at::Tensor>(), model.device());
+  }
   if (model.layer_router) router_.emplace(Trainable(model.layer_router->Parameters()), adam);
 }
 
-double Trainer::RouterMicroStep(const TokenBatch& batch, RouterTargets& targets, double share) {
+std::vector<TokenBatch> Trainer::MicroBatches(Use use, int64_t round, int64_t step) const {
+  const auto seed = static_cast<uint64_t>(options_.seed);
+  const int64_t steps = use == Use::kRouter ? options_.router_steps : options_.expert_steps;
+  const std::vector<Place> places =
+      data_.Draw(seed, use, (round * steps + step) * options_.batch, options_.batch, options_.sequence + 1);
+  std::vector<TokenBatch> batches;
+  for (size_t begin = 0; begin < places.size(); begin += static_cast<size_t>(options_.micro_batch)) {
+    const size_t count = std::min(places.size() - begin, static_cast<size_t>(options_.micro_batch));
+    const uint64_t key = Random64(seed, Use::kRandomIds, static_cast<uint32_t>(round), static_cast<uint32_t>(step),
+                                  static_cast<uint32_t>(begin));
+    batches.push_back(
+        MakeBatch(data_, "train", std::span(places).subspan(begin, count), options_.sequence, key, model_.device()));
+  }
+  return batches;
+}
+
+base::Result<StepReport> Trainer::Run(const std::string& stage,
+                                      const std::function<base::Result<StepReport>()>& step) const {
+  if (!options_.coexec) return step();
+  base::Result<StepReport> report;
+  bool counted = false;
+  {
+    const StepScope scope((stage + program_).c_str());
+    counted = scope.Active();
+    report = step();
+  }
+  if (report && counted) report->coexec = LastRow();
+  return report;
+}
+
+at::Tensor Trainer::RouterMicroStep(const TokenBatch& batch, double share) {
   {
     const at::NoGradGuard no_grad;
-    targets.Clear();
-    if (router_loss_ == RouterLoss::kCoverage && options_.coverage_mass == "gradient") {
-      const std::vector<at::Tensor> mass = GradientMass(model_, model_.ComputeCopy(), batch, options_.chunk);
-      for (size_t l = 0; l < mass.size(); ++l) targets.AddMass(static_cast<int64_t>(l), mass[l]);
+    targets_->Clear();
+    if (ByGradient()) {
+      const std::vector<at::Tensor> mass = GradientMass(model_, model_.ComputeCopy(), batch, options_.chunk, probes_);
+      for (size_t l = 0; l < mass.size(); ++l) targets_->AddMass(static_cast<int64_t>(l), mass[l]);
     } else {
-      LookingHook look([&](int64_t layer, const at::Tensor& h) { targets.Add(layer, h); });
+      LookingHook look([&](int64_t layer, const at::Tensor& h) { targets_->Add(layer, h); });
       model::HiddenStates(model_.config, model_.ComputeCopy(), batch.inputs, &look);
     }
     if (const int64_t window = WindowOf(options_); window > 1 && router_loss_ == RouterLoss::kCoverage) {
-      targets.Smooth(options_.sequence, window);
+      targets_->Smooth(options_.sequence, window);
     }
   }
   const at::Tensor z = model_.RouterLogits(batch.inputs);
-  at::Tensor loss = targets.Loss(z.view({batch.Tokens(), -1}));
+  at::Tensor loss = targets_->Loss(z.view({batch.Tokens(), -1}));
   if (options_.router_balance > 0) loss = loss + BalanceLoss(z) * options_.router_balance;
   if (options_.router_stay > 0) loss = loss + StayLoss(z) * options_.router_stay;
   loss = loss * share;
   loss.backward();
-  return loss.item<double>();
+  return loss.detach();
+}
+
+base::Result<StepReport> Trainer::TuneRouter(const std::vector<TokenBatch>& batches, double rate) {
+  StepReport report{.rate = rate, .tokens = options_.batch * options_.sequence};
+  std::vector<at::Tensor> losses;  // read behind the last launch
+  router_->ZeroGradients();
+  for (const TokenBatch& batch : batches) {
+    const double share = static_cast<double>(batch.places.size()) / static_cast<double>(options_.batch);
+    losses.push_back(layerwise_ ? layerwise_->MicroStep(batch, share) : RouterMicroStep(batch, share));
+  }
+  for (const at::Tensor& loss : losses) report.loss += loss.item<double>();
+  auto norm = router_->Step(rate);
+  if (!norm) return tl::unexpected(norm.error());
+  report.gradient_norm = *norm;
+  return report;
 }
 
 base::Result<StepReport> Trainer::RouterStep(int64_t round, int64_t step, int64_t steps) {
   OUTRIDER_CHECK(router_.has_value(), "a router stage without a router");
-  std::vector<at::Tensor> norms;
-  for (const model::Layer& layer : model_.masters.layers) norms.push_back(ColumnNorms(layer.down));
-  std::optional<RouterTargets> targets;
-  std::optional<LayerwiseLoss> layerwise;
-  if (model_.layer_router) {
-    layerwise.emplace(options_, model_, masking_, router_loss_, norms);
+  const std::vector<TokenBatch> batches = MicroBatches(Use::kRouter, round, step);
+  if (ByGradient()) {  // before the step, which then finds what the next one finds
+    const auto options = model_.masters.embed.options().dtype(model_.dtype);
+    for (const TokenBatch& batch : batches) probes_.Take(model_.config, batch.Tokens(), options);
   } else {
-    targets.emplace(router_loss_, model_.masks, norms, model_.device());
+    std::vector<at::Tensor> norms;
+    for (const model::Layer& layer : model_.masters.layers) norms.push_back(ColumnNorms(layer.down));
+    if (targets_) targets_->SetColumnNorms(norms);
+    if (model_.layer_router) layerwise_.emplace(options_, model_, masking_, router_loss_, norms);
   }
-  const auto seed = static_cast<uint64_t>(options_.seed);
-  const int64_t first = (round * options_.router_steps + step) * options_.batch;
-  const std::vector<Place> places = data_.Draw(seed, Use::kRouter, first, options_.batch, options_.sequence + 1);
-  StepReport report{.tokens = options_.batch * options_.sequence};
-  router_->ZeroGradients();
-  for (size_t begin = 0; begin < places.size(); begin += static_cast<size_t>(options_.micro_batch)) {
-    const size_t count = std::min(places.size() - begin, static_cast<size_t>(options_.micro_batch));
-    const TokenBatch batch =
-        MakeBatch(data_, "train", std::span(places).subspan(begin, count), options_.sequence, 0, model_.device());
-    const double share = static_cast<double>(count) / static_cast<double>(places.size());
-    report.loss += layerwise ? layerwise->MicroStep(batch, share) : RouterMicroStep(batch, *targets, share);
-  }
-  report.rate =
+  const double rate =
       LearningRate({.peak = options_.router_rate, .round_decay = options_.round_decay, .steps = steps}, round, step);
-  auto norm = router_->Step(report.rate);
-  if (!norm) return tl::unexpected(At(norm.error(), "router", round, step));
-  report.gradient_norm = *norm;
+  auto report = Run("router", [&] { return TuneRouter(batches, rate); });
+  if (!report) return tl::unexpected(At(report.error(), "router", round, step));
   return report;
 }
 
@@ -138,42 +181,37 @@ TokenLoss Trainer::ExpertMicroStep(const TokenBatch& batch, int64_t tokens_of_st
     teacher.head = teacher_->parameters.head;
     teacher.weight = options_.distill;
   }
-  TokenLoss loss =
-      ChunkedTokenLoss(hidden.flatten(0, 1), weights.head, batch.targets.flatten(), teacher, options_.chunk);
-  (loss.total / static_cast<double>(tokens_of_step)).backward();
-  loss.total = loss.total.detach();  // lets the graph go
+  TokenLoss loss = ChunkedTokenLoss(hidden.flatten(0, 1), weights.head, batch.targets.flatten(), teacher,
+                                    options_.chunk, 1 / static_cast<double>(tokens_of_step));
+  loss.objective.backward();
+  loss.objective.reset();  // lets the graph go
   return loss;
 }
 
-base::Result<StepReport> Trainer::ExpertStep(int64_t round, int64_t step, int64_t steps) {
-  const auto seed = static_cast<uint64_t>(options_.seed);
-  const auto stage = static_cast<uint32_t>(round), number = static_cast<uint32_t>(step);
-  const int64_t first = (round * options_.expert_steps + step) * options_.batch;
-  const std::vector<Place> places = data_.Draw(seed, Use::kExpert, first, options_.batch, options_.sequence + 1);
-  StepReport report{.tokens = options_.batch * options_.sequence};
+base::Result<StepReport> Trainer::TuneExperts(const std::vector<TokenBatch>& batches, double rate) {
+  StepReport report{.rate = rate, .tokens = options_.batch * options_.sequence};
   const auto tokens = static_cast<double>(report.tokens);
   std::vector<TokenLoss> parts;  // read behind the last launch, so that a GPU never waits for the host
   backbone_->ZeroGradients();
-  for (size_t begin = 0; begin < places.size(); begin += static_cast<size_t>(options_.micro_batch)) {
-    const size_t count = std::min(places.size() - begin, static_cast<size_t>(options_.micro_batch));
-    const uint64_t key = Random64(seed, Use::kRandomIds, stage, number, static_cast<uint32_t>(begin));
-    const TokenBatch batch =
-        MakeBatch(data_, "train", std::span(places).subspan(begin, count), options_.sequence, key, model_.device());
-    parts.push_back(ExpertMicroStep(batch, report.tokens));
-  }
+  for (const TokenBatch& batch : batches) parts.push_back(ExpertMicroStep(batch, report.tokens));
   for (const TokenLoss& part : parts) {
     report.loss += part.total.item<double>() / tokens;
     report.nats += part.nats.sum().item<double>() / tokens;
     report.divergence += part.divergence.item<double>() / tokens;
   }
-  report.rate =
-      LearningRate({.peak = options_.expert_rate, .round_decay = options_.round_decay, .steps = steps}, round, step);
-  if (!std::isfinite(report.loss)) {
-    return tl::unexpected(At({"E_NAN", "the loss is not finite"}, "expert", round, step));
-  }
-  auto norm = backbone_->Step(report.rate);
-  if (!norm) return tl::unexpected(At(norm.error(), "expert", round, step));
+  if (!std::isfinite(report.loss)) return base::Fail("E_NAN", "the loss is not finite");
+  auto norm = backbone_->Step(rate);
+  if (!norm) return tl::unexpected(norm.error());
   report.gradient_norm = *norm;
+  return report;
+}
+
+base::Result<StepReport> Trainer::ExpertStep(int64_t round, int64_t step, int64_t steps) {
+  const std::vector<TokenBatch> batches = MicroBatches(Use::kExpert, round, step);
+  const double rate =
+      LearningRate({.peak = options_.expert_rate, .round_decay = options_.round_decay, .steps = steps}, round, step);
+  auto report = Run("expert", [&] { return TuneExperts(batches, rate); });
+  if (!report) return tl::unexpected(At(report.error(), "expert", round, step));
   return report;
 }
 

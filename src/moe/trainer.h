@@ -3,14 +3,20 @@
 // and of (seed, round, step): nothing else is remembered, so a restored trainer goes on with the same bits.
 
 #include <cstdint>
+#include <functional>
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "base/result.h"
+#include "moe/gradient_mass.h"
+#include "moe/layerwise.h"
 #include "moe/losses.h"
 #include "moe/optimizer.h"
 #include "moe/options.h"
 #include "moe/routed_model.h"
 #include "moe/token_data.h"
+#include "outrider/coexec.h"
 
 namespace outrider::moe {
 
@@ -21,6 +27,7 @@ struct StepReport {
   double gradient_norm = 0;
   double rate = 0;
   int64_t tokens = 0;
+  std::optional<Row> coexec = {};  // nothing without Options::coexec
 };
 
 // The model that is distilled from; its weights in the compute dtype.
@@ -44,15 +51,27 @@ class Trainer {
   base::Result<void> Restore(const NamedTensors& state);
 
  private:
-  double RouterMicroStep(const TokenBatch& batch, RouterTargets& targets, double share);
+  bool ByGradient() const {
+    return targets_ && router_loss_ == RouterLoss::kCoverage && options_.coverage_mass == "gradient";
+  }
+  std::vector<TokenBatch> MicroBatches(Use use, int64_t round, int64_t step) const;
+  // Calls `step`, as one step of co-execution where the options say so. What only the host does comes before it.
+  base::Result<StepReport> Run(const std::string& stage, const std::function<base::Result<StepReport>()>& step) const;
+  base::Result<StepReport> TuneRouter(const std::vector<TokenBatch>& batches, double rate);
+  base::Result<StepReport> TuneExperts(const std::vector<TokenBatch>& batches, double rate);
+  at::Tensor RouterMicroStep(const TokenBatch& batch, double share);
   TokenLoss ExpertMicroStep(const TokenBatch& batch, int64_t tokens_of_step);
 
   const Options& options_;
+  const std::string program_;  // of co-execution: another trainer's steps are another program's
   const TokenData& data_;
   RoutedModel& model_;
   const Teacher* teacher_;
   RoutedModel::Masking masking_;
   RouterLoss router_loss_;
+  std::optional<RouterTargets> targets_;    // of model_.router
+  std::optional<LayerwiseLoss> layerwise_;  // of model_.layer_router, for one step
+  GradientProbes probes_;
   std::optional<AdamW> backbone_, router_;
 };
 

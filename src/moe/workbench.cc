@@ -163,6 +163,7 @@ base::Result<Workbench> Workbench::Open(const Options& options) {
   model.dtype = options.dtype == "bfloat16" ? at::kBFloat16 : at::kFloat;
   model.routing = RoutingNamed(options.routing_kind);
   model.tau = options.routing_tau;
+  if (options.coexec) model.mask_form = MaskForm::kOperators;
   if (options.experts_kind == "contextual") model.contextual = KeptChannels(options, model.config);
   if (auto ok = state->Check(); !ok) return tl::unexpected(ok.error());
   const at::Device device(options.device);
@@ -192,11 +193,14 @@ base::Result<ExpertFacts> Workbench::MakeExperts() {
 base::Result<StepFacts> Workbench::Step(StageKind kind, int64_t round, int64_t step, int64_t steps) {
   OUTRIDER_CHECK(state_->trainer.has_value(), "a step before the experts were made");
   Trainer& trainer = *state_->trainer;
-  const DeterministicScope scope(state_->options.deterministic && state_->model.device().is_cuda());
-  const auto report =
+  const bool deterministic = state_->options.deterministic && state_->model.device().is_cuda();
+  const DeterministicScope scope(deterministic);
+  auto report =
       kind == StageKind::kRouter ? trainer.RouterStep(round, step, steps) : trainer.ExpertStep(round, step, steps);
+  if (deterministic && state_->options.coexec) Flush();  // what is pending belongs into the scope
   if (!report) return tl::unexpected(report.error());
-  return StepFacts{report->loss, report->nats, report->divergence, report->gradient_norm, report->rate, report->tokens};
+  return StepFacts{report->loss, report->nats,   report->divergence,       report->gradient_norm,
+                   report->rate, report->tokens, std::move(report->coexec)};
 }
 
 base::Result<std::vector<DomainLoss>> Workbench::Evaluate(const std::string& split, EvalMode mode, int64_t tokens,

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "moe/masks.h"
 #include "moe/options.h"
 #include "moe/routes.h"
+#include "outrider/coexec.h"
 
 namespace outrider::moe {
 
@@ -20,6 +22,7 @@ enum class StageKind : uint8_t { kRouter, kExpert };
 struct StepFacts {
   double loss = 0, nats = 0, divergence = 0, gradient_norm = 0, rate = 0;  // see StepReport
   int64_t tokens = 0;
+  std::optional<Row> coexec = {};  // how the step was co-executed; nothing without Options::coexec
 };
 
 // What is known of the experts before tuning.

@@ -3,6 +3,7 @@
 #include <ATen/core/VariableHooksInterface.h>
 #include <torch/csrc/autograd/engine.h>
 
+#include <string_view>
 #include <typeinfo>
 
 #include "seam/keys.h"
@@ -26,15 +27,15 @@ edge_list Resolve(const edge_list& edges) {
   return real;
 }
 
-// Asks, then has torch's engine do the work: its device threads and queues stay the only ones.
+// Asks, then has the engine that was there do the work: its device threads and queues stay the only ones.
 class WatchedEngine final : public Engine {
  public:
-  explicit WatchedEngine(AutogradWatcher& watcher) : watcher_(watcher) {}
+  WatchedEngine(AutogradWatcher& watcher, Engine& real) : watcher_(watcher), real_(real) {}
 
   variable_list execute(const edge_list& roots, const variable_list& gradients, bool keep_graph, bool create_graph,
                         bool accumulate_grad, const edge_list& outputs) override {
     const auto run = [&](const edge_list& from, const edge_list& to) {
-      return get_base_engine().execute(from, gradients, keep_graph, create_graph, accumulate_grad, to);
+      return real_.execute(from, gradients, keep_graph, create_graph, accumulate_grad, to);
     };
     if (!ThreadEnrolled()) return run(roots, outputs);
     const bool plain = !keep_graph && !create_graph && accumulate_grad && outputs.empty();
@@ -53,9 +54,18 @@ class WatchedEngine final : public Engine {
     return captured;
   }
 
+  Engine& Real() const { return real_; }
+
  private:
   AutogradWatcher& watcher_;
+  Engine& real_;
 };
+
+// Torch's own, with or without Python. Python's class lies in a library that this one is not linked with.
+bool IsOfTorch(const Engine& engine) {
+  return typeid(engine) == typeid(Engine) ||
+         std::string_view(typeid(engine).name()) == "N5torch8autograd6python12PythonEngineE";
+}
 
 // Hooks and retain_grad need the node that a tensor really has.
 class WatchedHooks final : public at::impl::VariableHooksInterface {
@@ -128,9 +138,9 @@ Engine& Watched() { return *g_engine; }
 }  // namespace
 
 bool WatchAutograd(AutogradWatcher& watcher) {
-  const Engine& current = Engine::get_default_engine();
-  if (typeid(current) != typeid(Engine)) return false;
-  g_engine = new WatchedEngine(watcher);
+  Engine& current = Engine::get_default_engine();
+  if (!IsOfTorch(current)) return false;
+  g_engine = new WatchedEngine(watcher, current);
   at::impl::SetVariableHooks(new WatchedHooks(watcher, *at::impl::GetVariableHooks()));
   torch::autograd::set_default_engine_stub(&Watched);
   return true;
@@ -138,7 +148,7 @@ bool WatchAutograd(AutogradWatcher& watcher) {
 
 void RunBackward(const edge_list& roots, const std::vector<Tensor>& gradients, bool keep_graph, bool create_graph) {
   Engine& current = Engine::get_default_engine();
-  Engine& real = &current == g_engine ? Engine::get_base_engine() : current;
+  Engine& real = &current == g_engine ? g_engine->Real() : current;
   real.execute(roots, gradients, keep_graph, create_graph, /*accumulate_grad=*/true, {});
 }
 

@@ -34,9 +34,9 @@ class AutogradWatcher {
   virtual void RevealGraph(const std::string& how) = 0;
 };
 
-// One place is responsible for the backward passes of a process. Where the default engine is torch's own, an engine
-// that asks `watcher` first takes its place, for good. Where it is another one, nothing is done: Python's engine has
-// shims of its own in front of it, and does not come by here. Returns whether calls are watched. Call it once.
+// Puts an engine that asks `watcher` first in front of the default one, for good, where that is torch's own: C++ code
+// calls the default engine. Python's calls go to Python's engine directly and have shims of their own in front of it,
+// so each call is seen once. An engine of a third party is left alone. Returns whether calls are watched. Call it once.
 bool WatchAutograd(AutogradWatcher& watcher);
 
 // Runs a backward pass that accumulates into all leaves, and asks nobody.

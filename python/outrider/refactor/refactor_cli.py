@@ -16,6 +16,11 @@ from outrider.refactor.cli import input_errors, self_progress
 from outrider.refactor.errors import InputError
 from outrider.refactor.tasks.chosen import TaskChoice
 
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="Equal bits on a GPU as well; on a CPU they always are.")
+]
+Coexec = Annotated[bool, typer.Option("--coexec", help="Co-execute the steps: the same bits, less launch overhead.")]
+
 
 def refactor_command(
     model: Annotated[Path, typer.Argument(help="A Hugging Face model folder, or a GGUF file.")],
@@ -37,9 +42,8 @@ def refactor_command(
     tune: Annotated[
         str | None, typer.Option(help="full, or adapter:R: pairs of rank R beside the parent's untouched weights.")
     ] = None,
-    deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Equal bits on a GPU as well; on a CPU they always are.")
-    ] = False,
+    deterministic: Deterministic = False,
+    coexec: Coexec = False,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal bits on one machine.", min=0)] = 0,
     max_tokens: Annotated[int | None, typer.Option(help="Tokens per domain at most.", min=1)] = None,
     tasks: Annotated[
@@ -67,7 +71,7 @@ def refactor_command(
             rows=tuple(name.strip() for name in rows.split(",") if name.strip()),
             seed=seed,
             max_tokens=max_tokens,
-            changes=_changes(option, tune, deterministic),
+            changes=_changes(option, {"tune": tune, "deterministic": deterministic, "coexec": coexec}),
             force=force,
         )
         request = replace(request, tasks=_task_choice(request, tasks, task_data))
@@ -103,10 +107,8 @@ def _task_choice(request: run.Request, tasks: str | None, folder: Path | None) -
     return choice
 
 
-def _changes(option: list[str] | None, tune: str | None, deterministic: bool) -> tuple[tuple[str, Any], ...]:
-    named = [("tune", tune)] if tune else []
-    named += [("deterministic", True)] if deterministic else []
-    return (*(_change(text) for text in option or []), *named)
+def _changes(option: list[str] | None, flags: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return (*(_change(text) for text in option or []), *((name, value) for name, value in flags.items() if value))
 
 
 def _change(text: str) -> tuple[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from outrider import shims
 from outrider.refactor import domains, prepare
 from outrider.refactor import estimate as estimates
 from outrider.refactor.artifact import seal
@@ -241,6 +242,8 @@ def _run_row(request: Request, data: Path, row: str, progress: Progress) -> dict
     from outrider import _core
 
     options = _row_options(request, data, row)
+    if options["coexec"]:
+        shims.install()  # what runs between the steps may set flags
     return json.loads(_core.refactor(json.dumps(options), lambda step: progress(row, step)))
 
 

@@ -186,12 +186,14 @@ TEST(Contextual, EveryTokenKeepsItsOwnChannels) {
 
 TEST(Masking, TokensKeepTheChannelsOfTheirExpert) {
   const at::Tensor masks = at::tensor({1.F, 0.F, 1.F, 0.F, 1.F, 1.F}).view({2, 3});
-  at::Tensor h = at::tensor({1.F, 2.F, 3.F, 4.F, 5.F, 6.F}).view({2, 3}).requires_grad_();
-  MaskingHook hook({masks}, {at::tensor({0.F, 10.F, 0.F})}, at::tensor({1, 0}, at::kLong));
-  const at::Tensor masked = hook.OnHidden(0, h);
-  EXPECT_TRUE(at::equal(masked, at::tensor({0.F, 12.F, 3.F, 4.F, 10.F, 6.F}).view({2, 3})));
-  (masked * 2).sum().backward();
-  EXPECT_TRUE(at::equal(h.grad(), at::tensor({0.F, 2.F, 2.F, 2.F, 0.F, 2.F}).view({2, 3})));
+  for (const MaskForm form : {MaskForm::kLean, MaskForm::kOperators}) {
+    at::Tensor h = at::tensor({1.F, 2.F, 3.F, 4.F, 5.F, 6.F}).view({2, 3}).requires_grad_();
+    MaskingHook hook({masks}, {at::tensor({0.F, 10.F, 0.F})}, at::tensor({1, 0}, at::kLong), form);
+    const at::Tensor masked = hook.OnHidden(0, h);
+    EXPECT_TRUE(at::equal(masked, at::tensor({0.F, 12.F, 3.F, 4.F, 10.F, 6.F}).view({2, 3})));
+    (masked * 2).sum().backward();
+    EXPECT_TRUE(at::equal(h.grad(), at::tensor({0.F, 2.F, 2.F, 2.F, 0.F, 2.F}).view({2, 3})));
+  }
 }
 
 }  // namespace

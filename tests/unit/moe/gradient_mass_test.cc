@@ -54,7 +54,8 @@ TEST(GradientMass, IsTheChangeOfTheLossWhenAChannelGrows) {
   model.masters.head = model.masters.embed;
   const at::Tensor ids = at::remainder(at::arange(18, at::kLong) * 7, 30).view({2, 9});
   const TokenBatch batch{ids.slice(1, 0, 8).contiguous(), ids.slice(1, 1).contiguous(), {}, 0};
-  const std::vector<at::Tensor> mass = GradientMass(model, model.masters, batch, 5);
+  GradientProbes probes;
+  const std::vector<at::Tensor> mass = GradientMass(model, model.masters, batch, 5, probes);
   ASSERT_EQ(mass.size(), 2);
   const at::Tensor sums = mass[0].sum(-1) + mass[1].sum(-1);
   EXPECT_TRUE(at::allclose(sums, at::full_like(sums, 2)));

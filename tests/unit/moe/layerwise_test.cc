@@ -133,7 +133,7 @@ TEST(LayerwiseLoss, IsTheMeanOverLayersOfTheRouterLossOnRoutedInputs) {
     for (const model::Layer& layer : model.masters.layers) norms.push_back(ColumnNorms(layer.down));
     LayerwiseLoss loss(options, model, masking, form, norms);
     const TokenBatch batch = SomeBatch(2);
-    const double mine = loss.MicroStep(batch, 0.25) + loss.MicroStep(batch, 0.75);
+    const double mine = (loss.MicroStep(batch, 0.25) + loss.MicroStep(batch, 0.75)).item<double>();
     std::vector<at::Tensor> gradients;
     for (const NamedTensor& p : model.layer_router->Parameters()) {
       gradients.push_back(p.tensor.grad().clone());

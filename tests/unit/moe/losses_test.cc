@@ -145,8 +145,8 @@ TEST(TokenLoss, EqualsTheLossOverWholeLogits) {
       c->head.requires_grad_();
     }
     const TeacherLogits teacher = weight > 0 ? TeacherLogits{one.teacher, one.teacher_head, weight} : TeacherLogits{};
-    const TokenLoss chunked = ChunkedTokenLoss(one.hidden, one.head, one.targets, teacher, 5);
-    (chunked.total / 13).backward();
+    const TokenLoss chunked = ChunkedTokenLoss(one.hidden, one.head, one.targets, teacher, 5, 1.0 / 13);
+    chunked.objective.backward();
 
     const at::Tensor log_p = at::log_softmax(two.hidden.matmul(two.head.t()), -1);
     const at::Tensor log_q = at::log_softmax(two.teacher.matmul(two.teacher_head.t()), -1);
@@ -167,7 +167,7 @@ TEST(TokenLoss, WithoutGradientsNothingIsRecorded) {
   c.hidden.requires_grad_();
   const at::NoGradGuard no_grad;
   const TokenLoss loss = ChunkedTokenLoss(c.hidden, c.head, c.targets, {}, 4);
-  EXPECT_FALSE(loss.total.requires_grad());
+  EXPECT_FALSE(loss.objective.defined());
   EXPECT_NEAR(loss.nats.sum().item<double>(), loss.total.item<double>(), 1e-4);
 }
 
