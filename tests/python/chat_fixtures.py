@@ -37,15 +37,15 @@ def make_tokenizer(folder: Path, template: str | None = TEMPLATE) -> None:
     assert load_tokenizer(folder).vocab <= VOCAB
 
 
-def make_chat_model(folder: Path, template: str | None = TEMPLATE) -> Path:
+def make_chat_model(folder: Path, template: str | None = TEMPLATE, *, width: int = 48, heads: int = 6) -> Path:
     """Writes model and tokenizer; float32."""
     make_tokenizer(folder, template)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        hidden_size=48,
-        intermediate_size=96,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=3,
-        num_attention_heads=6,
+        num_attention_heads=heads,
         num_key_value_heads=2,
         vocab_size=VOCAB,
         max_position_embeddings=256,

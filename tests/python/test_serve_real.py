@@ -16,7 +16,7 @@ TOKENS = 24
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return make_chat_model(tmp_path_factory.mktemp("serve") / "chat")
+    return make_chat_model(tmp_path_factory.mktemp("serve") / "chat", width=64, heads=4)
 
 
 @pytest.fixture(scope="module")

@@ -34,13 +34,14 @@ def run(output: Path) -> int:
     return 0
 
 
-def make(out: Path, work: Path) -> tuple[Path, dict[str, Any]]:
+def make(out: Path, work: Path, rows: tuple[str, ...] = refactoring.DEFAULT_ROWS) -> tuple[Path, dict[str, Any]]:
     """Refactors the small model into `out`; returns the text that was used, a folder in `work`, and the card."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     model, text = smoke.make(work / "smoke")
     print(f"Refactoring {model.name} (random weights: the figures only show that everything runs) into {out}")
     data = work / "data"
     prepare(from_folder(text), load_tokenizer(model), data, Options(min_train_tokens=1))
-    request = refactoring.Request(model=model, data=data, out=out, force=True)
+    request = refactoring.Request(model=model, data=data, out=out, rows=rows, force=True)
     with step_bar() as progress:
         return data, refactoring.refactor(request, progress)
 

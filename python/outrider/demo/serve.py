@@ -63,7 +63,7 @@ def demo_model(output: Path) -> DemoModel:
 
         print("No model is here yet; a small one of random weights comes first, whose answers make no sense.")
         with tempfile.TemporaryDirectory() as work:
-            make(output / "refactor", Path(work))
+            make(output / "refactor", Path(work), rows=("ours",))
     return DemoModel(output / "refactor")
 
 

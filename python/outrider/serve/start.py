@@ -141,6 +141,6 @@ def _curl(state: ServeState, base: str) -> str:
         path, body = "chat/completions", {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
     else:
         path, body = "completions", {"prompt": "The capital of France is"}
-    text = json.dumps({"model": state.name, **body, "max_tokens": 40})
+    text = json.dumps({"model": state.name, **body, "max_tokens": 40, "temperature": 0})
     key = ' -H "Authorization: Bearer $OUTRIDER_API_KEY"' if state.keys else ""
     return f"curl {base}/v1/{path} -H 'Content-Type: application/json'{key} -d {shlex.quote(text)}"
