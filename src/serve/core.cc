@@ -47,12 +47,12 @@ EngineCore::EngineCore(Executor& executor, Pregate* pregate, const EngineOptions
       pages_(executor.shape(), options),
       ffn_bytes_(FfnBytesTable(executor)) {
   stats_.expert_tokens.resize(static_cast<size_t>(executor.shape().experts));
+  // No request is lost on its way from one list to the other because memory ran out.
+  queue_.reserve(static_cast<size_t>(options.queued_max + options.running_max));
+  running_.reserve(static_cast<size_t>(options.running_max));
 }
 
 void EngineCore::Add(std::unique_ptr<RequestState> state) {
-  state->text = state->request.prompt;
-  state->text.reserve(static_cast<size_t>(state->text_max));
-  if (state->penalised()) state->counts.AddPrompt(state->text);
   state->queued_since = step_;
   ++stats_.submitted;
   Insert(queue_, std::move(state));
@@ -131,23 +131,20 @@ RunningList::iterator EngineCore::NextQueued() {
 }
 
 void EngineCore::Admit() {
-  RunningList admitted;
-  while (!queue_.empty() && static_cast<int64_t>(running_.size() + admitted.size()) < options_.running_max) {
+  std::vector<RequestState*> admitted;
+  while (!queue_.empty() && static_cast<int64_t>(running_.size()) < options_.running_max) {
     auto next = NextQueued();
     if (next == queue_.end()) next = queue_.begin();
-    if (!TakePages(**next, static_cast<int64_t>(running_.size() + admitted.size()))) break;
-    admitted.push_back(std::move(*next));
+    if (!TakePages(**next, static_cast<int64_t>(running_.size()))) break;
+    (*next)->ready_since = step_;
+    admitted.push_back(next->get());
+    Insert(running_, std::move(*next));
     queue_.erase(next);
   }
-  std::vector<RequestState*> states;
-  for (const auto& state : admitted) states.push_back(state.get());
-  auto routed = RouteRest(pregate_, states, stats_);
-  for (auto& state : admitted) {
-    state->ready_since = step_;
-    RequestState& entered = *state;
-    Insert(running_, std::move(state));
-    if (!routed) Close(entered, Finish::kError, routed.error().code + ": " + routed.error().message);
-  }
+  const auto routed = RouteRest(pregate_, admitted, stats_);
+  if (routed) return;
+  for (RequestState* state : admitted)
+    Close(*state, Finish::kError, routed.error().code + ": " + routed.error().message);
   EraseEnded();
 }
 

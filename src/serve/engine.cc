@@ -44,7 +44,6 @@ Engine::Engine(std::unique_ptr<Executor> executor, std::unique_ptr<Pregate> preg
 Engine::~Engine() { Close(); }
 
 tl::expected<StreamId, Rejection> Engine::Submit(Request request) {
-  auto state = std::make_unique<RequestState>();
   const auto text_max = TextMax(request, executor_->shape(), options_);
   const std::lock_guard lock(mutex_);
   const auto refuse = [this](Rejection rejection) {
@@ -54,10 +53,10 @@ tl::expected<StreamId, Rejection> Engine::Submit(Request request) {
   if (!text_max) return refuse({text_max.error(), 0});
   if (draining_) return refuse({{"E_DRAINING", "no new requests: the engine finishes what it has"}, 0});
   if (auto capped = CheckRoom(request, *text_max); !capped) return refuse(capped.error());
+  const int64_t deadline_ms = request.deadline_ms;
+  auto state = MakeState(std::move(request), *text_max);
   state->id = next_id_++;
-  state->text_max = *text_max;
-  if (request.deadline_ms > 0) state->deadline_ns = options_.now_ns() + request.deadline_ms * 1'000'000;
-  state->request = std::move(request);
+  if (deadline_ms > 0) state->deadline_ns = options_.now_ns() + deadline_ms * 1'000'000;
   live_[state->id].tokens_charged = *text_max;
   tokens_charged_ += *text_max;
   settled_ = false;

@@ -2,7 +2,8 @@
 // A request between Submit and its last event. Owned by the engine's thread once it left the inbox.
 
 #include <cstdint>
-#include <string>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "sampling/penalties.h"
@@ -41,5 +42,16 @@ struct RequestState {
     return s.presence_penalty != 0 || s.frequency_penalty != 0 || s.repetition_penalty != 1;
   }
 };
+
+// Takes the memory that the text will need, so that no step has to ask for it.
+inline std::unique_ptr<RequestState> MakeState(Request request, int64_t text_max) {
+  auto state = std::make_unique<RequestState>();
+  state->text_max = text_max;
+  state->text.reserve(static_cast<size_t>(text_max));
+  state->text = request.prompt;
+  state->request = std::move(request);
+  if (state->penalised()) state->counts.AddPrompt(state->text);
+  return state;
+}
 
 }  // namespace outrider::serve

@@ -26,13 +26,11 @@ class CoreRun {
         }) {}
 
   StreamId Submit(Request request) {
-    auto state = std::make_unique<RequestState>();
-    state->id = ++last_id_;
     const auto text_max = TextMax(request, executor.shape(), options_);
     OUTRIDER_CHECK(text_max.has_value(), text_max.error().message);
-    state->text_max = *text_max;
-    if (request.deadline_ms > 0) state->deadline_ns = now_ns + request.deadline_ms * 1'000'000;
-    state->request = std::move(request);
+    auto state = MakeState(std::move(request), *text_max);
+    state->id = ++last_id_;
+    if (state->request.deadline_ms > 0) state->deadline_ns = now_ns + state->request.deadline_ms * 1'000'000;
     core.Add(std::move(state));
     return last_id_;
   }

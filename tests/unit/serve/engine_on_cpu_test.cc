@@ -76,10 +76,8 @@ test::ToldStreams Serve(kernels::Number number, const Setting& setting, const st
     return true;
   });
   for (size_t i = 0; i < requests.size(); ++i) {
-    auto state = std::make_unique<RequestState>();
+    auto state = MakeState(requests[i], TextMax(requests[i], executor->shape(), options).value());
     state->id = i;
-    state->text_max = TextMax(requests[i], executor->shape(), options).value();
-    state->request = requests[i];
     core.Add(std::move(state));
     if (i % 3 == 0) core.Step();
   }
