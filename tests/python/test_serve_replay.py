@@ -112,20 +112,20 @@ def test_policies_on_one_load():
 
     def open_engine(policy):
         opened.append(policy)
-        slow = 0.004 if policy == "prefill_prio" else 0.001
+        slow = 0.004 if policy == "prefill_first" else 0.001
         return FakeEngine(token_s=slow, script=lambda prompt: prompt * 50), ServeRejected
 
     shaped = load.shape("p", load.poisson(12, 3, prompt_mean=8, written_mean=6), count=12, scale=1, context=200)
     prompts = texts.prompts_of(shaped, {"a": list(range(3, 200))}, 0)
-    policies = ("chunked_fcfs", "prefill_prio")
+    policies = ("chunked_fcfs", "prefill_first")
     plan = compare.Plan(open_engine, shaped, prompts, policies, (0.5,), 2, say=lambda _: None)
     found = compare.compare(plan)
-    assert opened == ["chunked_fcfs"] * 3 + ["prefill_prio"] * 2 + ["chunked_fcfs"]
+    assert opened == ["chunked_fcfs"] * 3 + ["prefill_first"] * 2 + ["chunked_fcfs"]
     assert len(found["runs"]) == 4 and len(set(found["experts_sha256"].values())) == 1
     fast, slow = found["summary"]
-    assert (fast["policy"], fast["repetitions"], slow["policy"]) == ("chunked_fcfs", 2, "prefill_prio")
+    assert (fast["policy"], fast["repetitions"], slow["policy"]) == ("chunked_fcfs", 2, "prefill_first")
     assert slow["tpot_s_mean"]["low"] > fast["tpot_s_mean"]["high"]
-    assert found["table"].count("\n") == 4 and "| 0.5 | prefill_prio |" in found["table"]
+    assert found["table"].count("\n") == 4 and "| 0.5 | prefill_first |" in found["table"]
     assert replace(plan, prompts=[]).goal is None
 
 

@@ -36,7 +36,9 @@ void ExpectClean(const CoreRun& run) {
   EXPECT_EQ(stats.unplanned_tokens, 0);
   EXPECT_EQ(stats.plan_mismatches, 0);
   EXPECT_THAT(run.core.Violations(), ElementsAre());
-  if (run.core.Idle()) EXPECT_EQ(stats.kv_pages_used, 0);
+  if (run.core.Idle()) {
+    EXPECT_EQ(stats.kv_pages_used, 0);
+  }
 }
 
 TEST(Core, CancelFreesWithinAStep) {

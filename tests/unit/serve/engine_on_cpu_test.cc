@@ -138,8 +138,12 @@ TEST(EngineOnCpu, EachTextIsThatOfTheRequestAlone) {
         for (size_t i = 0; i < found.logprobs.size(); ++i)
           EXPECT_EQ(found.logprobs[i].logprob, expected.logprobs[i].logprob);
       }
-      if (setting.kv_pages == 11) EXPECT_GT(stats.preemptions, 0);
-      if (setting.prefix_cache == EngineOptions::PrefixCache::kOn) EXPECT_GT(stats.prefix_hit_tokens, 0);
+      if (setting.kv_pages == 11) {
+        EXPECT_GT(stats.preemptions, 0);
+      }
+      if (setting.prefix_cache == EngineOptions::PrefixCache::kOn) {
+        EXPECT_GT(stats.prefix_hit_tokens, 0);
+      }
     }
   }
 }

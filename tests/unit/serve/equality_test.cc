@@ -112,8 +112,12 @@ TEST(Equality, PagesForOneTextOnly) {
         setting.prefix_cache = cache;
         const EngineStats stats = ExpectReferences(setting, requests, seed);
         EXPECT_GT(stats.preemptions, 0);
-        if (route_pages == 24) EXPECT_GT(stats.dropped_plans, 0);
-        if (route_pages == 512) EXPECT_EQ(stats.dropped_plans, 0);
+        if (route_pages == 24) {
+          EXPECT_GT(stats.dropped_plans, 0);
+        }
+        if (route_pages == 512) {
+          EXPECT_EQ(stats.dropped_plans, 0);
+        }
       }
     }
   }
@@ -183,7 +187,9 @@ TEST(Equality, AHundredThousandCancelsLeakNothing) {
     last = run.Submit(std::move(request));
     if (random() % 8 == 0) run.Steps(1);
     run.core.End(last - random() % std::min<StreamId>(last, 4), Finish::kCancelled, "");
-    if (i % 20'000 == 0) ASSERT_THAT(run.core.Violations(), testing::ElementsAre());
+    if (i % 20'000 == 0) {
+      ASSERT_THAT(run.core.Violations(), testing::ElementsAre());
+    }
     if (i % 64 == 0) run.core.EndAll(Finish::kCancelled, "");
     if (i % 1'000 == 0) run.told.clear();
   }

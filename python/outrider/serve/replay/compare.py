@@ -12,7 +12,7 @@ from outrider.serve.replay.figures import Goal, figures, markdown, percentile, s
 from outrider.serve.replay.load import Load
 
 BASE = "chunked_fcfs"
-POLICIES = ("decode_prio", "prefill_prio", BASE, "readme_greedy", "outrider")
+POLICIES = ("decode_first", "prefill_first", BASE, "readme_greedy", "outrider")
 RATES = (0.3, 0.9, 1.2)
 ALONE = 8  # requests that run one at a time, to know what the machine does without company
 # Goals where none are given: as many times what a request has alone.
