@@ -37,45 +37,51 @@ Workers::Workers(int threads) {
 }
 
 Workers::~Workers() {
-  function_ = nullptr;
+  stop_.store(true, std::memory_order_relaxed);
   call_.fetch_add(1, std::memory_order_release);
   call_.notify_all();
   for (std::thread& thread : others_) thread.join();
 }
 
 void Workers::TakeTasks(int worker) {
+  constexpr uint64_t kMask = (uint64_t{1} << kTaskBits) - 1;
+  uint64_t ticket = ticket_.load(std::memory_order_acquire);
   for (;;) {
-    const int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
-    if (task >= tasks_) return;
-    function_(context_, task, worker);
+    const uint64_t task = ticket & kMask, tasks = ticket >> kTaskBits & kMask;
+    if (task >= tasks) return;
+    if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire))
+      continue;
+    function_(context_, static_cast<int64_t>(task), worker);
+    if (left_.fetch_sub(1, std::memory_order_acq_rel) == 1) left_.notify_one();
+    ticket = ticket_.load(std::memory_order_acquire);
   }
 }
 
 void Workers::Serve(int worker) {
-  for (uint32_t seen = 0;; ++seen) {
-    AwaitChange(call_, seen);
-    if (function_ == nullptr) return;
+  for (;;) {
+    const uint32_t seen = call_.load(std::memory_order_acquire);
+    if (stop_.load(std::memory_order_relaxed)) return;
     TakeTasks(worker);
-    if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_one();
+    AwaitChange(call_, seen);
   }
 }
 
 void Workers::RunErased(int64_t tasks, const void* context, Function function) {
-  function_ = function;
-  context_ = context;
-  tasks_ = tasks;
-  next_.store(0, std::memory_order_relaxed);
-  if (!others_.empty() && tasks > 1) {
-    running_.store(static_cast<uint32_t>(others_.size()), std::memory_order_relaxed);
-    call_.fetch_add(1, std::memory_order_release);
-    call_.notify_all();
-    TakeTasks(0);
-    for (uint32_t left = running_.load(std::memory_order_acquire); left != 0;
-         left = running_.load(std::memory_order_acquire))
-      AwaitChange(running_, left);
+  if (others_.empty() || tasks <= 1) {
+    for (int64_t task = 0; task < tasks; ++task) function(context, task, 0);
     return;
   }
-  for (int64_t task = 0; task < tasks; ++task) function(context, task, 0);
+  OUTRIDER_CHECK(tasks < int64_t{1} << kTaskBits, tasks, " tasks");
+  function_ = function;
+  context_ = context;
+  left_.store(static_cast<uint32_t>(tasks), std::memory_order_relaxed);
+  const uint32_t call = call_.load(std::memory_order_relaxed) + 1;
+  ticket_.store(uint64_t{call} << 2 * kTaskBits | static_cast<uint64_t>(tasks) << kTaskBits, std::memory_order_release);
+  call_.store(call, std::memory_order_release);
+  call_.notify_all();
+  TakeTasks(0);
+  for (uint32_t left = left_.load(std::memory_order_acquire); left != 0; left = left_.load(std::memory_order_acquire))
+    AwaitChange(left_, left);
 }
 
 }  // namespace outrider::kernels

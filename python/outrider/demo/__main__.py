@@ -47,13 +47,14 @@ def serve(
         "out"
     ),
 ) -> None:
-    """Serves a refactored model on this machine and asks it three questions through OpenAI's client."""
+    """Serves a model on this machine, asks it three questions through OpenAI's client, and compares the policies."""
     if not _runtime.enabled():
         print("OUTRIDER=0 is set: there is nothing to show.", file=sys.stderr)
         raise typer.Exit(2)
+    from outrider.demo import policies
     from outrider.demo.serve import run
 
-    raise typer.Exit(run(output))
+    raise typer.Exit(run(output) or policies.run(output))
 
 
 if __name__ == "__main__":

@@ -48,23 +48,31 @@ class DemoModel:
 
 
 def demo_model(output: Path) -> DemoModel:
-    """The shipped adapter beside its parent where both can be had, else the small model of the refactoring demo."""
+    """The shipped adapter beside its parent, or the parent as it is; without a network the small model of a demo."""
     from outrider.demo.real_model import imported, shipped_adapter
     from outrider.model_import import cache_folder, fetch_smollm2
 
+    try:
+        parent = imported(fetch_smollm2(), cache_folder() / "smollm2-135m")
+    except InputError as error:
+        print(f"The real model is left out: {error}")
+        return DemoModel(small_model(output))
     adapter = shipped_adapter()
     if adapter is not None:
-        try:
-            return DemoModel(adapter, imported(fetch_smollm2(), cache_folder() / "smollm2-135m"))
-        except InputError as error:
-            print(f"The real model is left out: {error}")
+        return DemoModel(adapter, parent)
+    print("No tuned experts of the real model come along: it is served dense.")
+    return DemoModel(parent)
+
+
+def small_model(output: Path) -> Path:
+    """The refactored model of the refactoring demo; made where it is missing."""
     if not (output / "refactor" / HEADER).is_file():
         from outrider.demo.refactor import make
 
-        print("No model is here yet; a small one of random weights comes first, whose answers make no sense.")
+        print("A small model of random weights is refactored first; what it writes makes no sense.")
         with tempfile.TemporaryDirectory() as work:
             make(output / "refactor", Path(work), rows=("ours",))
-    return DemoModel(output / "refactor")
+    return output / "refactor"
 
 
 def run(output: Path, command: Sequence[str] = (sys.executable, "-m", "outrider")) -> int:
