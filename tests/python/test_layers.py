@@ -57,7 +57,7 @@ PLANTED = {
         "room coexec (torch: core) must not include",
         2,
     ),
-    "tensor internals outside the seam": ("src/serve/t.cc", "#include <c10/core/TensorImpl.h>\n", "(torch: public)", 1),
+    "tensor internals outside the seam": ("src/model/t.cc", "#include <c10/core/TensorImpl.h>\n", "(torch: public)", 1),
     "autograd internals in moe": ("src/moe/a.cc", "#include <torch/csrc/autograd/engine.h>\n", "(torch: public)", 1),
     "broad ATen in coexec": ("src/coexec/b.cc", "#include <ATen/ATen.h>\n", "(torch: core)", 1),
     "dispatcher in a binding": ("bindings/d.cc", "#include <torch/library.h>\n", "(torch: binding)", 1),
