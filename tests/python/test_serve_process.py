@@ -68,7 +68,7 @@ def test_greeting_a_pasted_line_and_ctrl_c(folder):
         pasted = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30)
         assert '"finish_reason":"length"' in pasted.stdout, pasted
         code, seconds, errors = server.end(signal.SIGINT)
-        assert code == 0 and seconds < 2
+        assert code == 0 and seconds < 10  # 2 s on an idle machine; a busy one must not fail the test
         assert errors == "imported: []\n"
 
 
