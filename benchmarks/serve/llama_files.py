@@ -6,20 +6,11 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
+from outrider.model_import.gguf_import import GLOBAL_NAMES, LAYER_NAMES
 from safetensors.torch import load_file
 
-LAYER_NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-GLOBAL_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+GLOBAL_TO_GGUF = {ours: theirs for theirs, ours in GLOBAL_NAMES.items()}
+LAYER_TO_GGUF = {ours: theirs for theirs, ours in LAYER_NAMES.items()}
 TYPES = {"f32": gguf.GGMLQuantizationType.F32, "q8_0": gguf.GGMLQuantizationType.Q8_0}
 
 
@@ -30,11 +21,11 @@ def interleave_rows(rows, heads):
 
 def name_in_gguf(name):
     """model.layers.3.mlp.up_proj.weight -> blk.3.ffn_up.weight"""
+    if name in GLOBAL_TO_GGUF:
+        return GLOBAL_TO_GGUF[name]
     stem, kind = name.rsplit(".", 1)
-    if stem in GLOBAL_NAMES:
-        return f"{GLOBAL_NAMES[stem]}.{kind}"
     _, _, layer, part = stem.split(".", 3)
-    return f"blk.{layer}.{LAYER_NAMES[part]}.{kind}"
+    return f"blk.{layer}.{LAYER_TO_GGUF[part]}.{kind}"
 
 
 def add_vocabulary(writer, folder, size):
@@ -65,7 +56,9 @@ def write_llama_file(folder, path, form):
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
-    writer.add_rope_freq_base(config.get("rope_theta", 10000.0))
+    writer.add_rope_freq_base(
+        config["rope_theta"] if "rope_theta" in config else config["rope_parameters"]["rope_theta"]
+    )
     writer.add_rope_dimension_count(config.get("head_dim") or config["hidden_size"] // heads)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])

@@ -91,7 +91,7 @@ bool EngineCore::Step() {
     }
   }
   EraseEnded();
-  if (options_.self_check == EngineOptions::SelfCheck::kOn) CheckInvariants();
+  if (options_.self_check == EngineOptions::SelfCheck::kOn) Count(Violations());
   const double seconds = static_cast<double>(base::NowNs() - start_ns) * 1e-9;
   goodput_rate_.Observe(static_cast<double>(stats_.prefill_tokens + stats_.decode_tokens - tokens_before), seconds);
   if (stats_.prefill_tokens > prefill_before)

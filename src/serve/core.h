@@ -68,7 +68,7 @@ class EngineCore {
   void Draw(const SliceRun& slice, std::span<const float> logits, Event& event);
   void RouteDrawn(std::span<const SliceRun> slices, std::span<Event> events);
   void TellEvents(std::span<const SliceRun> slices, std::vector<Event> events);
-  void CheckInvariants();
+  void Count(const std::vector<std::string>& violations);
 
   static constexpr double kRateHalfLifeS = 10;
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/clock.h"
+#include "sched/violations.h"
 #include "serve/core.h"
 #include "serve/drawing.h"
 #include "serve/router_pass.h"
@@ -34,6 +35,10 @@ base::Result<sched::StepPlan> EngineCore::Choose(std::span<const sched::ReadyIte
   sched::StepPlan plan = options_.policy(snapshot);
   stats_.policy_s += static_cast<double>(base::NowNs() - start_ns) * 1e-9;
   if (auto good = CheckPlan(plan, snapshot, shape.step_tokens_max); !good) return tl::unexpected(good.error());
+  if (options_.self_check == EngineOptions::SelfCheck::kOn) {
+    Count(sched::SnapshotViolations(snapshot));
+    Count(sched::Violations(snapshot, plan));
+  }
   stats_.held_items += static_cast<int64_t>(plan.held.size());
   for (const sched::Slice& slice : plan.slices) {
     const auto item = std::lower_bound(items.begin(), items.end(), slice.request,
@@ -175,8 +180,7 @@ std::vector<std::string> EngineCore::Violations() const {
   return out;
 }
 
-void EngineCore::CheckInvariants() {
-  const std::vector<std::string> violations = Violations();
+void EngineCore::Count(const std::vector<std::string>& violations) {
   if (violations.empty()) return;
   if (stats_.first_violation.empty()) stats_.first_violation = violations.front();
   stats_.invariant_violations += static_cast<int64_t>(violations.size());

@@ -6,10 +6,10 @@
 #include <random>
 #include <vector>
 
+#include "sched/baselines.h"
 #include "serve/options.h"
 #include "serve/request.h"
 #include "support/fake_machine.h"
-#include "support/fcfs_policy.h"
 
 namespace outrider::serve::test {
 
@@ -37,7 +37,7 @@ inline void Collect(ToldStreams& streams, std::vector<Event> events) {
 
 inline EngineOptions TestOptions() {
   EngineOptions options;
-  options.policy = &Fcfs;
+  options.policy = &sched::PlanChunkedFcfs;
   options.limits.decode_tokens = 16;
   options.limits.prefill_tokens = 48;
   options.self_check = EngineOptions::SelfCheck::kOn;

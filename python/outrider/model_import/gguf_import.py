@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 SHARD_BYTES_MAX = 4 << 30
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
-_GLOBAL_NAMES = {
+# GGUF -> Hugging Face; LAYER_NAMES without `blk.N.` and the ending.
+GLOBAL_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_LAYER_NAMES = {
+LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -179,12 +180,12 @@ def _short(value: float) -> float:
 
 
 def _huggingface_name(path: Path, name: str) -> str:
-    if name in _GLOBAL_NAMES:
-        return _GLOBAL_NAMES[name]
+    if name in GLOBAL_NAMES:
+        return GLOBAL_NAMES[name]
     parts = name.split(".")
-    known = len(parts) == 4 and parts[0] == "blk" and parts[1].isdigit() and parts[2] in _LAYER_NAMES
+    known = len(parts) == 4 and parts[0] == "blk" and parts[1].isdigit() and parts[2] in LAYER_NAMES
     if known and parts[3] in ("weight", "bias"):
-        return f"model.layers.{int(parts[1])}.{_LAYER_NAMES[parts[2]]}.{parts[3]}"
+        return f"model.layers.{int(parts[1])}.{LAYER_NAMES[parts[2]]}.{parts[3]}"
     raise InputError(CODE, path, name, "a tensor of another architecture", "tensors of a dense llama or qwen2 model")
 
 

@@ -64,4 +64,6 @@ def _require_packages() -> None:
     missing = [name for name in PACKAGES if not find_spec(name)]
     if missing:
         found = f"{', '.join(missing)} not installed"
-        raise InputError("E_USAGE", "outrider serve", "packages", found, "`pip install 'outrider[serve]'`")
+        raise InputError(
+            "E_USAGE", "outrider serve", "packages", found, "`pip install --no-build-isolation '.[serve]'`"
+        )

@@ -139,7 +139,7 @@ TEST(Core, APolicyThatPlansNonsenseIsRefused) {
   for (const auto& mistake : mistakes) {
     EngineOptions options = TestOptions();
     options.policy = [&](const sched::Snapshot& snapshot) {
-      sched::StepPlan plan = test::Fcfs(snapshot);
+      sched::StepPlan plan = sched::PlanChunkedFcfs(snapshot);
       mistake(plan);
       return plan;
     };

@@ -126,7 +126,7 @@ TEST(Engine, CapsHoldAndTellWhenToComeBack) {
   std::atomic<bool> go = false;
   options.policy = [&go](const sched::Snapshot& snapshot) {
     while (!go) std::this_thread::yield();
-    return test::Fcfs(snapshot);
+    return sched::PlanChunkedFcfs(snapshot);
   };
   auto engine = MakeEngine(options);
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(engine->Submit(Plain({1, 2}, 3)).has_value());
@@ -169,7 +169,7 @@ TEST(Engine, DrainCancelsWhatIsLeft) {
   EngineOptions options = test::TestOptions();
   options.policy = [](const sched::Snapshot& snapshot) {
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    return test::Fcfs(snapshot);
+    return sched::PlanChunkedFcfs(snapshot);
   };
   auto engine = MakeEngine(options);
   const auto id = engine->Submit(Plain({1, 2}, 90));
@@ -196,7 +196,7 @@ TEST(Engine, AThrowingPolicyFailsItsRequestsAlone) {
   EngineOptions options = test::TestOptions();
   options.policy = [](const sched::Snapshot& snapshot) {
     if (snapshot.step == 2) throw std::bad_alloc();
-    return test::Fcfs(snapshot);
+    return sched::PlanChunkedFcfs(snapshot);
   };
   auto engine = MakeEngine(options);
   const auto first = engine->Submit(Plain({1, 2}, 50));

@@ -1,5 +1,6 @@
 """From the records of a run to its figures, and from runs to a table."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,26 +86,33 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 COLUMNS = {
-    "goodput_tokens_per_s": ("goodput tok/s", 1, 1),
-    "kept_share": ("kept %", 100, 0),
-    "ttft_s_mean": ("TTFT ms", 1000, 0),
-    "ttft_s_p95": ("p95", 1000, 0),
-    "tpot_s_mean": ("per token ms", 1000, 1),
-    "tpot_s_p95": ("p95", 1000, 1),
-    "tpot_s_p99": ("p99", 1000, 1),
-    "distinct_experts_per_step": ("experts/step", 1, 2),
-    "weight_bytes_per_step": ("MB/step", 1e-6, 1),
-    "weight_bytes_per_token": ("MB/token", 1e-6, 1),
+    "goodput_tokens_per_s": ("goodput tok/s", 1),
+    "kept_share": ("kept %", 100),
+    "ttft_s_mean": ("TTFT ms", 1000),
+    "ttft_s_p95": ("p95", 1000),
+    "tpot_s_mean": ("per token ms", 1000),
+    "tpot_s_p95": ("p95", 1000),
+    "tpot_s_p99": ("p99", 1000),
+    "distinct_experts_per_step": ("experts/step", 1),
+    "weight_bytes_per_step": ("MB/step", 1e-6),
+    "weight_bytes_per_token": ("MB/token", 1e-6),
 }
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, never as a power of ten."""
+    if value == 0:
+        return "0"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Medians; the spread is in the JSON."""
-    lines = ["| rate | policy | " + " | ".join(title for title, _, _ in COLUMNS.values()) + " |"]
+    lines = ["| rate | policy | " + " | ".join(title for title, _ in COLUMNS.values()) + " |"]
     lines.append("| --- | --- |" + " ---: |" * len(COLUMNS))
     for row in rows:
         cells = []
-        for name, (_, factor, digits) in COLUMNS.items():
-            cells.append(f"{factor * row[name]['median']:.{digits}f}" if name in row else "-")
+        for name, (_, factor) in COLUMNS.items():
+            cells.append(_digits(factor * row[name]["median"]) if name in row else "-")
         lines.append(f"| {row['rate_share']:g} | {row['policy']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
