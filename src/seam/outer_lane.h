@@ -124,6 +124,7 @@ class OuterLane {
   bool MatchExternal(int id, const at::Tensor& tensor);
   bool BindFeed(int id, const at::Tensor& tensor);
   void Unbind(size_t keep);
+  bool HasWhatNeeds(const OuterPlan& other) const;
   bool SwitchPlan(const std::function<bool(const OuterPlan&)>& fits);
   void ReturnEvent(const OuterEvent& event, Stack* stack, LogEntry& entry);
   void BumpVersions(const OuterEvent& event, const LogEntry& entry, int direction);

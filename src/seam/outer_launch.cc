@@ -126,7 +126,6 @@ void OuterLane::Launch(bool final, bool undoable) {
 
 void OuterLane::Commit() {
   OuterStep& step = *step_;
-  step.may_switch = false;
   step.committed_events = step.cursor;
   step.log.clear();
   // Nothing can come back to these: no tensor of the program is left, and no device op to come uses the storage.

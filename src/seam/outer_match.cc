@@ -171,6 +171,15 @@ static bool SameOutputs(const OuterPlan& plan, const OuterPlan& other, const Out
 }
 
 size_t OuterPlan::SharedPrefix(const OuterPlan& other) const {
+  std::erase_if(shared_, [](const auto& entry) { return entry.first.expired(); });
+  const auto known = std::find_if(shared_.begin(), shared_.end(), [&](const auto& entry) { return entry.first.lock().get() == &other; });
+  if (known != shared_.end()) return known->second;
+  const size_t shared = CompareEvents(other);
+  shared_.emplace_back(other.weak_from_this(), shared);
+  return shared;
+}
+
+size_t OuterPlan::CompareEvents(const OuterPlan& other) const {
   const size_t limit = std::min(events.size(), other.events.size());
   for (size_t i = 0; i < limit; ++i) {
     const OuterEvent& a = events[i];
@@ -184,12 +193,29 @@ size_t OuterPlan::SharedPrefix(const OuterPlan& other) const {
   return limit;
 }
 
+// A committed part drops a value at its last use in the plan of that moment, unless the program holds it: its token is
+// there then, since a commit takes the tokens of the others away. What another plan needs besides must never have been
+// dropped. Who holds a value now has held it all the time, so no value without a token can be an argument to come; but
+// feeds have none, and a second backward reads what nobody holds.
+bool OuterLane::HasWhatNeeds(const OuterPlan& other) const {
+  if (step_->committed_events == 0) return true;
+  const OuterPlan& plan = *step_->plan;
+  const int end_op = plan.events[step_->committed_events - 1].end_op;
+  const size_t slots = std::min(plan.slots.size(), other.slots.size());
+  for (size_t slot = 0; slot < slots; ++slot) {
+    const bool in_both = other.first_use[slot] >= 0 && other.first_use[slot] < end_op;
+    if (!in_both || other.last_use[slot] < end_op || other.slots[slot].persistent >= 0) continue;
+    if (plan.last_use[slot] < end_op && !step_->tokens[slot]) return false;
+  }
+  return true;
+}
+
 // Another plan that has been the same so far and fits from here.
 bool OuterLane::SwitchPlan(const std::function<bool(const OuterPlan&)>& fits) {
-  if (!step_->may_switch) return false;
   auto& plans = program_->plans;
   for (size_t i = 0; i < plans.size(); ++i) {
     if (plans[i] == step_->plan || plans[i]->SharedPrefix(*step_->plan) < static_cast<size_t>(step_->cursor)) continue;
+    if (!HasWhatNeeds(*plans[i])) continue;
     const auto before = step_->plan;
     step_->plan = plans[i];
     step_->live.resize(std::max(step_->live.size(), plans[i]->values.size()), nullptr);

@@ -22,7 +22,7 @@ struct RangeFacts {
   int64_t counted_ops = 0;                   // device ops in the sense of the reports
 };
 
-struct OuterPlan : OuterTrace {
+struct OuterPlan : OuterTrace, std::enable_shared_from_this<OuterPlan> {
   std::vector<int> feeds;                          // externals that are bound anew each step
   std::vector<RecordPtr> persistent_records;       // storages of the program's state
   std::vector<int> persistent_slots;               // slot of each of them
@@ -51,7 +51,10 @@ struct OuterPlan : OuterTrace {
   size_t SharedPrefix(const OuterPlan& other) const;
 
  private:
+  size_t CompareEvents(const OuterPlan& other) const;
+
   mutable std::map<std::pair<int, int>, RangeFacts> facts_;
+  mutable std::vector<std::pair<std::weak_ptr<const OuterPlan>, size_t>> shared_;  // with plans met before
 };
 
 // Calls visit(slot) for each use of a slot by an argument, or by an op's arguments and results.

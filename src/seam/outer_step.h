@@ -73,7 +73,6 @@ class OuterStep : public StepScratch {
   int cursor = 0;                        // events validated
   int committed_events = 0;
   int launched_events = 0;
-  bool may_switch = true;                // no launched part has dropped a value
   bool over = false;
 
   // Collected for the next part.

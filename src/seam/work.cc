@@ -20,6 +20,10 @@ constexpr int kDeviceStepsMax = 2;  // steps that may be unfinished on the devic
 }  // namespace
 
 void OuterPart::Start() {
+  // Behind the events that two plans share, equal numbers stand for other storages.
+  for (size_t i = 0; table->plan != nullptr && i < table->plan->persistent_slots.size(); ++i) {
+    table->slots[table->plan->persistent_slots[i]] = c10::Storage();
+  }
   table->plan = plan;
   table->slots.resize(std::max(table->slots.size(), plan->slots.size()));
   table->variables.resize(std::max(table->variables.size(), plan->variables.size()));

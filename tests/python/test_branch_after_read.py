@@ -1,0 +1,73 @@
+"""Programs that read a value and then branch on it: the rest of the step follows the plan of the branch."""
+
+import functools
+
+import equality
+import pytest
+import torch
+from coexec.program import Program
+from torch import nn
+
+STEPS = 120
+SETTLED = 72  # three rounds of all courses: each has a plan
+NEVER, WHEN_IDLE, ALWAYS = 0, 1, 2
+
+
+class Branching(Program):
+    """Inference that reads a choice at each of three depths and computes with the chosen layer alone. A course of
+    choices lasts four steps.
+
+    `needs`: what one branch uses of the time before the read, and the other does not: nothing, a value that the program
+    holds, or an input that is another in each step.
+    """
+
+    def __init__(self, needs):
+        super().__init__(0)
+        self.needs = needs
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(4))
+        self.sums, self.tick = torch.zeros(8, 16), torch.zeros(1, dtype=torch.int64)
+        self.inputs = [torch.full((8, 16), 0.1 * k) for k in range(5)]
+        self.models, self.optimizers = {"layers": self.layers}, {}
+
+    def step(self, i):
+        """One step; returns a number of its result."""
+        with torch.no_grad():
+            fed = self.inputs[i % len(self.inputs)]
+            x = torch.ones(8, 16) + fed
+            for depth in range(3):
+                hidden = torch.tanh(x)
+                extra = hidden * 0.5
+                if (self.tick // (4 * (depth + 1)) % 2).item() == 0:
+                    x = x + self.layers[depth](hidden)
+                else:
+                    x = x - self.layers[3](hidden) + {"nothing": hidden, "value": extra, "input": fed}[self.needs]
+                self.sums.mul_(0.9).add_(x)
+            self.tick.add_(1)
+            self.log.append(x.sum().item())
+        return self.log[-1]
+
+    def extras(self):
+        """What the steps write in place."""
+        return {"sums": self.sums, "tick": self.tick}
+
+
+def twin_of(needs, early):
+    """The co-executed run, equal to the eager one bit for bit."""
+    build = functools.partial(Branching, needs)
+    twin = equality.run_coexec(build, STEPS, early_launch=early)
+    equality.assert_equal(equality.run_eager(build, STEPS), twin)
+    return twin
+
+
+@pytest.mark.parametrize("early", [NEVER, WHEN_IDLE, ALWAYS])
+@pytest.mark.parametrize("needs", ["nothing", "value"])
+def test_a_step_that_branches_behind_a_read_follows_known_plans(needs, early):
+    late = twin_of(needs, early).rows[SETTLED:]
+    assert all(row["lane"] == "outer" and not row["divergences"] for row in late), equality.why_not(late)
+    assert all(row["fetches"] >= 3 for row in late)
+
+
+@pytest.mark.parametrize("early", [NEVER, WHEN_IDLE, ALWAYS])
+def test_what_the_other_plan_has_dropped_is_not_asked_for(early):
+    late = twin_of("input", early).rows[SETTLED:]
+    assert any(row["divergences"] for row in late), "no branch needed what was gone: the case is not the one meant"
