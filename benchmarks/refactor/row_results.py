@@ -204,7 +204,7 @@ def _line(row: dict[str, Any], comparison: dict[str, Any] | None) -> list[str]:
         "" if stays is None else f"{100 * stays:.1f}",
         _number(row.get("entropy_ratio"), 3),
         "" if row.get("tokens_per_s") is None else f"{row['tokens_per_s']:,.0f}",
-        f"{row['seconds']:.0f}",
+        _number(row.get("seconds"), 0),
         "" if peak is None else f"{peak / 1e9:.1f}",
     ]
 
