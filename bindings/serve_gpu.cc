@@ -57,9 +57,11 @@ struct Weights {
 serve_gpu::GpuModel Packed(const Weights& weights, int64_t experts, const std::vector<Array<uint16_t>>& signatures) {
   const at::NoGradGuard no_grad;
   serve::ExpertMap map{.experts = experts, .signatures = {}, .order = {}};
-  for (const Array<uint16_t>& layer : signatures) map.signatures.emplace_back(layer.data(), layer.data() + layer.size());
+  for (const Array<uint16_t>& layer : signatures)
+    map.signatures.emplace_back(layer.data(), layer.data() + layer.size());
   const at::Tensor& embed = weights.parameters.embed;
-  return Unwrap(serve_gpu::GpuModel::Pack(weights.config, map, weights.parameters, embed.device(), embed.scalar_type()));
+  return Unwrap(
+      serve_gpu::GpuModel::Pack(weights.config, map, weights.parameters, embed.device(), embed.scalar_type()));
 }
 
 struct Run {
@@ -73,10 +75,8 @@ struct Run {
 class GpuPasses {
  public:
   GpuPasses(const serve_gpu::GpuModel& packed, int64_t pages, int64_t step_tokens, bool exact, bool reference)
-      : executor_(Unwrap(serve_gpu::GpuExecutor::Make(packed, {.kv_pages = pages,
-                                                               .step_tokens_max = step_tokens,
-                                                               .exact = exact,
-                                                               .reference = reference}))) {}
+      : executor_(Unwrap(serve_gpu::GpuExecutor::Make(
+            packed, {.kv_pages = pages, .step_tokens_max = step_tokens, .exact = exact, .reference = reference}))) {}
 
   template <class Number>
   py::tuple RunPass(const std::vector<Run>& passed, int64_t columns, auto call) {

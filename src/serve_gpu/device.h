@@ -1,6 +1,6 @@
 #pragma once
-// What a pass needs beyond plain operators, in two forms: public operators (any device), and kernels inside one captured
-// graph per kind of pass (CUDA).
+// What a pass needs beyond plain operators, in two forms: public operators (any device), and kernels inside one
+// captured graph per kind of pass (CUDA).
 
 #include <ATen/core/Tensor.h>
 
@@ -38,7 +38,8 @@ class Device {
   // Turns queries and keys, writes keys and values into their pages, mixes the values of the first `rows` rows.
   virtual void Attend(const Rows& rows, const AttendCall& call) = 0;
   // y [at least rows, width]: the FFN of each row's expert over x.
-  virtual void Ffn(const Rows& rows, const GpuLayer& layer, int64_t count, const at::Tensor& x, const at::Tensor& y) = 0;
+  virtual void Ffn(const Rows& rows, const GpuLayer& layer, int64_t count, const at::Tensor& x,
+                   const at::Tensor& y) = 0;
   // Pass number `kind`; body: all operators of it. The first call of a kind prepares it.
   virtual void Run(int kind, const std::function<void()>& body) = 0;
   // Rows [first, first + count) of `from` on the host until the next call. Waits for all work so far: the only wait.

@@ -71,8 +71,7 @@ base::Result<std::unique_ptr<GpuExecutor>> GpuExecutor::Make(GpuModel model, con
   }
   made->Stage({});
   for (const int64_t bucket : kBuckets)
-    for (const bool head : {false, true})
-      made->device_->Run(KindOf(bucket, head), [&] { made->Body(bucket, head); });
+    for (const bool head : {false, true}) made->device_->Run(KindOf(bucket, head), [&] { made->Body(bucket, head); });
   return made;
 }
 

@@ -14,7 +14,8 @@ namespace {
 using kernels::Signature;
 
 base::Result<void> Check(const spec::Config& config, const serve::ExpertMap& map) {
-  if (config.mlp_bias) return base::Fail("E_CONFIG", "mlp_bias: found true, expected a model without biases in its FFN");
+  if (config.mlp_bias)
+    return base::Fail("E_CONFIG", "mlp_bias: found true, expected a model without biases in its FFN");
   const auto fits = [&](const auto& lists) {
     return static_cast<int64_t>(lists.size()) == config.layers && std::ranges::all_of(lists, [&](const auto& list) {
              return static_cast<int64_t>(list.size()) == config.ffn;
@@ -87,7 +88,8 @@ void GpuModel::CountBytes(const std::vector<std::vector<Signature>>& signatures)
   std::vector<int64_t> inside(sets, 0);  // bytes of signatures that are subsets of the index
   for (size_t l = 0; l < layers_.size(); ++l) {
     const GpuLayer& layer = layers_[l];
-    for (const at::Tensor* t : {&layer.attn_norm, &layer.qkv, &layer.qkv_bias, &layer.o, &layer.o_bias, &layer.ffn_norm})
+    for (const at::Tensor* t :
+         {&layer.attn_norm, &layer.qkv, &layer.qkv_bias, &layer.o, &layer.o_bias, &layer.ffn_norm})
       if (t->defined()) layer_bytes_ += static_cast<int64_t>(t->nbytes());
     const auto record = static_cast<int64_t>(layer.records.nbytes()) / layer.records.size(0);
     for (const Signature s : signatures[l]) inside[s] += record;

@@ -18,7 +18,8 @@ constexpr float kNothing = -1e30F;     // maximum of no score; its difference to
 
 // One block per row and head of queries, keys or values; a thread turns one plane.
 __global__ void Store(PagedAttention call) {
-  const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y), pair = static_cast<int>(threadIdx.x);
+  const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y),
+            pair = static_cast<int>(threadIdx.x);
   const int half = call.head_dim / 2, all = call.heads + 2 * call.kv_heads;
   auto* from = static_cast<Bf16*>(call.qkv) + (static_cast<int64_t>(row) * all + head) * call.head_dim;
   float a = __bfloat162float(from[pair]), b = __bfloat162float(from[pair + half]);
@@ -100,7 +101,8 @@ template <int kDims>
 __global__ void __launch_bounds__(kWarps * 32) Parts(PagedAttention call) {
   constexpr int kDim = kDims * 32;
   __shared__ float shared[kWarps][kDim + 2];
-  const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.z);
+  const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y),
+            part = static_cast<int>(blockIdx.z);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int kv = head / (call.heads / call.kv_heads), last = call.positions[row];
   const int first = call.window > 0 ? max(0, last - call.window + 1) : 0;
@@ -128,8 +130,7 @@ __global__ void __launch_bounds__(kWarps * 32) Parts(PagedAttention call) {
     for (int i = 0; i < kDims; ++i) other[i] = shared[w][lane * kDims + i];
     sums.Add(shared[w][kDim], shared[w][kDim + 1], other);
   }
-  float* to = call.scratch +
-              ((static_cast<int64_t>(row) * call.heads + head) * kAttentionSplits + part) * (kDim + 2);
+  float* to = call.scratch + ((static_cast<int64_t>(row) * call.heads + head) * kAttentionSplits + part) * (kDim + 2);
   for (int i = 0; i < kDims; ++i) to[lane * kDims + i] = sums.mixed[i];
   if (lane == 0) {
     to[kDim] = sums.most;
@@ -174,10 +175,14 @@ cudaError_t Attend(const PagedAttention& call, cudaStream_t stream) {
   const bool fits = call.rows > 0 && call.kv_heads > 0 && call.heads > 0 && call.heads % call.kv_heads == 0;
   if (!fits) return cudaErrorInvalidValue;
   switch (call.head_dim) {
-    case 32: return Launch<1>(call, stream);
-    case 64: return Launch<2>(call, stream);
-    case 128: return Launch<4>(call, stream);
-    default: return cudaErrorInvalidValue;
+    case 32:
+      return Launch<1>(call, stream);
+    case 64:
+      return Launch<2>(call, stream);
+    case 128:
+      return Launch<4>(call, stream);
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 

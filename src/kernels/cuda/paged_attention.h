@@ -1,9 +1,9 @@
 #pragma once
-// Attention of a few tokens over keys and values in pages on a CUDA device, bf16 with fp32 sums. Every pointer is device
-// memory; all work goes onto `stream`, nothing is allocated and nothing waits. No torch, no other room.
+// Attention of a few tokens over keys and values in pages on a CUDA device, bf16 with fp32 sums. Every pointer is
+// device memory; all work goes onto `stream`, nothing is allocated and nothing waits. No torch, no other room.
 //
-// A token's seen pages are cut into kAttentionSplits parts by its own position alone, and all orders are fixed: its bits
-// depend on its own text, not on the other rows or on which pages hold it.
+// A token's seen pages are cut into kAttentionSplits parts by its own position alone, and all orders are fixed: its
+// bits depend on its own text, not on the other rows or on which pages hold it.
 
 #include <cuda_runtime_api.h>
 
@@ -32,8 +32,9 @@ struct PagedAttention {
 
 int64_t AttentionFloats(int rows, int heads, int head_dim);
 
-// Turns queries and keys, writes keys and values into their pages, and mixes the values. Rows of one text may stand side
-// by side: all are written before any is read. Two rows must not have the same place unless nobody's result is wanted.
+// Turns queries and keys, writes keys and values into their pages, and mixes the values. Rows of one text may stand
+// side by side: all are written before any is read. Two rows must not have the same place unless nobody's result is
+// wanted.
 cudaError_t Attend(const PagedAttention& call, cudaStream_t stream);
 
 }  // namespace outrider::kernels::cuda

@@ -111,9 +111,9 @@ class CudaDevice final : public Device {
   const void* Fetch(const at::Tensor& from, int64_t first, int64_t count) override {
     const auto row = static_cast<size_t>(from.nbytes()) / static_cast<size_t>(from.size(0));
     if (count > 0)
-      C10_CUDA_CHECK(cudaMemcpyAsync(host_fetched_.get(),
-                                     static_cast<const uint8_t*>(from.const_data_ptr()) + row * static_cast<size_t>(first),
-                                     row * static_cast<size_t>(count), cudaMemcpyDeviceToHost, stream_.stream()));
+      C10_CUDA_CHECK(cudaMemcpyAsync(
+          host_fetched_.get(), static_cast<const uint8_t*>(from.const_data_ptr()) + row * static_cast<size_t>(first),
+          row * static_cast<size_t>(count), cudaMemcpyDeviceToHost, stream_.stream()));
     C10_CUDA_CHECK(cudaStreamSynchronize(stream_.stream()));
     ++waits_;
     return host_fetched_.get();
