@@ -3,14 +3,14 @@
     PYTHONPATH=python python benchmarks/serve/gpu.py --output FILE [--signatures FILE] [--steps 20] [--blocks 5]
 
 Weights are random: cost does not depend on their values. The pages hold random keys and values, as behind a long
-prompt. Masks of the experts: `--signatures`, JSON, a list with one object per layer that maps signatures (bit e: expert e
-has the channel) to how many channels have it, from which channels are drawn; it stands for the 50 % masks. Without it
+prompt. Masks of the experts: `--signatures`, JSON, a list with one object per layer that maps signatures (bit e: expert
+e has the channel) to how many channels have it, from which channels are drawn; it stands for the 50 % masks. Without it
 masks are synthetic: a share of channels per expert, of which two experts share `share + 0.4 * (1 - share)`, 70 % at a
 half.
 
 First a small model is checked: graphs against plain operators, and bits against chunking, neighbours, page numbers and
-padding. A failed check ends the program with 1, after all that it found is printed and saved. `--check-only` ends there;
-`--device cpu` checks the plain operators alone.
+padding. A failed check ends the program with 1, after all that it found is printed and saved. `--check-only` ends
+there; `--device cpu` checks the plain operators alone.
 """
 
 import argparse
