@@ -49,10 +49,13 @@ __device__ __forceinline__ void Load(const Bf16* row, float (&to)[kDims]) {
   if constexpr (kDims == 1) {
     to[0] = __bfloat162float(row[lane]);
   } else {
-    const auto* from = reinterpret_cast<const __nv_bfloat162*>(row + lane * kDims);
+    struct alignas(kDims * 2) Together {
+      __nv_bfloat162 pairs[kDims / 2];
+    };
+    const Together from = *reinterpret_cast<const Together*>(row + lane * kDims);
 #pragma unroll
     for (int i = 0; i < kDims / 2; ++i) {
-      const float2 two = __bfloat1622float2(from[i]);
+      const float2 two = __bfloat1622float2(from.pairs[i]);
       to[2 * i] = two.x;
       to[2 * i + 1] = two.y;
     }

@@ -131,7 +131,7 @@ class CudaDevice final : public Device {
   const GpuModel model_;  // shares its tensors
   at::Tensor staged_, ffn_scratch_, attention_scratch_;
   c10::cuda::CUDAStream stream_;
-  at::cuda::MempoolId_t pool_;
+  c10::MempoolId_t pool_;
   PinnedBytes host_staged_, host_fetched_;
   std::map<int, at::cuda::CUDAGraph> graphs_;
   int64_t waits_ = 0;
