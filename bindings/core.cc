@@ -21,6 +21,7 @@
 #include "seam/settle.h"
 #include "serve.h"
 #include "serve_cpu.h"
+#include "serve_gpu.h"
 
 namespace py = pybind11;
 using outrider::coexec::Session;
@@ -221,5 +222,6 @@ PYBIND11_MODULE(_core, m) {
   DefineMoe(m);
   DefineKernels(m);
   DefineCpuPasses(m);
+  DefineGpuPasses(m);
   DefineServe(m);
 }

@@ -7,10 +7,14 @@ set(OUTRIDER_TORCH211_INCLUDE "" CACHE PATH "Headers of torch 2.11 for a second 
 
 find_package(CUDAToolkit QUIET)
 set(OUTRIDER_CUDA_FOLDER no_cuda)
-if(OUTRIDER_CUDA STREQUAL "ON" AND NOT (OUTRIDER_TORCH_CUDA_VERSION AND CUDAToolkit_FOUND))
-  message(FATAL_ERROR "OUTRIDER_CUDA=ON needs a CUDA build of torch and a CUDA toolkit")
+set(outrider_cuda_here OFF)
+if(OUTRIDER_TORCH_CUDA_VERSION AND CUDAToolkit_NVCC_EXECUTABLE AND CUDAToolkit_VERSION VERSION_GREATER_EQUAL 12.4)
+  set(outrider_cuda_here ON)
 endif()
-if(OUTRIDER_CUDA MATCHES "^(AUTO|ON)$" AND OUTRIDER_TORCH_CUDA_VERSION AND CUDAToolkit_FOUND)
+if(OUTRIDER_CUDA STREQUAL "ON" AND NOT outrider_cuda_here)
+  message(FATAL_ERROR "OUTRIDER_CUDA=ON needs a CUDA build of torch and nvcc of 12.4 or later")
+endif()
+if(OUTRIDER_CUDA MATCHES "^(AUTO|ON)$" AND outrider_cuda_here)
   set(OUTRIDER_CUDA_FOLDER cuda)
   target_include_directories(outrider_torch SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS})
   target_link_libraries(outrider_torch_libraries INTERFACE
@@ -44,6 +48,24 @@ function(outrider_cuda_check target torch_include)
   target_link_libraries(${target} PRIVATE outrider_options outrider_headers)
   add_dependencies(cuda_checks ${target})
   add_custom_command(TARGET cuda_checks POST_BUILD COMMAND ${CMAKE_COMMAND} -E echo "cuda-check: compiled against ${torch_include}")
+endfunction()
+
+# Device code of room kernels into a library, where the CUDA backend is chosen.
+function(outrider_cuda_kernels target)
+  if(NOT OUTRIDER_CUDA_FOLDER STREQUAL "cuda")
+    return()
+  endif()
+  file(GLOB units CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/kernels/cuda/*.cu)
+  file(GLOB headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/kernels/cuda/*.h ${PROJECT_SOURCE_DIR}/src/kernels/cuda/*.cuh)
+  foreach(unit IN LISTS units)
+    cmake_path(GET unit STEM name)
+    set(object ${PROJECT_BINARY_DIR}/cuda_kernels_${name}.o)
+    add_custom_command(OUTPUT ${object} DEPENDS ${unit} ${headers} VERBATIM
+      COMMAND ${CUDAToolkit_NVCC_EXECUTABLE} -std=c++20 -O3 -gencode arch=compute_90a,code=sm_90a -Xcompiler -fPIC
+        -I${PROJECT_SOURCE_DIR}/src -c ${unit} -o ${object})
+    target_sources(${target} PRIVATE ${object})
+    set_source_files_properties(${object} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
+  endforeach()
 endfunction()
 
 # Device code of room kernels, compiled for compute capability 9.0a; any message of the compiler is an error.

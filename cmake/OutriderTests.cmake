@@ -11,7 +11,7 @@ else()
 endif()
 
 set(outrider_torch_free_rooms base sampling trace plan files kernels spec sched serve)
-set(outrider_torch_rooms seam coexec model moe)
+set(outrider_torch_rooms seam coexec model moe serve_gpu)
 
 # outrider_test(<name> <folder> [TORCH] [LIBRARIES <target>...]); label: torch or torch-free.
 function(outrider_test name folder)

@@ -1,0 +1,165 @@
+// The reference form on the CPU in fp32, against the CPU executor.
+#include "serve_gpu/gpu_executor.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/from_blob.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "unit/serve/cpu_support.h"
+
+namespace outrider::serve_gpu::tests {
+namespace {
+
+using namespace serve::tests;
+using serve::ExpertMap;
+using serve::TokenRun;
+
+struct Form {
+  const char* name;
+  spec::Config config;
+  int64_t experts;
+};
+
+std::vector<Form> Forms() {
+  spec::Config llama = TinyConfig(), qwen = TinyConfig(), mistral = TinyConfig();
+  llama.tied = true;
+  llama.o_bias = llama.qkv_bias = true;
+  qwen.qkv_bias = true;
+  qwen.windows = {0, 21};
+  mistral.windows = {9, 9};
+  mistral.heads = mistral.kv_heads = 4;
+  return {{"dense llama", llama, 0}, {"routed qwen", qwen, 5}, {"routed mistral", mistral, 3}};
+}
+
+model::Parameters ParametersOf(const spec::Config& config, const Tensors& weights) {
+  model::Parameters parameters;
+  for (const model::NamedTensor& t : model::NamedTensors(config, parameters))
+    *t.tensor = at::from_blob(const_cast<float*>(weights.at(t.name).data()), t.shape, at::kFloat).clone();
+  return parameters;
+}
+
+std::unique_ptr<GpuExecutor> MakeGpu(const Form& form, const ExpertMap& map, const Tensors& weights, bool exact) {
+  auto model = GpuModel::Pack(form.config, map, ParametersOf(form.config, weights), at::kCPU, at::kFloat);
+  EXPECT_TRUE(model) << model.error().message;
+  auto made = GpuExecutor::Make(*std::move(model), {.kv_pages = 40, .step_tokens_max = 160, .exact = exact});
+  EXPECT_TRUE(made) << made.error().message;
+  return *std::move(made);
+}
+
+std::vector<float> RunWhole(serve::Executor& executor, const Text& text) {
+  std::vector<float> logits(text.ids.size() * static_cast<size_t>(executor.shape().vocab));
+  const TokenRun run = Piece(text, 0, static_cast<int64_t>(text.ids.size()));
+  const auto cost = executor.Run({&run, 1}, logits);
+  EXPECT_TRUE(cost) << cost.error().message;
+  return logits;
+}
+
+float Largest(const std::vector<float>& numbers) {
+  float most = 0;
+  for (const float v : numbers) most = std::max(most, std::abs(v));
+  return most;
+}
+
+struct Case {
+  Form form;
+  Tensors weights;
+  ExpertMap map;
+  Text text;
+
+  explicit Case(const Form& f, int64_t tokens = 70)
+      : form(f),
+        weights(RandomWeights(f.config, 1)),
+        map(f.experts > 0 ? RandomExperts(f.config, f.experts, 2) : ExpertMap{}),
+        text(RandomText(f.config.vocab, f.experts, tokens, 0, 7)) {}
+};
+
+TEST(GpuExecutor, ReferenceAgreesWithTheCpu) {
+  for (const Form& form : Forms()) {
+    const Case c(form);
+    const auto expected = RunWhole(*MakeExecutor(form.config, c.map, c.weights, kernels::Number::kF32, 1), c.text);
+    const float tolerance = 1e-5F * Largest(expected);
+    for (const bool exact : {true, false}) {
+      const auto found = RunWhole(*MakeGpu(form, c.map, c.weights, exact), c.text);
+      for (size_t i = 0; i < expected.size(); ++i)
+        ASSERT_NEAR(found[i], expected[i], tolerance) << form.name << " number " << i;
+    }
+  }
+}
+
+// Pieces of the text beside pieces of another one, in pages in any order.
+TEST(GpuExecutor, PiecesAndNeighboursChangeNothing) {
+  for (const Form& form : Forms()) {
+    const Case c(form);
+    const auto executor = MakeGpu(form, c.map, c.weights, true);
+    const auto vocab = static_cast<size_t>(form.config.vocab);
+    const auto whole = RunWhole(*executor, c.text);
+    Text shuffled = c.text, apart = RandomText(form.config.vocab, form.experts, 70, 10, 9);
+    shuffled.pages = {31, 4, 17, 8, 25};
+    apart.pages = {9, 10, 11, 12, 13};
+    for (const int64_t size : {1, 7, 33}) {
+      for (int64_t first = 0; first < 70; first += size) {
+        const int64_t count = std::min<int64_t>(size, 70 - first), before = std::min<int64_t>(count, 3);
+        TokenRun runs[] = {Piece(apart, 0, before), Piece(shuffled, first, count)};
+        runs[0].logits_from = before - 1;
+        std::vector<float> logits(static_cast<size_t>(count + 1) * vocab);
+        ASSERT_TRUE(executor->Run(runs, logits));
+        for (size_t i = 0; i < static_cast<size_t>(count) * vocab; ++i)
+          ASSERT_NEAR(logits[vocab + i], whole[static_cast<size_t>(first) * vocab + i], 1e-5F * Largest(whole))
+              << form.name << " pieces of " << size << " at " << first;
+      }
+    }
+  }
+}
+
+TEST(GpuExecutor, GreedyIdsAreThoseOfTheLogitsAndEachGroupWaitsOnce) {
+  const Case c(Forms()[1]);
+  const auto executor = MakeGpu(c.form, c.map, c.weights, true);
+  const auto logits = RunWhole(*executor, c.text);
+  const int64_t before = executor->host_waits();
+  const TokenRun run = Piece(c.text, 0, 70);
+  std::vector<int64_t> best(70);
+  ASSERT_TRUE(executor->RunGreedy({&run, 1}, best));
+  EXPECT_EQ(executor->host_waits() - before, 3);  // 32 + 32 + 6 tokens
+  for (size_t t = 0; t < best.size(); ++t) {
+    const auto row = logits.begin() + static_cast<int64_t>(t) * 101;
+    EXPECT_EQ(best[t], std::max_element(row, row + 101) - row);
+  }
+}
+
+TEST(GpuExecutor, BytesAreThoseOfTheChannels) {
+  const Case c(Forms()[1]);
+  const auto gpu = MakeGpu(c.form, c.map, c.weights, true);
+  const auto cpu = MakeExecutor(c.form.config, c.map, c.weights, kernels::Number::kF32, 1);
+  for (const uint16_t set : {0x0, 0x2, 0xa, 0x1f}) EXPECT_EQ(gpu->FfnBytes(set), cpu->FfnBytes(set)) << set;
+}
+
+TEST(GpuExecutor, BadCallsAreNamedAndTouchNothing) {
+  Case c(Forms()[1]);
+  const auto executor = MakeGpu(c.form, c.map, c.weights, true);
+  const auto before = RunWhole(*executor, c.text);
+  const auto error = [&](auto change) {
+    Text bad = c.text;
+    std::vector<float> logits(70 * 101);
+    TokenRun run = Piece(bad, 0, 70);
+    change(bad, run, logits);
+    return executor->Run({&run, 1}, logits).error().message;
+  };
+  using Logits = std::vector<float>;
+  EXPECT_EQ(error([](Text& t, TokenRun&, Logits&) { t.ids[3] = 101; }), "run 0: found id 101, expected 0 to 100");
+  EXPECT_EQ(error([](Text& t, TokenRun&, Logits&) { t.experts[3] = 5; }), "run 0: found expert 5, expected 0 to 4");
+  EXPECT_EQ(error([](Text&, TokenRun&, Logits& l) { l.pop_back(); }),
+            "logits: found 7069 numbers, expected 70 rows of 101");
+  EXPECT_EQ(RunWhole(*executor, c.text), before);
+}
+
+TEST(GpuDevice, WithoutCudaTheReasonIsNamed) {
+  const auto ok = CheckCuda();
+  if (ok) GTEST_SKIP() << "this machine has one";
+  EXPECT_EQ(ok.error().code, "E_CUDA");
+}
+
+}  // namespace
+}  // namespace outrider::serve_gpu::tests
