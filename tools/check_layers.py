@@ -21,7 +21,7 @@ import cxx_text
 
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 60
-TORCH_UNITS_MAX = 59
+TORCH_UNITS_MAX = 60
 
 CODE_FOLDERS = ("src", "include", "bindings", "python", "tests", "tools", "benchmarks", "examples", "cmake")
 CODE_SUFFIXES = (".h", ".cc", ".py", ".cmake", ".sh")
