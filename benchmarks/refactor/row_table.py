@@ -63,15 +63,12 @@ _FURTHER: dict[str, dict[str, Any]] = {
     "ours-window-16": {"coverage.granularity": "window:16"},
     "ours-window-256": {"coverage.granularity": "window:256"},
     "ours-document": {"coverage.granularity": "document"},
-    "ours-learned": {"experts.learned": 0.5},
-    "static-learned": ROWS["static"] | {"experts.statistic": "coverage", "experts.learned": 0.5},
     "ours-paper": {"router.loss": "paper"},
     "ours-abs": {"router.loss": "code_abs"},
 }
 _NAMES = {
     "outrider": """static ours static-ce ours-ce static+ random-router contextual layerwise carved random-mask
-        ours-activation ours-global ours-measured ours-16 ours-window-16 ours-window-256 ours-document
-        ours-learned static-learned ours-learned-ce static-learned-ce""",
+        ours-activation ours-global ours-measured ours-16 ours-window-16 ours-window-256 ours-document""",
     "readme": "static ours ours-paper ours-abs static+ random-router domain-oracle contextual layerwise",
 }
 

@@ -14,7 +14,6 @@
 #include "moe/ffn_hooks.h"
 #include "moe/gradient_mass.h"
 #include "moe/layer_budget.h"
-#include "moe/report.h"
 #include "moe/select.h"
 
 namespace outrider::moe {
@@ -60,7 +59,12 @@ class Chooser {
     } else if (options_.experts_kind == "static") {
       if (auto done = MakeStatic(facts); !done) return tl::unexpected(done.error());
     }
-    return Counted(model_.masks, std::move(facts));
+    for (int64_t l = 0; l < model_.masks.layers(); ++l) {
+      facts.layers.push_back(model_.masks.Count(l));
+      facts.delta.push_back(model_.masks.MeanDelta(l));
+    }
+    facts.hash = model_.masks.Hash();
+    return facts;
   }
 
  private:
@@ -169,7 +173,7 @@ class Chooser {
   }
 
   // Masks of `experts` coverage experts; the facts get what was found on the way.
-  base::Result<Masks> FindCoverage(int64_t experts, ExpertFacts& facts) {
+  base::Result<Masks> FindCoverage(int64_t experts, ExpertFacts& facts) const {
     int64_t units = 0;
     for (const Place& p : data_.Spread("train", options_.calibration_samples, options_.calibration_tokens + 1)) {
       units += static_cast<int64_t>(UnitsAt(p, experts).size());
@@ -199,7 +203,6 @@ class Chooser {
                                                          .sink_factor = options_.coverage_sink});
     facts.coverage = std::move(found.coverage);
     facts.reseeded = found.reseeded;
-    if (options_.experts_learned > 0) model_.learned.emplace(found, model_.device());
     return std::move(found.masks);
   }
 

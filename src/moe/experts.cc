@@ -149,10 +149,7 @@ at::Tensor UnitMeans(std::span<const int64_t> lengths, int64_t tokens, const at:
 class Lloyd {
  public:
   Lloyd(const MassSample& sample, const CoverageOptions& options)
-      : sample_(sample),
-        options_(options),
-        masks_(options.experts, sample.layers(), sample.channels()),
-        scores_(static_cast<size_t>(options.experts)) {}
+      : sample_(sample), options_(options), masks_(options.experts, sample.layers(), sample.channels()) {}
 
   CoverageExperts Run() {
     for (int64_t l = 0; l < sample_.layers(); ++l) sinks_.push_back(SinksOf(l));
@@ -166,8 +163,6 @@ class Lloyd {
     }
     out.masks = std::move(masks_);
     out.ids = std::move(ids_);
-    out.scores = std::move(scores_);
-    out.sinks = std::move(sinks_);
     return out;
   }
 
@@ -186,7 +181,6 @@ class Lloyd {
 
   // The expert's channels by score [L][D]; sinks come before all others.
   void Choose(int64_t expert, std::vector<std::vector<double>> scores) {
-    scores_[static_cast<size_t>(expert)] = scores;
     std::vector<double> all;
     for (int64_t l = 0; l < sample_.layers(); ++l) {
       std::vector<double>& layer = scores[static_cast<size_t>(l)];
@@ -286,8 +280,7 @@ class Lloyd {
   const MassSample& sample_;
   CoverageOptions options_;
   Masks masks_;
-  std::vector<std::vector<std::vector<double>>> scores_;  // [N][L][D]
-  std::vector<std::vector<int64_t>> sinks_;               // per layer
+  std::vector<std::vector<int64_t>> sinks_;  // per layer
   std::vector<int64_t> ids_;
   std::vector<double> kept_;
 };

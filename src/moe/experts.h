@@ -114,9 +114,7 @@ struct CoverageExperts {
   Masks masks;
   std::vector<double> coverage;  // mean share of mass kept by the best expert: of the start, then after each round
   std::vector<int64_t> ids;      // per unit, under `masks`
-  std::vector<std::vector<std::vector<double>>> scores;  // [N][L][D]: what `masks` were chosen by
-  std::vector<std::vector<int64_t>> sinks;               // per layer: channels that are in every expert
-  int64_t reseeded = 0;                                  // experts that had lost all units and were started anew
+  int64_t reseeded = 0;          // experts that had lost all units and were started anew
 };
 
 // Starts from the own top channels of `experts` units drawn by seed. Deterministic; ties go to the lowest expert and

@@ -10,12 +10,9 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/index_select.h>
-#include <ATen/ops/ones.h>
-#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include "base/check.h"
 #include "model/llama.h"
 #include "moe/experts.h"
 #include "moe/masks.h"
@@ -50,34 +47,6 @@ class MaskRowsFunction : public torch::autograd::Function<MaskRowsFunction> {
   }
 };
 
-// The same, with the gradient of the masks: slopes [N, D] fp32, a leaf of zeros, gets for every channel the sum over
-// the tokens of each expert of dL/d(masked h) * h. Keeps h for it. ids undefined: the one mask for all.
-class SlopedMaskFunction : public torch::autograd::Function<SlopedMaskFunction> {
- public:
-  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& h, const at::Tensor& masks,
-                            const at::Tensor& ids, const at::Tensor& slopes) {
-    context->save_for_backward({h, masks, ids});
-    OUTRIDER_CHECK(slopes.sizes() == masks.sizes(), slopes.sizes(), ", expected ", masks.sizes());
-    return h * Rows(masks, ids);
-  }
-  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
-                                                 const torch::autograd::variable_list& gradients) {
-    const auto saved = context->get_saved_variables();
-    const at::Tensor &h = saved[0], &masks = saved[1], &ids = saved[2];
-    const at::Tensor each = gradients[0].to(at::kFloat) * h.to(at::kFloat);
-    // A product and no index_add: sums in one order on a GPU, too.
-    const at::Tensor whose =
-        ids.defined() ? at::zeros({masks.size(0), h.size(0)}, each.options()).scatter_(0, ids.unsqueeze(0), 1.0)
-                      : at::ones({1, h.size(0)}, each.options());
-    return {gradients[0] * Rows(masks, ids), at::Tensor(), at::Tensor(), whose.matmul(each)};
-  }
-
- private:
-  static at::Tensor Rows(const at::Tensor& masks, const at::Tensor& ids) {
-    return ids.defined() ? masks.index_select(0, ids) : masks[0];
-  }
-};
-
 // h [T, D], masks [N, D] in one dtype, ids [T] int64: h[t] * masks[ids[t]]. Both forms compute the same bits.
 inline at::Tensor MaskRows(const at::Tensor& h, const at::Tensor& masks, const at::Tensor& ids, MaskForm form) {
   if (form == MaskForm::kLean) return MaskRowsFunction::apply(h, masks, ids);
@@ -85,29 +54,19 @@ inline at::Tensor MaskRows(const at::Tensor& h, const at::Tensor& masks, const a
 }
 
 // Token t keeps the channels of expert ids[t]; with one expert `ids` may be undefined. masks: per layer [N, D] in the
-// dtype of h. fill: empty, or per layer [D], added to the masked h. slopes: empty, or per layer see SlopedMaskFunction.
+// dtype of h. fill: empty, or per layer [D], added to the masked h.
 class MaskingHook : public model::FfnHook {
  public:
-  MaskingHook(std::vector<at::Tensor> masks, std::vector<at::Tensor> fill, at::Tensor ids, MaskForm form,
-              std::vector<at::Tensor> slopes = {})
-      : masks_(std::move(masks)),
-        fill_(std::move(fill)),
-        slopes_(std::move(slopes)),
-        ids_(std::move(ids)),
-        form_(form) {}
+  MaskingHook(std::vector<at::Tensor> masks, std::vector<at::Tensor> fill, at::Tensor ids, MaskForm form)
+      : masks_(std::move(masks)), fill_(std::move(fill)), ids_(std::move(ids)), form_(form) {}
   at::Tensor OnHidden(int64_t layer, const at::Tensor& h) override {
     const auto l = static_cast<size_t>(layer);
-    const at::Tensor masked = Masked(h, l);
+    const at::Tensor masked = ids_.defined() ? MaskRows(h, masks_.at(l), ids_, form_) : h * masks_.at(l)[0];
     return fill_.empty() ? masked : masked + fill_[l];
   }
 
  private:
-  at::Tensor Masked(const at::Tensor& h, size_t layer) const {
-    if (!slopes_.empty()) return SlopedMaskFunction::apply(h, masks_.at(layer), ids_, slopes_.at(layer));
-    return ids_.defined() ? MaskRows(h, masks_.at(layer), ids_, form_) : h * masks_.at(layer)[0];
-  }
-
-  std::vector<at::Tensor> masks_, fill_, slopes_;
+  std::vector<at::Tensor> masks_, fill_;
   at::Tensor ids_;  // [T] int64
   MaskForm form_;
 };

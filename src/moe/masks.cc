@@ -71,15 +71,6 @@ int64_t Masks::Delta(int64_t layer, int64_t from, int64_t to) const {
                                [&](Signature s) { return ((s >> to) & 1) != 0 && ((s >> from) & 1) == 0; });
 }
 
-int64_t Masks::Gained(const Masks& before) const {
-  OUTRIDER_CHECK(before.signatures_.size() == signatures_.size(), "masks of different shapes");
-  int64_t gained = 0;
-  for (size_t c = 0; c < signatures_.size(); ++c) {
-    gained += std::popcount(static_cast<Signature>(signatures_[c] & ~before.signatures_[c]));
-  }
-  return gained;
-}
-
 double Masks::MeanDelta(int64_t layer) const {
   if (experts_ < 2) return 0;
   int64_t sum = 0;

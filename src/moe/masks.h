@@ -52,8 +52,6 @@ class Masks {
   LayerCounts Count(int64_t layer) const;
   // Channels of expert `to` that expert `from` lacks: what a swap has to load.
   int64_t Delta(int64_t layer, int64_t from, int64_t to) const;
-  // Channels that experts have and had not in `before`, of the same shape; summed over experts and layers.
-  int64_t Gained(const Masks& before) const;
   double MeanDelta(int64_t layer) const;  // over all ordered pairs of different experts; 0 with one expert
   // The signature of a channel in every expert.
   Signature Full() const { return static_cast<Signature>((1U << experts_) - 1U); }

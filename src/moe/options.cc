@@ -32,9 +32,6 @@ void ForEachField(AnyOptions& o, const Visit& visit) {
   visit("experts.count", o.experts_count, true);
   visit("experts.keep", o.experts_keep, true);
   visit("experts.ratio", o.experts_ratio, true);
-  visit("experts.learned", o.experts_learned, true);
-  visit("experts.learned_every", o.experts_learned_every, true);
-  visit("experts.learned_rate", o.experts_learned_rate, true);
   visit("calibration.samples", o.calibration_samples, true);
   visit("calibration.tokens", o.calibration_tokens, true);
   visit("coverage.rounds", o.coverage_rounds, true);
@@ -157,14 +154,6 @@ std::vector<std::string> WrongPairs(const Options& o) {
     found.emplace_back("routing.tau: routing.kind layerwise has no hysteresis, expected 0");
   if (o.experts_ratio != "uniform" && o.experts_kind != "coverage" && o.experts_kind != "static")
     found.push_back("experts.ratio: " + o.experts_ratio + " is for experts.kind coverage and static only");
-  const bool covering =
-      o.experts_kind == "coverage" || (o.experts_kind == "static" && o.experts_statistic == "coverage");
-  if (o.experts_learned > 0 && !covering)
-    found.emplace_back("experts.learned: expected experts.kind coverage, or static with experts.statistic coverage");
-  if (o.experts_learned > 0 && o.routing_kind == "layerwise")
-    found.emplace_back("experts.learned: routing.kind layerwise has masks that stay, expected 0");
-  if (o.experts_learned > 0 && o.coexec)
-    found.emplace_back("experts.learned: masks that change are not co-executed, expected 0 or no coexec");
   if (carved && o.carved_top >= o.experts_count) found.emplace_back("carved.top: expected fewer than experts.count");
   return found;
 }
@@ -185,9 +174,6 @@ std::string Complaint(const Options& o) {
       OneOf("router.loss", o.router_loss, {"coverage", "paper", "code", "code_abs"}),
       AtLeast("calibration.samples", static_cast<double>(o.calibration_samples), 1),
       AtLeast("calibration.tokens", static_cast<double>(o.calibration_tokens), 2),
-      AtLeast("experts.learned", o.experts_learned, 0),
-      AtLeast("experts.learned_every", static_cast<double>(o.experts_learned_every), 1),
-      AtLeast("experts.learned_rate", o.experts_learned_rate, 0),
       AtLeast("experts.count", static_cast<double>(o.experts_count), 1),
       AtLeast("carved.top", static_cast<double>(o.carved_top), 1),
       AtLeast("trace_tokens", static_cast<double>(o.trace_tokens), 0),
@@ -213,7 +199,6 @@ std::string Complaint(const Options& o) {
     found.push_back("experts.count: found " + std::to_string(o.experts_count) + ", expected at most 16");
   if (!(o.experts_keep > 0 && o.experts_keep <= 1))
     found.emplace_back("experts.keep: expected a share above 0, up to 1");
-  if (o.experts_learned > 1) found.emplace_back("experts.learned: expected a share of at most 1");
   if (ParseGranularity(o.coverage_granularity) < 0) {
     found.push_back("coverage.granularity: found \"" + o.coverage_granularity +
                     "\", expected token, window:W or document");

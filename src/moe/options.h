@@ -23,10 +23,7 @@ struct Options {
   int64_t experts_count = 8;  // coverage, random; carved: the routed ones; published has one per domain
   double experts_keep = 0.5;  // share of all channels that a token uses; of each layer's with ratio uniform
   std::string experts_ratio =
-      "uniform";               // uniform | measured: layers that matter more keep more | global: compared by mass
-  double experts_learned = 0;  // share of the expert steps in which the loss moves the masks (LearnedMasks)
-  int64_t experts_learned_every = 10;  // steps between new masks
-  double experts_learned_rate = 0.02;
+      "uniform";  // uniform | measured: layers that matter more keep more | global: compared by mass
   int64_t calibration_samples = 8, calibration_tokens = 1024;  // per domain; tokens of one sample
   int64_t coverage_rounds = 15;
   double coverage_sink = 64;                   // CoverageOptions::sink_factor

@@ -140,26 +140,11 @@ class Run {
                  {"tokens", p.facts.tokens}, {"position", p.position}, {"seconds", seconds}};
     if (p.stage == "expert") line["nats"] = p.facts.nats;
     if (p.facts.divergence != 0) line["divergence"] = p.facts.divergence;
-    if (p.facts.moved > 0) line["moved"] = p.facts.moved;
     if (p.facts.coexec) line["coexec"] = json::parse(ToJson(*p.facts.coexec));
     log_ << line.dump() << std::endl;
   }
 
-  // Learned masks are not those that were chosen: experts.json gets their counts.
-  base::Result<void> DescribeExperts() const {
-    const std::string path = options_.out + "/experts.json";
-    std::ifstream in(path);
-    json facts = json::parse(in, nullptr, false);
-    if (!facts.is_object()) return base::Fail("E_READ", path + ": expected a JSON object");
-    const json now = json::parse(ToJson(Counted(bench_.masks())));
-    for (const char* name : {"layers", "hash"}) facts[name] = now[name];
-    return WriteText(path, facts.dump(1) + "\n");
-  }
-
   base::Result<std::string> Finish() {
-    if (options_.experts_learned > 0) {
-      if (auto done = DescribeExperts(); !done) return tl::unexpected(done.error());
-    }
     json result = {{"done", true},
                    {"options", json::parse(ToJson(options_))},
                    {"parameters", bench_.Parameters()},

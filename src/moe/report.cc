@@ -6,15 +6,6 @@ namespace outrider::moe {
 
 using nlohmann::json;
 
-ExpertFacts Counted(const Masks& masks, ExpertFacts facts) {
-  for (int64_t l = 0; l < masks.layers(); ++l) {
-    facts.layers.push_back(masks.Count(l));
-    facts.delta.push_back(masks.MeanDelta(l));
-  }
-  facts.hash = masks.Hash();
-  return facts;
-}
-
 std::string ToJson(const ExpertFacts& facts) {
   json layers = json::array();
   for (size_t l = 0; l < facts.layers.size(); ++l) {

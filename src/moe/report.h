@@ -12,8 +12,6 @@ namespace outrider::moe {
 // round],
 //  "reseeded", "statistic", "candidates": {statistic: nats per token}, "hash"}; sizes in channels.
 std::string ToJson(const ExpertFacts& facts);
-// `facts` with layers, delta and hash of `masks`.
-ExpertFacts Counted(const Masks& masks, ExpertFacts facts = {});
 
 // {domain: {"tokens", "nats" (sum), "documents": [[document, tokens, nats (sum)], ...], and with routing "load":
 // [tokens per

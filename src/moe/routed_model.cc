@@ -52,7 +52,7 @@ RoutedModel::Masking RoutedModel::Prepare() const {
 std::unique_ptr<model::FfnHook> RoutedModel::Hook(const Masking& masking, const at::Tensor& ids,
                                                   std::vector<at::Tensor>* chosen) const {
   if (layer_router) return std::make_unique<LayerRoutingHook>(*layer_router, masking.masks, chosen, mask_form);
-  if (Masked()) return std::make_unique<MaskingHook>(masking.masks, masking.fill, ids, mask_form, masking.slopes);
+  if (Masked()) return std::make_unique<MaskingHook>(masking.masks, masking.fill, ids, mask_form);
   if (contextual == 0) return nullptr;
   std::vector<at::Tensor> down;
   for (const model::Layer& layer : masters.layers) down.push_back(layer.down.detach());

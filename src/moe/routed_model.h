@@ -13,7 +13,6 @@
 #include "model/llama.h"
 #include "moe/adapter.h"
 #include "moe/layer_router.h"
-#include "moe/learned_masks.h"
 #include "moe/masks.h"
 #include "moe/named_tensor.h"
 #include "moe/router.h"
@@ -45,10 +44,9 @@ struct RoutedModel {
   model::Config config;
   model::Parameters masters;  // fp32; with an adapter frozen, in `dtype`
   std::optional<Adapter> adapter;
-  at::ScalarType dtype = at::kFloat;    // of the compute copy
-  Masks masks;                          // no expert at all: dense
-  std::vector<at::Tensor> fill;         // empty, or per layer [D] fp32 (Compensation)
-  std::optional<LearnedMasks> learned;  // what `masks` are chosen by, where the loss moves them
+  at::ScalarType dtype = at::kFloat;  // of the compute copy
+  Masks masks;                        // no expert at all: dense
+  std::vector<at::Tensor> fill;       // empty, or per layer [D] fp32 (Compensation)
   Routing routing = Routing::kNone;
   std::optional<Router> router;
   std::optional<LayerRouter> layer_router;  // baseline, instead of `router`
@@ -69,7 +67,6 @@ struct RoutedModel {
   // What a forward pass needs of masks and fill, in `dtype` on the device; made once.
   struct Masking {
     std::vector<at::Tensor> masks, fill;
-    std::vector<at::Tensor> slopes;  // empty, or LearnedMasks::Slopes: the backward pass gives them gradients
   };
   Masking Prepare() const;
   // What masks the FFNs for the tokens of `batch`, expert ids [B * S] (undefined: one mask, or a router per layer);

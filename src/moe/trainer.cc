@@ -206,29 +206,12 @@ base::Result<StepReport> Trainer::TuneExperts(const std::vector<TokenBatch>& bat
   return report;
 }
 
-int64_t Trainer::LearnedSteps() const {
-  return std::llround(options_.experts_learned * static_cast<double>(options_.rounds * options_.expert_steps));
-}
-
-int64_t Trainer::LearnMasks(int64_t position) {
-  model_.learned->Step(options_.experts_learned_rate);
-  if ((position + 1) % options_.experts_learned_every != 0 && position + 1 != LearnedSteps()) return 0;
-  const Masks before = std::exchange(model_.masks, model_.learned->Choose(model_.masks));
-  masking_ = model_.Prepare();
-  if (targets_) targets_.emplace(router_loss_, model_.masks, std::vector<at::Tensor>(), model_.device());
-  return model_.masks.Gained(before);
-}
-
 base::Result<StepReport> Trainer::ExpertStep(int64_t round, int64_t step, int64_t steps) {
   const std::vector<TokenBatch> batches = MicroBatches(Use::kExpert, round, step);
   const double rate =
       LearningRate({.peak = options_.expert_rate, .round_decay = options_.round_decay, .steps = steps}, round, step);
-  const int64_t position = round * options_.expert_steps + step;
-  const bool learning = position < LearnedSteps();
-  masking_.slopes = learning ? model_.learned->Slopes() : std::vector<at::Tensor>();
   auto report = Run("expert", [&] { return TuneExperts(batches, rate); });
   if (!report) return tl::unexpected(At(report.error(), "expert", round, step));
-  if (learning) report->moved = LearnMasks(position);
   return report;
 }
 
@@ -237,17 +220,11 @@ NamedTensors Trainer::State() const {
   if (router_) {
     for (NamedTensor& t : Prefixed("router.", router_->State())) state.push_back(std::move(t));
   }
-  if (model_.learned) {
-    for (NamedTensor& t : Prefixed("learned.", model_.learned->State())) state.push_back(std::move(t));
-  }
   return state;
 }
 
 base::Result<void> Trainer::Restore(const NamedTensors& state) {
   if (auto done = backbone_->Restore(WithoutPrefix("backbone.", state)); !done) return done;
-  if (model_.learned) {
-    if (auto done = model_.learned->Restore(WithoutPrefix("learned.", state)); !done) return done;
-  }
   return router_ ? router_->Restore(WithoutPrefix("router.", state)) : base::Result<void>();
 }
 

@@ -27,7 +27,6 @@ struct StepReport {
   double gradient_norm = 0;
   double rate = 0;
   int64_t tokens = 0;
-  int64_t moved = 0;               // see StepFacts
   std::optional<Row> coexec = {};  // nothing without Options::coexec
 };
 
@@ -44,7 +43,7 @@ class Trainer {
 
   // One optimizer step of the router on targets from the unmasked model as it is now.
   base::Result<StepReport> RouterStep(int64_t round, int64_t step, int64_t steps);
-  // One optimizer step of everything but the router, under the masks that the router chooses. Learned masks move.
+  // One optimizer step of everything but the router, under the masks that the router chooses.
   base::Result<StepReport> ExpertStep(int64_t round, int64_t step, int64_t steps);
 
   // Masters, router and moments of both; names start with "backbone." and "router.". Not copies.
@@ -61,11 +60,6 @@ class Trainer {
   base::Result<StepReport> TuneRouter(const std::vector<TokenBatch>& batches, double rate);
   base::Result<StepReport> TuneExperts(const std::vector<TokenBatch>& batches, double rate);
   at::Tensor RouterMicroStep(const TokenBatch& batch, double share);
-  // Expert steps of the whole run in which the masks are learned.
-  int64_t LearnedSteps() const;
-  // Moves the scores behind expert step `position` of the run, and takes new masks where it is time; returns the
-  // channels that experts got.
-  int64_t LearnMasks(int64_t position);
   TokenLoss ExpertMicroStep(const TokenBatch& batch, int64_t tokens_of_step);
 
   const Options& options_;

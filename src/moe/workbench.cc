@@ -142,9 +142,6 @@ struct Workbench::State {
       if (!router) return tl::unexpected(router.error());
       model.router = *std::move(router);
     }
-    if (options.experts_learned > 0 && !model.learned) {
-      model.learned.emplace(model.masks.experts(), model.masks.layers(), model.masks.channels(), model.device());
-    }
     trainer.emplace(options, data, model, teacher ? &*teacher : nullptr);
     return {};
   }
@@ -202,8 +199,8 @@ base::Result<StepFacts> Workbench::Step(StageKind kind, int64_t round, int64_t s
       kind == StageKind::kRouter ? trainer.RouterStep(round, step, steps) : trainer.ExpertStep(round, step, steps);
   if (deterministic && state_->options.coexec) Flush();  // what is pending belongs into the scope
   if (!report) return tl::unexpected(report.error());
-  return StepFacts{report->loss, report->nats,   report->divergence, report->gradient_norm,
-                   report->rate, report->tokens, report->moved,      std::move(report->coexec)};
+  return StepFacts{report->loss, report->nats,   report->divergence,       report->gradient_norm,
+                   report->rate, report->tokens, std::move(report->coexec)};
 }
 
 base::Result<std::vector<DomainLoss>> Workbench::Evaluate(const std::string& split, EvalMode mode, int64_t tokens,

@@ -22,7 +22,6 @@ enum class StageKind : uint8_t { kRouter, kExpert };
 struct StepFacts {
   double loss = 0, nats = 0, divergence = 0, gradient_norm = 0, rate = 0;  // see StepReport
   int64_t tokens = 0;
-  int64_t moved = 0;               // channels that experts got in exchange for others, all layers; learned masks
   std::optional<Row> coexec = {};  // how the step was co-executed; nothing without Options::coexec
 };
 

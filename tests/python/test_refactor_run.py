@@ -229,14 +229,7 @@ def test_static_plus_spends_what_the_router_saw():
     assert budgets.row_options("ours", options) == options
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        (),
-        (("experts.ratio", "measured"), ("routing.tau", 1.0), ("experts.count", 4)),
-        (("experts.learned", 0.5), ("experts.learned_every", 5)),
-    ],
-)
+@pytest.mark.parametrize("changes", [(), (("experts.ratio", "measured"), ("routing.tau", 1.0), ("experts.count", 4))])
 def test_every_row_goes_with_what_ours_may_be(inputs, tmp_path, changes):
     options = request_of(inputs, tmp_path, changes=changes).options()
     for row in budgets.ROWS:

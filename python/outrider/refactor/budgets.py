@@ -58,7 +58,6 @@ ROWS: dict[str, dict[str, Any]] = {
     "contextual": {"experts.kind": "contextual", "routing.kind": "none", **_EQUAL_LAYERS},
     "ours": {},
 }
-_LEARNING = ("ours", "random-router")  # rows whose masks may be learned; those of the others stay
 DEFAULT_ROWS = ("dense-cont", "static", "ours")
 
 
@@ -68,8 +67,6 @@ def row_options(row: str, options: dict[str, Any]) -> dict[str, Any]:
     `static+` is tuned on as many tokens more as the router of `ours` sees, rounded up to whole steps of each round.
     """
     changed = options | ROWS[row]
-    if changed.get("experts.learned", 0) > 0 and row not in _LEARNING:
-        changed["experts.learned"] = 0.0
     if row == "static+" and options["rounds"] > 0:
         steps = options["rounds"] * options["router.steps"] + options["router.last_steps"]
         changed["expert.steps"] += -(-steps // options["rounds"])
