@@ -89,12 +89,12 @@ class FakeEngine:
         self._thread.start()
 
     def submit(self, prompt: list[int], **params: Any) -> int:
-        assert set(params) == {
+        assert set(params) - {"tenant", "tenant_requests_max", "tenant_tokens_max", "salt"} == {
             *("max_tokens", "temperature", "top_k", "top_p", "presence_penalty", "frequency_penalty"),
             *("repetition_penalty", "seed", "stop_ids", "logprobs", "echo_logprobs", "deadline_ms", "priority"),
         }
         with self._lock:
-            self._check(prompt)
+            self._check(prompt, params)
             room = self.info["context"] - len(prompt)
             limit = min(params["max_tokens"] or room, room)
             text = self._script(prompt)
@@ -109,14 +109,18 @@ class FakeEngine:
             self._lock.notify()
             return stream
 
-    def _check(self, prompt: list[int]) -> None:
+    def _check(self, prompt: list[int], params: dict[str, Any]) -> None:
         rejected = None
+        tenant, most = params.get("tenant", ""), params.get("tenant_requests_max", 0)
+        of_tenant = [stream for stream in self._streams.values() if stream.params.get("tenant", "") == tenant]
         if self._draining:
             rejected = ServeRejected("E_DRAINING", "no new work")
         elif len(prompt) >= self.info["context"]:
             rejected = ServeRejected("E_CONTEXT", f"prompt: {len(prompt)} tokens, context {self.info['context']}")
         elif len(self._streams) >= self.streams_max:
             rejected = ServeRejected("E_BUSY", "too many requests", 2.5)
+        elif most and len(of_tenant) >= most:
+            rejected = ServeRejected("E_TENANT", "too many requests of this key", 1)
         if rejected:
             self._rejected[rejected.code] = self._rejected.get(rejected.code, 0) + 1
             raise rejected

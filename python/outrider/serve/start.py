@@ -33,6 +33,7 @@ class ServeOptions:
     threads: int = 0
     policy: str = "outrider"
     api_keys: Path | None = None
+    share_prefixes: bool = False
     name: str | None = None
     drain_timeout_s: float = 30.0
     engine: dict[str, int | float | bool] = field(default_factory=dict)  # further keywords of `_core.ServeEngine`
@@ -42,6 +43,9 @@ class ServeOptions:
         if self.api_keys is None and not is_loopback(self.host):
             found = f"{self.host} without API keys"
             raise InputError("E_USAGE", "outrider serve", "--host", found, "127.0.0.1, or --api-keys FILE")
+        if self.share_prefixes and self.api_keys is None:
+            expected = "--api-keys FILE beside it: without keys all texts share one prefix cache"
+            raise InputError("E_USAGE", "outrider serve", "--share-prefixes", "no API keys", expected)
         if not (self.model / "config.json").is_file() and not (self.model / HEADER).is_file():
             raise InputError("E_READ", self.model, "model", "neither config.json nor a refactored model", "its folder")
 
@@ -112,6 +116,7 @@ def make_state(options: ServeOptions, inputs: Inputs, engine: Any, rejected: typ
         hub=EngineHub(engine, rejected),
         metrics=Metrics(engine.stats, {"model": options.served_name, **labels}),
         keys=inputs.keys,
+        share_prefixes=options.share_prefixes,
         drain_timeout_s=options.drain_timeout_s,
     )
 
