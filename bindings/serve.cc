@@ -50,6 +50,7 @@ struct Settings {
             {"prefill_tokens", &limits.prefill_tokens},
             {"distinct_experts", &limits.distinct_experts},
             {"age_max", &limits.age_max},
+            {"tpot_goal_ms", &options.tpot_goal_ms},
             {"prefill_age_max", &limits.prefill_age_max},
             {"ffn_bytes_max", &limits.ffn_bytes_max},
             {"running_max", &options.running_max},
@@ -126,6 +127,9 @@ class ServeEngine {
  public:
   ServeEngine(Names names, Settings settings) : names_(std::move(names)), settings_(std::move(settings)) {
     settings_.options.policy = PolicyNamed(names_.policy);
+    if (settings_.options.tpot_goal_ms > 0 && names_.policy != "outrider")
+      throw py::value_error("error E_OPTION: tpot_goal_ms: found policy " + names_.policy +
+                            ", expected outrider, which alone holds tokens");
     const ServingOptions opening = Opening(names_, settings_);
     const py::gil_scoped_release unlocked;
     ServedModel served = Unwrap(OpenForServing(opening));

@@ -157,6 +157,9 @@ base::Result<EngineOptions> CompleteOptions(EngineOptions options, const ModelSh
   if (!options.policy) return Fail("E_OPTION", "policy: found none");
   if (shape.kv_page_tokens < 1 || shape.kv_pages < 1) return refuse("kv_pages", shape.kv_pages, "at least 1");
   if (shape.experts > 16) return refuse("experts", shape.experts, "at most 16");
+  if (options.tpot_goal_ms < 0 || (options.tpot_goal_ms > 0 && shape.experts == 0))
+    return refuse("tpot_goal_ms", options.tpot_goal_ms,
+                  shape.experts > 0 ? "0 or more" : "0: a dense model holds nothing");
   const int64_t step = options.limits.decode_tokens + options.limits.prefill_tokens;
   if (options.limits.decode_tokens < 1) return refuse("decode_tokens", options.limits.decode_tokens, "at least 1");
   if (options.limits.prefill_tokens < 1) return refuse("prefill_tokens", options.limits.prefill_tokens, "at least 1");

@@ -76,6 +76,7 @@ class FakeEngine:
         self.token_s, self.streams_max = token_s, streams_max
         self.fail_after: int | None = None  # tokens of a stream, then it ends with an error
         self.frozen = False  # no step finishes
+        self.degraded: dict[str, int] = {}
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._drawn = script is None  # what the seed decides: where the repeated text begins
         self._script = script or (lambda prompt: [token for token in prompt if token >= len(SPECIAL)])
@@ -154,6 +155,7 @@ class FakeEngine:
                 "distinct_experts": self._steps * min(self.info["experts"], 3),
                 "expert_tokens": {0: self._written},
                 "rejected": dict(self._rejected),
+                "degraded": dict(self.degraded),
                 "step_seconds": {"bounds": [0.01, 0.1], "counts": [self._steps, 0, 0], "sum": 0.001 * self._steps},
             }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from outrider.refactor.artifact import HEADER
+from outrider.refactor.artifact import HEADER, MASKS, SUM, check_files
 from outrider.refactor.errors import InputError
 from outrider.serve.access import is_loopback
 from outrider.serve.auth import Keys
@@ -32,6 +32,7 @@ class ServeOptions:
     weights: str = "float32"
     threads: int = 0
     policy: str = "outrider"
+    tpot_goal_ms: int = 0
     api_keys: Path | None = None
     share_prefixes: bool = False
     name: str | None = None
@@ -64,7 +65,14 @@ class Inputs:
 
 def read_inputs(options: ServeOptions) -> Inputs:
     """Raises InputError."""
+    check_checksums(options)
     return Inputs(tokenizer_of(options), Keys(options.api_keys) if options.api_keys else None)
+
+
+def check_checksums(options: ServeOptions) -> None:
+    """Of a refactored model: a damaged file ends the start, it never writes a wrong token. Raises InputError."""
+    if any((options.model / name).exists() for name in (HEADER, MASKS, SUM)):
+        check_files(options.model)
 
 
 def tokenizer_of(options: ServeOptions) -> ServeTokenizer:
@@ -78,7 +86,9 @@ def open_engine(options: ServeOptions) -> tuple[Any, type[Exception]]:
     from outrider import _runtime
 
     core = _runtime.core()
-    given = {"weight_format": options.weights, "threads": options.threads, "policy": options.policy}
+    given: dict[str, Any] = {"weight_format": options.weights, "threads": options.threads, "policy": options.policy}
+    if options.tpot_goal_ms:
+        given["tpot_goal_ms"] = options.tpot_goal_ms
     try:
         engine = core.ServeEngine(str(options.model), str(options.parent or ""), **given, **options.engine)
     except TypeError:
