@@ -12,7 +12,7 @@ from test_serve_cpu import ROUTERS, VARIANTS, add_experts
 def make_artifact(folder: Path) -> Path:
     make_folder(folder)
     config = copy.deepcopy(VARIANTS["llama"])
-    config.vocab_size = 288  # the tokenizer's 259 ids fit
+    config.vocab_size = 259  # of the tokenizer
     make_model(config, folder)
     add_experts(folder, ROUTERS["own"], experts=5, tau=0.1)
     seal(folder)
