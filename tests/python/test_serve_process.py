@@ -80,7 +80,8 @@ def test_a_dense_folder_is_served_with_a_note(folder, tmp_path):
 
 
 def test_termination_finishes_what_runs(folder):
-    with served(str(folder), token_s=0.01) as server:
+    with served(str(folder), "--tpot-goal-ms", "50", token_s=0.01) as server:
+        assert ", tpot_goal_ms 50\n" in server.greeting
         stream = server.client.chat.completions.create(model="mine", messages=ASK, stream=True, temperature=0)
         next(stream)
         server.process.send_signal(signal.SIGTERM)

@@ -18,7 +18,7 @@ from outrider.serve.tokens import ServeTokenizer
 
 # Of the engine's `info`, what the first lines show.
 SHOWN = ("threads", "kv_pages", "kv_page_tokens", "decode_tokens", "prefill_tokens", "distinct_experts", "running_max")
-SHOWN += ("queued_max", "prefix_cache")
+SHOWN += ("queued_max", "prefix_cache", "tpot_goal_ms")
 
 
 @dataclass(frozen=True)
