@@ -50,6 +50,7 @@ struct Settings {
             {"prefill_tokens", &limits.prefill_tokens},
             {"distinct_experts", &limits.distinct_experts},
             {"age_max", &limits.age_max},
+            {"tpot_goal_ms", &options.tpot_goal_ms},
             {"prefill_age_max", &limits.prefill_age_max},
             {"ffn_bytes_max", &limits.ffn_bytes_max},
             {"running_max", &options.running_max},
@@ -126,6 +127,9 @@ class ServeEngine {
  public:
   ServeEngine(Names names, Settings settings) : names_(std::move(names)), settings_(std::move(settings)) {
     settings_.options.policy = PolicyNamed(names_.policy);
+    if (settings_.options.tpot_goal_ms > 0 && names_.policy != "outrider")
+      throw py::value_error("error E_OPTION: tpot_goal_ms: found policy " + names_.policy +
+                            ", expected outrider, which alone holds tokens");
     const ServingOptions opening = Opening(names_, settings_);
     const py::gil_scoped_release unlocked;
     ServedModel served = Unwrap(OpenForServing(opening));
@@ -203,7 +207,8 @@ class ServeEngine {
 serve::StreamId Submit(ServeEngine& self, std::vector<int32_t> prompt, int64_t max_tokens, double temperature,
                        int64_t top_k, double top_p, double presence_penalty, double frequency_penalty,
                        double repetition_penalty, uint64_t seed, std::vector<int32_t> stop_ids, int64_t logprobs,
-                       bool echo_logprobs, int64_t deadline_ms, int64_t priority) {
+                       bool echo_logprobs, int64_t deadline_ms, int64_t priority, std::string tenant,
+                       int64_t tenant_requests_max, int64_t tenant_tokens_max, std::string salt) {
   serve::Request request;
   request.prompt = std::move(prompt);
   request.max_tokens = max_tokens;
@@ -213,6 +218,7 @@ serve::StreamId Submit(ServeEngine& self, std::vector<int32_t> prompt, int64_t m
   request.echo_logprobs = echo_logprobs;
   request.deadline_ms = deadline_ms;
   request.priority = priority;
+  request.tenant = {std::move(tenant), tenant_requests_max, tenant_tokens_max, std::move(salt)};
   return self.Submit(std::move(request));
 }
 
@@ -241,8 +247,10 @@ void DefineServe(py::module_& m) {
            py::arg("top_k") = 0, py::arg("top_p") = 1.0, py::arg("presence_penalty") = 0.0,
            py::arg("frequency_penalty") = 0.0, py::arg("repetition_penalty") = 1.0, py::arg("seed") = 0,
            py::arg("stop_ids") = std::vector<int32_t>(), py::arg("logprobs") = -1, py::arg("echo_logprobs") = false,
-           py::arg("deadline_ms") = 0, py::arg("priority") = 0,
-           "-> stream. Raises ServeRejected with code (E_CONTEXT, E_REQUEST, E_BUSY, E_DRAINING) and retry_after_s.")
+           py::arg("deadline_ms") = 0, py::arg("priority") = 0, py::arg("tenant") = "",
+           py::arg("tenant_requests_max") = 0, py::arg("tenant_tokens_max") = 0, py::arg("salt") = "",
+           "-> stream. Raises ServeRejected with code (E_CONTEXT, E_REQUEST, E_BUSY, E_TENANT, E_DRAINING) and "
+           "retry_after_s.")
       .def("cancel", &ServeEngine::Cancel, py::arg("stream"), Unlocked(), "Ends a stream within one step.")
       .def("poll", &ServeEngine::Poll, py::arg("limit") = 256, "Events that wait, of `limit` streams at most.")
       .def("stats", &ServeEngine::Stats)

@@ -41,6 +41,7 @@ py::dict Counts(const serve::EngineStats& stats) {
       {"routed_tokens", stats.routed_tokens},
       {"held_items", stats.held_items},
       {"hold_steps_max", stats.hold_steps_max},
+      {"hold_age_max", stats.hold_age_max},
       {"distinct_experts", stats.distinct_experts},
       {"preemptions", stats.preemptions},
       {"dropped_plans", stats.dropped_plans},

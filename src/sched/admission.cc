@@ -48,7 +48,7 @@ const char* Describe(Verdict verdict) {
     case Verdict::kAdmit:
       return "admitted";
     case Verdict::kNeverFits:
-      return "larger than the cap on tokens";
+      return "larger than a cap on tokens";
     case Verdict::kRequests:
       return "cap on requests";
     case Verdict::kTokens:

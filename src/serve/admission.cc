@@ -5,8 +5,6 @@
 #include <string>
 #include <utility>
 
-#include "sched/admission.h"
-
 namespace outrider::serve {
 namespace {
 
@@ -51,6 +49,8 @@ base::Result<void> CheckCounts(const Request& request, const EngineOptions& opti
   const Rule rules[] = {
       {request.max_tokens >= 0, "max_tokens", request.max_tokens, "0 or more"},
       {request.deadline_ms >= 0, "deadline_ms", request.deadline_ms, "0 or more"},
+      {request.tenant.requests_max >= 0, "tenant.requests_max", request.tenant.requests_max, "0 or more"},
+      {request.tenant.tokens_max >= 0, "tenant.tokens_max", request.tenant.tokens_max, "0 or more"},
       {request.priority == 0 || request.priority == 1, "priority", request.priority, "0 or 1"},
       {request.logprobs >= -1 && request.logprobs <= options.logprobs_max, "logprobs", request.logprobs,
        "-1 to the engine's maximum"},
@@ -73,6 +73,40 @@ base::Result<void> CheckPrompt(const Request& request, const ModelShape& shape) 
   return {};
 }
 
+bool OfTenant(sched::Verdict verdict, int64_t text_max, const sched::AdmissionLimits& limits) {
+  if (verdict == sched::Verdict::kNeverFits) return text_max <= limits.total.tokens;
+  return verdict == sched::Verdict::kKeyRequests || verdict == sched::Verdict::kKeyTokens;
+}
+
+const char* CodeOf(sched::Verdict verdict) {
+  switch (verdict) {
+    case sched::Verdict::kNeverFits:
+      return "E_CONTEXT";
+    case sched::Verdict::kKeyRequests:
+    case sched::Verdict::kKeyTokens:
+      return "E_TENANT";
+    default:
+      return "E_BUSY";
+  }
+}
+
+// "0: no cap", as the caps of a tenant are.
+std::string CapText(int64_t cap) { return cap > 0 ? std::to_string(cap) : "any"; }
+
+Rejection Refusal(const sched::Admission& admission, const sched::Load& load, const sched::AdmissionLimits& limits,
+                  int64_t text_max) {
+  const bool tenant = OfTenant(admission.verdict, text_max, limits);
+  const sched::Usage& used = tenant ? load.key : load.total;
+  const sched::Usage& caps = tenant ? limits.per_key : limits.total;
+  std::string message = sched::Describe(admission.verdict);
+  message += ": found " + std::to_string(used.requests) + " requests and " + std::to_string(used.tokens) +
+             " tokens, asked for " + std::to_string(text_max) + " more, expected at most " + CapText(caps.requests) +
+             " and " + CapText(caps.tokens);
+  if (admission.verdict == sched::Verdict::kDeadline)
+    message += "; the first token would take about " + std::to_string(admission.predicted_ttft_s) + " s";
+  return {{CodeOf(admission.verdict), std::move(message)}, static_cast<double>(admission.retry_after_s)};
+}
+
 }  // namespace
 
 base::Result<int64_t> TextMax(const Request& request, const ModelShape& shape, const EngineOptions& options) {
@@ -83,7 +117,10 @@ base::Result<int64_t> TextMax(const Request& request, const ModelShape& shape, c
   if (prompt >= options.text_tokens_max)
     return Fail("E_CONTEXT", "prompt: found " + std::to_string(prompt) + " tokens, expected fewer than the " +
                                  std::to_string(options.text_tokens_max) + " of prompt and text together");
-  if (request.max_tokens == 0) return options.text_tokens_max;
+  if (request.max_tokens == 0) {
+    const int64_t most = request.tenant.tokens_max > 0 ? request.tenant.tokens_max : options.text_tokens_max;
+    return std::clamp(most, prompt + 1, options.text_tokens_max);
+  }
   if (request.max_tokens > options.text_tokens_max - prompt)
     return Fail("E_CONTEXT", "prompt and max_tokens: found " + std::to_string(prompt) + " and " +
                                  std::to_string(request.max_tokens) + " tokens, expected at most " +
@@ -99,24 +136,18 @@ tl::expected<void, Rejection> CheckCaps(const Request& request, int64_t text_max
   ask.max_tokens = text_max - prompt;
   ask.deadline_s = static_cast<double>(request.deadline_ms) * 1e-3;
   sched::Load load;
-  load.total = {admitted.requests, admitted.tokens};
+  load.total = admitted.total;
+  load.key = admitted.tenant;
   load.prefill_tokens = stats.backlog_prompt_tokens + admitted.waiting_prompt_tokens;
   load.backlog_tokens = stats.backlog_tokens + admitted.waiting_tokens;
   load.prefill_tokens_per_s = stats.prefill_tokens_per_s;
   load.goodput_tokens_per_s = stats.goodput_tokens_per_s;
   sched::AdmissionLimits limits;
   limits.total = {options.running_max + options.queued_max, options.tokens_admitted_max};
+  limits.per_key = {request.tenant.requests_max, request.tenant.tokens_max};
   const sched::Admission admission = sched::Admit(ask, load, limits);
   if (admission.verdict == sched::Verdict::kAdmit) return {};
-  std::string message = sched::Describe(admission.verdict);
-  message += ": found " + std::to_string(admitted.requests) + " requests and " + std::to_string(admitted.tokens) +
-             " tokens, asked for " + std::to_string(text_max) + " more, expected at most " +
-             std::to_string(limits.total.requests) + " and " + std::to_string(limits.total.tokens);
-  if (admission.verdict == sched::Verdict::kDeadline)
-    message += "; the first token would take about " + std::to_string(admission.predicted_ttft_s) + " s";
-  const bool never = admission.verdict == sched::Verdict::kNeverFits;
-  return tl::unexpected(
-      Rejection{{never ? "E_CONTEXT" : "E_BUSY", std::move(message)}, static_cast<double>(admission.retry_after_s)});
+  return tl::unexpected(Refusal(admission, load, limits, text_max));
 }
 
 base::Result<EngineOptions> CompleteOptions(EngineOptions options, const ModelShape& shape) {
@@ -126,6 +157,9 @@ base::Result<EngineOptions> CompleteOptions(EngineOptions options, const ModelSh
   if (!options.policy) return Fail("E_OPTION", "policy: found none");
   if (shape.kv_page_tokens < 1 || shape.kv_pages < 1) return refuse("kv_pages", shape.kv_pages, "at least 1");
   if (shape.experts > 16) return refuse("experts", shape.experts, "at most 16");
+  if (options.tpot_goal_ms < 0 || (options.tpot_goal_ms > 0 && shape.experts == 0))
+    return refuse("tpot_goal_ms", options.tpot_goal_ms,
+                  shape.experts > 0 ? "0 or more" : "0: a dense model holds nothing");
   const int64_t step = options.limits.decode_tokens + options.limits.prefill_tokens;
   if (options.limits.decode_tokens < 1) return refuse("decode_tokens", options.limits.decode_tokens, "at least 1");
   if (options.limits.prefill_tokens < 1) return refuse("prefill_tokens", options.limits.prefill_tokens, "at least 1");

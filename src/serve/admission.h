@@ -2,6 +2,7 @@
 // What a request must be before it may enter: pure functions of the request, the model and the options.
 
 #include "base/result.h"
+#include "sched/admission.h"
 #include "serve/executor.h"
 #include "serve/options.h"
 #include "serve/request.h"
@@ -17,11 +18,12 @@ base::Result<int64_t> TextMax(const Request& request, const ModelShape& shape, c
 
 // What is admitted and has not ended.
 struct Admitted {
-  int64_t requests = 0, tokens = 0;
+  sched::Usage total, tenant;                             // tenant: of the one that asks
   int64_t waiting_prompt_tokens = 0, waiting_tokens = 0;  // in the inbox, which `stats` do not know yet
 };
 
-// Codes: E_BUSY a cap is reached, or the first token would come too late; E_CONTEXT it never fits.
+// Codes: E_BUSY a cap is reached, or the first token would come too late; E_TENANT a cap of the tenant is reached;
+// E_CONTEXT it never fits.
 tl::expected<void, Rejection> CheckCaps(const Request& request, int64_t text_max, const Admitted& admitted,
                                         const EngineStats& stats, const EngineOptions& options);
 

@@ -45,7 +45,16 @@ EngineCore::EngineCore(Executor& executor, Pregate* pregate, const EngineOptions
       options_(options),
       tell_(std::move(tell)),
       pages_(executor.shape(), options),
-      ffn_bytes_(FfnBytesTable(executor)) {
+      ffn_bytes_(FfnBytesTable(executor)),
+      limits_(options.limits) {
+  if (options.tpot_goal_ms > 0) {
+    goal_age_.emplace(static_cast<double>(options.tpot_goal_ms) * 1e-3, limits_.age_max,
+                      sched::HoldingCase{.experts = executor.shape().experts,
+                                         .distinct_experts = limits_.distinct_experts,
+                                         .running = options.running_max,
+                                         .decode_tokens = limits_.decode_tokens});
+    limits_.age_max = goal_age_->age();
+  }
   stats_.expert_tokens.resize(static_cast<size_t>(executor.shape().experts));
   // No request is lost on its way from one list to the other because memory ran out.
   queue_.reserve(static_cast<size_t>(options.queued_max + options.running_max));
@@ -97,11 +106,18 @@ bool EngineCore::Step() {
   if (stats_.prefill_tokens > prefill_before)
     prefill_rate_.Observe(static_cast<double>(stats_.prefill_tokens - prefill_before), seconds);
   if (step_ % kCachedPagesEvery == 0) stats_.kv_pages_cached = pages_.KvCached();
+  if (!items.empty()) ObserveStep(seconds);
   stats_.step_seconds.Add(seconds);
   stats_.host_s += seconds - (stats_.executor_s + stats_.router_s + stats_.policy_s - others_before);
   ++stats_.steps;
   ++step_;
   return true;
+}
+
+void EngineCore::ObserveStep(double seconds) {
+  if (!goal_age_) return;
+  if (goal_age_->Add(seconds)) ++stats_.degraded["nothing is held: the goal of time per token leaves no room"];
+  limits_.age_max = goal_age_->age();
 }
 
 void EngineCore::FailStep(const std::string& error) {
@@ -257,6 +273,7 @@ EngineStats EngineCore::Stats() const {
       out.backlog_prompt_tokens += std::max<int64_t>(0, state->prompt_tokens() - state->computed);
     }
   }
+  out.hold_age_max = limits_.age_max;
   out.bytes_per_s = rates_.bytes_per_s();
   out.token_s = rates_.token_s();
   out.prefill_tokens_per_s = prefill_rate_.PerSecond();

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "base/result.h"
 #include "sched/rate_ewma.h"
 #include "serve/executor.h"
+#include "serve/goal_age.h"
 #include "serve/options.h"
 #include "serve/pages.h"
 #include "serve/rates.h"
@@ -68,6 +70,7 @@ class EngineCore {
   void Draw(const SliceRun& slice, std::span<const float> logits, Event& event);
   void RouteDrawn(std::span<const SliceRun> slices, std::span<Event> events);
   void TellEvents(std::span<const SliceRun> slices, std::vector<Event> events);
+  void ObserveStep(double seconds);
   void Count(const std::vector<std::string>& violations);
 
   static constexpr double kRateHalfLifeS = 10;
@@ -79,6 +82,8 @@ class EngineCore {
   Pages pages_;
   std::vector<int64_t> ffn_bytes_;  // by set of experts
   Rates rates_;
+  sched::StepLimits limits_;         // of the options, with the age that holds now
+  std::optional<GoalAge> goal_age_;  // with a goal of time per token
   sched::RateEwma prefill_rate_{kRateHalfLifeS}, goodput_rate_{kRateHalfLifeS};
   RunningList queue_, running_;  // both by id, ascending
   std::vector<float> logits_;

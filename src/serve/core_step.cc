@@ -25,7 +25,7 @@ base::Result<sched::StepPlan> EngineCore::Choose(std::span<const sched::ReadyIte
   const ModelShape& shape = executor_.shape();
   const sched::Snapshot snapshot{.step = step_,
                                  .items = items,
-                                 .limits = options_.limits,
+                                 .limits = limits_,
                                  .experts = shape.experts,
                                  .ffn_bytes = ffn_bytes_,
                                  .fixed_bytes = executor_.FixedBytes(),

@@ -57,8 +57,7 @@ tl::expected<StreamId, Rejection> Engine::Submit(Request request) {
   auto state = MakeState(std::move(request), *text_max);
   state->id = next_id_++;
   if (deadline_ms > 0) state->deadline_ns = options_.now_ns() + deadline_ms * 1'000'000;
-  live_[state->id].tokens_charged = *text_max;
-  tokens_charged_ += *text_max;
+  Charge(*state);
   settled_ = false;
   if (live_.size() == 1) step_end_ns_ = base::NowNs();
   ++open_streams_;
@@ -74,13 +73,30 @@ tl::expected<void, Rejection> Engine::CheckRoom(const Request& request, int64_t 
                                                    ", expected fewer than " + std::to_string(options_.streams_max)},
                                     1});
   Admitted admitted;
-  admitted.requests = static_cast<int64_t>(live_.size());
-  admitted.tokens = tokens_charged_;
+  admitted.total = {static_cast<int64_t>(live_.size()), tokens_charged_};
+  if (const auto of = tenants_.find(request.tenant.name); of != tenants_.end()) admitted.tenant = of->second;
   for (const auto& state : inbox_) {
     admitted.waiting_prompt_tokens += state->prompt_tokens();
     admitted.waiting_tokens += state->text_max;
   }
   return CheckCaps(request, text_max, admitted, stats_, options_);
+}
+
+void Engine::Charge(const RequestState& state) {
+  live_[state.id] = {state.text_max, state.request.tenant.name};
+  tokens_charged_ += state.text_max;
+  sched::Usage& tenant = tenants_[state.request.tenant.name];
+  ++tenant.requests;
+  tenant.tokens += state.text_max;
+}
+
+void Engine::Discharge(StreamId stream) {
+  const auto found = live_.find(stream);
+  const auto tenant = tenants_.find(found->second.tenant);
+  tokens_charged_ -= found->second.tokens_charged;
+  tenant->second.tokens -= found->second.tokens_charged;
+  if (--tenant->second.requests == 0) tenants_.erase(tenant);
+  live_.erase(found);
 }
 
 void Engine::Cancel(StreamId stream) {
@@ -188,9 +204,7 @@ bool Engine::Tell(Event event) {
   const bool taken = events_.Push(std::move(event));
   if (!last) return taken;
   const std::lock_guard lock(mutex_);
-  const auto found = live_.find(stream);
-  tokens_charged_ -= found->second.tokens_charged;
-  live_.erase(found);
+  Discharge(stream);
   return taken;
 }
 

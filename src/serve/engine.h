@@ -16,6 +16,7 @@
 
 #include "base/clock.h"
 #include "base/result.h"
+#include "sched/admission.h"
 #include "serve/core.h"
 #include "serve/event_buffer.h"
 #include "serve/executor.h"
@@ -60,6 +61,7 @@ class Engine {
  private:
   struct LiveStream {
     int64_t tokens_charged = 0;
+    std::string tenant;
     bool cancelled = false;
   };
 
@@ -69,6 +71,8 @@ class Engine {
   bool Tell(Event event);
   void PublishStats();
   tl::expected<void, Rejection> CheckRoom(const Request& request, int64_t text_max) const;
+  void Charge(const RequestState& state);
+  void Discharge(StreamId stream);
 
   const std::unique_ptr<Executor> executor_;
   const std::unique_ptr<Pregate> pregate_;
@@ -78,11 +82,12 @@ class Engine {
 
   mutable std::mutex mutex_;
   std::condition_variable work_, idle_;
-  std::vector<std::unique_ptr<RequestState>> inbox_;  // guarded by mutex_, as all below
-  std::vector<StreamId> cancels_;                     // of live streams, each once
-  std::unordered_map<StreamId, LiveStream> live_;     // last event not told yet
-  int64_t open_streams_ = 0;                          // last event not polled yet
-  int64_t tokens_charged_ = 0;                        // of the live streams
+  std::vector<std::unique_ptr<RequestState>> inbox_;       // guarded by mutex_, as all below
+  std::vector<StreamId> cancels_;                          // of live streams, each once
+  std::unordered_map<StreamId, LiveStream> live_;          // last event not told yet
+  int64_t open_streams_ = 0;                               // last event not polled yet
+  int64_t tokens_charged_ = 0;                             // of the live streams
+  std::unordered_map<std::string, sched::Usage> tenants_;  // likewise; those that have any
   StreamId next_id_ = 1;
   bool settled_ = true;                                 // no live stream, and the stats say so
   bool draining_ = false, cut_ = false, stop_ = false;  // cut: what is left is cancelled

@@ -55,7 +55,7 @@ void Pages::ReleaseRoute(RequestState& state) {
 
 void Pages::Match(RequestState& state) {
   if (!tree_) return;
-  PrefixMatch match = tree_->Match("", std::span(state.text).first(state.text.size() - 1));
+  PrefixMatch match = tree_->Match(state.request.tenant.salt, std::span(state.text).first(state.text.size() - 1));
   if (state.echoes()) {  // the logits of every token of the prompt are wanted
     kv_.Release(match.kv_pages);
   } else {
@@ -82,7 +82,7 @@ void Pages::Remember(const RequestState& state) {
     text.experts = state.experts;
     text.route_pages = std::span(state.route_pages).first(state.experts.size() / static_cast<size_t>(page_tokens_));
   }
-  tree_->Insert("", text);
+  tree_->Insert(state.request.tenant.salt, text);
 }
 
 int64_t Pages::KvCached() const {

@@ -20,15 +20,24 @@ struct SamplingParams {
   uint64_t seed = 0;                                   // with the position it decides each draw, whatever else runs
 };
 
+// Whose a request is. Tenants share the engine, not its prefix cache unless they have the same salt.
+struct Tenant {
+  std::string name;          // whose requests the caps count together
+  int64_t requests_max = 0;  // admitted and not ended; 0: no cap
+  int64_t tokens_max = 0;    // their prompts and texts to be; 0: no cap
+  std::string salt;          // of the prefix cache
+};
+
 struct Request {
   std::vector<int32_t> prompt;  // at least one token
-  int64_t max_tokens = 0;       // 0: up to the context
+  int64_t max_tokens = 0;       // 0: up to the context, or what the tenant may have at once
   SamplingParams sampling;
   std::vector<int32_t> stop_ids;  // any of these ends the text, which it is no part of; no event holds it
   int64_t logprobs = -1;          // the most likely tokens beside each one written; -1: no logprobs
   bool echo_logprobs = false;     // of the prompt, too
   int64_t deadline_ms = 0;        // from Submit on; 0: none
   int64_t priority = 0;           // 0 or 1
+  Tenant tenant;
 };
 
 using StreamId = uint64_t;
@@ -53,9 +62,9 @@ struct Event {
 
 struct Rejection {
   // E_CONTEXT: the prompt does not fit the context; E_REQUEST: a bad field; E_BUSY: a cap, or a deadline that cannot be
-  // met; E_DRAINING: no new work.
+  // met; E_TENANT: a cap of the tenant; E_DRAINING: no new work.
   base::Error error;
-  double retry_after_s = 0;  // with E_BUSY
+  double retry_after_s = 0;  // with E_BUSY and E_TENANT
 };
 
 }  // namespace outrider::serve

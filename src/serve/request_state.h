@@ -14,9 +14,8 @@ namespace outrider::serve {
 struct RequestState {
   StreamId id = 0;
   Request request;
-  int64_t deadline_ns = 0;     // of the engine's clock; 0: none
-  int64_t text_max = 0;        // tokens of prompt and text together, at most
-  int64_t tokens_charged = 0;  // of the cap of admitted tokens
+  int64_t deadline_ns = 0;  // of the engine's clock; 0: none
+  int64_t text_max = 0;     // tokens of prompt and text together, at most
 
   std::vector<int32_t> text;      // the prompt and what was written
   std::vector<ExpertId> experts;  // the plan: of text[0, experts.size()), whose router keys lie in route_pages

@@ -49,6 +49,7 @@ struct EngineStats {
   int64_t routed_tokens = 0;
   int64_t held_items = 0;
   int64_t hold_steps_max = 0;          // the longest that an item was passed over
+  int64_t hold_age_max = 0;            // now: the age at which an item is overdue, in steps; 0: none is held
   int64_t distinct_experts = 0;        // summed over steps
   std::vector<int64_t> expert_tokens;  // executed, by expert
   int64_t preemptions = 0, dropped_plans = 0;

@@ -18,7 +18,7 @@ from outrider.serve.state import ServeState
 
 @dataclass
 class Running:
-    engine: FakeEngine
+    engine: Any  # a FakeEngine, or the native one
     state: ServeState
     port: int
 
@@ -54,22 +54,32 @@ class Running:
 
 @contextlib.contextmanager
 def running(folder: Path, *, keys: Path | None = None, drain_timeout_s: float = 5, **engine: Any) -> Iterator[Running]:
+    """Over the double of the engine, which takes the further keywords."""
     if not (folder / "tokenizer.json").is_file():
         make_folder(folder)
     double = FakeEngine(**engine)
+    with running_over(folder, double, ServeRejected, keys=keys, drain_timeout_s=drain_timeout_s) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running_over(
+    folder: Path, engine: Any, rejected: type[Exception], *, keys: Path | None = None, drain_timeout_s: float = 5
+) -> Iterator[Running]:
+    """Over any engine, which is closed at the end."""
     options = ServeOptions(model=folder, api_keys=keys, name="tiny", drain_timeout_s=drain_timeout_s)
-    state = make_state(options, read_inputs(options), double, ServeRejected)
+    state = make_state(options, read_inputs(options), engine, rejected)
     with listen("127.0.0.1", 0) as sock:
         server = make_server(state)
         thread = threading.Thread(target=server.run, args=([sock],), name="server")
         thread.start()
         wait_for(lambda: server.started)
         try:
-            yield Running(double, state, sock.getsockname()[1])
+            yield Running(engine, state, sock.getsockname()[1])
         finally:
             server.should_exit = True
             thread.join(15)
-            double.close()
+            engine.close()
     assert not thread.is_alive()
 
 

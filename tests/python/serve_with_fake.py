@@ -13,11 +13,21 @@ import fake_engine  # noqa: E402
 
 class _Engine(fake_engine.FakeEngine):
     def __init__(
-        self, folder: str, parent: str, *, weight_format: str, threads: int, policy: str, kv_tokens: int = 160
+        self,
+        folder: str,
+        parent: str,
+        *,
+        weight_format: str,
+        threads: int,
+        policy: str,
+        kv_tokens: int = 160,
+        **options: int,
     ) -> None:
         experts = 0 if Path(folder).name == "dense" else 7
         super().__init__(experts=experts, token_s=float(os.environ.get("FAKE_TOKEN_S", "0")))
         self.info |= {"weight_format": weight_format, "policy": policy, "threads": threads, "kv_pages": kv_tokens // 16}
+        assert set(options) <= {"tpot_goal_ms"}, options
+        self.info |= options
 
 
 core = ModuleType("outrider._core")

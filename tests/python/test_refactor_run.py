@@ -56,7 +56,8 @@ def test_all_rows_are_on_the_card(finished):
 def test_every_file_has_its_checksum(finished, tmp_path):
     out, _ = finished
     header = json.loads((out / "outrider.json").read_text())
-    beside = {"outrider.json", "quality_card.json", "quality_card.md", "quality_card.png", "routes", "rows.json"}
+    beside = {"outrider.json", "outrider.sha256"}
+    beside |= {"quality_card.json", "quality_card.md", "quality_card.png", "routes", "rows.json"}
     assert set(header["files"]) == {path.name for path in out.iterdir()} - beside
     damaged = shutil.copytree(out, tmp_path / "damaged")
     text = bytearray((damaged / "outrider_router.safetensors").read_bytes())

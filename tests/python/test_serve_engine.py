@@ -200,6 +200,14 @@ def test_options_are_honoured_or_refused(folder: Path) -> None:
     assert info["vocab"] == SIZES["vocab_size"] and info["kv_pages"] == 64 and info["weight_bytes"] > 0
     with pytest.raises(TypeError, match="unknown keyword speed"):
         open_engine(folder, speed=2)
-    for options in ({"policy": "best"}, {"weight_format": "q4"}, {"text_tokens_max": 4096}, {"running_max": 0}):
+    assert open_engine(folder, tpot_goal_ms=50).info["tpot_goal_ms"] == 50
+    for options in (
+        {"tpot_goal_ms": -1},
+        {"tpot_goal_ms": 50, "policy": "chunked_fcfs"},
+        {"policy": "best"},
+        {"weight_format": "q4"},
+        {"text_tokens_max": 4096},
+        {"running_max": 0},
+    ):
         with pytest.raises(ValueError, match="error E_OPTION"):
             open_engine(folder, **options)

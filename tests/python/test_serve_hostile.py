@@ -167,6 +167,17 @@ def test_health_fails_when_no_step_finishes(folder, monkeypatch):
         stream.close()
 
 
+def test_a_lesser_mode_is_told_once(folder, monkeypatch, caplog):
+    monkeypatch.setattr(hub, "WATCH_S", 0.02)
+    with running(folder) as server:
+        for count in (1, 2):
+            server.engine.degraded = {"nothing is held": count}
+            name = b'outrider_degraded_total{reason="nothing is held"} %d.0' % count
+            wait_for(lambda name=name: name in server.request("GET", "/metrics")[2])
+            time.sleep(0.2)
+    assert caplog.text.count("nothing is held") == 1
+
+
 def test_many_requests_that_come_and_go(folder):
     with running(folder, streams_max=200, token_s=0.001) as server:
         for number in range(60):

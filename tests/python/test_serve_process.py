@@ -42,9 +42,9 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(*arguments: str, token_s: float = 0.0) -> Iterator[Served]:
+def served(*arguments: str, token_s: float = 0.0, port: int = 0) -> Iterator[Served]:
     environment = {**os.environ, "FAKE_TOKEN_S": str(token_s)}
-    command = [sys.executable, str(PROGRAM), "serve", *arguments, "--port", "0"]
+    command = [sys.executable, str(PROGRAM), "serve", *arguments, "--port", str(port)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, **pipes) as process:
         try:
@@ -80,8 +80,9 @@ def test_a_dense_folder_is_served_with_a_note(folder, tmp_path):
 
 
 def test_termination_finishes_what_runs(folder):
-    with served(str(folder), token_s=0.01) as server:
-        stream = server.client.chat.completions.create(model="mine", messages=ASK, stream=True)
+    with served(str(folder), "--tpot-goal-ms", "50", token_s=0.01) as server:
+        assert ", tpot_goal_ms 50\n" in server.greeting
+        stream = server.client.chat.completions.create(model="mine", messages=ASK, stream=True, temperature=0)
         next(stream)
         server.process.send_signal(signal.SIGTERM)
         text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)

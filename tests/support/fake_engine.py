@@ -76,6 +76,7 @@ class FakeEngine:
         self.token_s, self.streams_max = token_s, streams_max
         self.fail_after: int | None = None  # tokens of a stream, then it ends with an error
         self.frozen = False  # no step finishes
+        self.degraded: dict[str, int] = {}
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._drawn = script is None  # what the seed decides: where the repeated text begins
         self._script = script or (lambda prompt: [token for token in prompt if token >= len(SPECIAL)])
@@ -89,12 +90,12 @@ class FakeEngine:
         self._thread.start()
 
     def submit(self, prompt: list[int], **params: Any) -> int:
-        assert set(params) == {
+        assert set(params) - {"tenant", "tenant_requests_max", "tenant_tokens_max", "salt"} == {
             *("max_tokens", "temperature", "top_k", "top_p", "presence_penalty", "frequency_penalty"),
             *("repetition_penalty", "seed", "stop_ids", "logprobs", "echo_logprobs", "deadline_ms", "priority"),
         }
         with self._lock:
-            self._check(prompt)
+            self._check(prompt, params)
             room = self.info["context"] - len(prompt)
             limit = min(params["max_tokens"] or room, room)
             text = self._script(prompt)
@@ -109,14 +110,18 @@ class FakeEngine:
             self._lock.notify()
             return stream
 
-    def _check(self, prompt: list[int]) -> None:
+    def _check(self, prompt: list[int], params: dict[str, Any]) -> None:
         rejected = None
+        tenant, most = params.get("tenant", ""), params.get("tenant_requests_max", 0)
+        of_tenant = [stream for stream in self._streams.values() if stream.params.get("tenant", "") == tenant]
         if self._draining:
             rejected = ServeRejected("E_DRAINING", "no new work")
         elif len(prompt) >= self.info["context"]:
             rejected = ServeRejected("E_CONTEXT", f"prompt: {len(prompt)} tokens, context {self.info['context']}")
         elif len(self._streams) >= self.streams_max:
             rejected = ServeRejected("E_BUSY", "too many requests", 2.5)
+        elif most and len(of_tenant) >= most:
+            rejected = ServeRejected("E_TENANT", "too many requests of this key", 1)
         if rejected:
             self._rejected[rejected.code] = self._rejected.get(rejected.code, 0) + 1
             raise rejected
@@ -150,6 +155,7 @@ class FakeEngine:
                 "distinct_experts": self._steps * min(self.info["experts"], 3),
                 "expert_tokens": {0: self._written},
                 "rejected": dict(self._rejected),
+                "degraded": dict(self.degraded),
                 "step_seconds": {"bounds": [0.01, 0.1], "counts": [self._steps, 0, 0], "sum": 0.001 * self._steps},
             }
 

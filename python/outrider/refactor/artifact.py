@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 HEADER = "outrider.json"
 MASKS = "outrider_masks.safetensors"
 ROUTER = "outrider_router.safetensors"
+SUM = "outrider.sha256"
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,36 @@ def load_artifact(folder: Path) -> Artifact:
 
 
 def seal(folder: Path) -> None:
-    """Puts the checksum of every file into outrider.json."""
+    """Puts the checksum of every file into outrider.json, and that of outrider.json beside it."""
     header = json.loads((folder / HEADER).read_text())
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name != HEADER]
-    header["files"] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    write_file(folder / HEADER, json.dumps(header, indent=1) + "\n")
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in (HEADER, SUM)]
+    header["files"] = {path.name: _sha256(path) for path in files}
+    text = json.dumps(header, indent=1) + "\n"
+    write_file(folder / HEADER, text)
+    write_file(folder / SUM, _sum_line(text.encode()))
+
+
+def check_files(folder: Path) -> None:
+    """Compares every file that `seal` saw with its checksum; hand-made folders have none.
+
+    Raises:
+        InputError: E_ARTIFACT.
+    """
+    if (folder / SUM).exists():
+        found, expected = _bytes(folder / SUM), _sum_line(_bytes(folder / HEADER))
+        if found != expected:
+            raise InputError("E_ARTIFACT", folder / SUM, "sha256", repr(found[:80]), repr(expected))
+    files = _header(folder / HEADER).get("files", {})
+    named = isinstance(files, dict) and all(Path(name).name == name for name in files)
+    if not named:
+        raise InputError("E_ARTIFACT", folder / HEADER, "files", repr(files)[:100], "checksums by names of files here")
+    for name, expected in files.items():
+        _check_sha256(folder / name, expected)
+
+
+def _sum_line(header: bytes) -> bytes:
+    """As `sha256sum` writes it."""
+    return f"{hashlib.sha256(header).hexdigest()}  {HEADER}\n".encode()
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -158,11 +184,20 @@ def _tensors(path: Path) -> dict[str, "torch.Tensor"]:
 
 
 def _check_sha256(path: Path, expected: str | None) -> None:
-    if expected is None:
-        return
+    if expected is not None and (found := _sha256(path)) != expected:
+        raise InputError("E_ARTIFACT", path, "sha256", found, str(expected)[:80])
+
+
+def _sha256(path: Path) -> str:
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise InputError("E_ARTIFACT", path, "file", str(error), "a readable file") from error
-    if found != expected:
-        raise InputError("E_ARTIFACT", path, "sha256", found, expected)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError("E_ARTIFACT", path, "file", str(error), "a readable file") from error

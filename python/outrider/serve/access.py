@@ -1,6 +1,7 @@
 """Who may ask: keys where there are keys, else this machine alone."""
 
 import ipaddress
+from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import Request
@@ -28,10 +29,20 @@ async def admin_access(request: Request) -> None:
     _check(request, admin=True)
 
 
+def tenant_of(request: Request) -> dict[str, Any]:
+    """Whose the request is, as keywords of the engine's `submit`; behind `user_access`. Nobody's without keys."""
+    state = request.app.state.serve
+    if state.keys is None:
+        return {}
+    key = request.state.key
+    caps = {"tenant_requests_max": key.requests_max, "tenant_tokens_max": key.tokens_max}
+    return {"tenant": key.name, "salt": "" if state.share_prefixes else key.name, **caps}
+
+
 def _check(request: Request, *, admin: bool) -> None:
     keys = request.app.state.serve.keys
     if keys is not None:
-        keys.check(request.headers.get("authorization"), admin=admin)
+        request.state.key = keys.check(request.headers.get("authorization"), admin=admin)
         return
     # Without keys the socket is a loopback one. A page of another site in this machine's browser may still try: it
     # either names another host (a name that resolves to this machine) or sends its own origin.

@@ -12,7 +12,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from outrider.serve import chat, completions, metrics, schema
-from outrider.serve.access import admin_access, user_access
+from outrider.serve.access import admin_access, tenant_of, user_access
 from outrider.serve.body import read_json
 from outrider.serve.errors import ApiError
 from outrider.serve.run import Run
@@ -57,7 +57,7 @@ async def chat_completions(request: Request) -> Response:
     state.check_model(asked.model)
     ids = await _chat_ids(state, asked.messages)
     state.check_vocabulary(ids)
-    run = chat.start_chat(state, asked, ids, deadline_of(request.headers.get(DEADLINE_HEADER)))
+    run = chat.start_chat(state, asked, ids, _engine_keywords(request))
     if asked.stream:
         return EventStream(chat.chat_chunks(run), run.mailbox)
     return await _answer(request, run, chat.chat_answer(run))
@@ -72,7 +72,7 @@ async def plain_completions(request: Request) -> Response:
         ids = await _beside(state.tokenizer.encode, prompt, len(prompt)) if isinstance(prompt, str) else prompt
         state.check_vocabulary(ids)
         prompts.append(ids)
-    run = completions.start_completion(state, asked, prompts, deadline_of(request.headers.get(DEADLINE_HEADER)))
+    run = completions.start_completion(state, asked, prompts, _engine_keywords(request))
     if asked.stream:
         return EventStream(completions.completion_chunks(run), run.mailbox)
     return await _answer(request, run, completions.completion_answer(run))
@@ -147,6 +147,12 @@ async def drain(request: Request) -> Response:
 
 def _state(request: Request) -> ServeState:
     return request.app.state.serve
+
+
+def _engine_keywords(request: Request) -> dict[str, Any]:
+    """What headers say: the tenant, and the deadline where there is one."""
+    deadline_ms = deadline_of(request.headers.get(DEADLINE_HEADER))
+    return tenant_of(request) | ({"deadline_ms": deadline_ms} if deadline_ms else {})
 
 
 def _model(state: ServeState) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """API keys: a file of hashes, read again when it changes. Keys themselves are never kept, compared or logged.
 
-A line is `ROLE NAME SHA256`, ROLE `user` or `admin`, SHA256 in hex of the key; `#` begins a comment. Admin keys may do
-everything, user keys may not see metrics or `/admin`.
+A line is `ROLE NAME SHA256 [requests=N] [tokens=N]`, ROLE `user` or `admin`, SHA256 in hex of the key, N what the name
+may have at once; `#` begins a comment. Admin keys may do everything, user keys may not see metrics or `/admin`.
 """
 
 import hashlib
@@ -15,6 +15,8 @@ from outrider.serve.errors import ApiError
 
 _log = logging.getLogger("outrider.serve")
 KEYS_MAX = 10_000
+CAPS = {"requests": "requests_max", "tokens": "tokens_max"}
+CAP_MAX = 10**12
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Key:
     role: str
     name: str
     digest: bytes
+    requests_max: int = 0  # 0: no cap
+    tokens_max: int = 0
 
 
 class Keys:
@@ -84,15 +88,27 @@ def read_keys(path: Path) -> list[Key]:
         words = line.split("#")[0].split()
         if not words:
             continue
-        if len(words) != 3 or words[0] not in ("user", "admin"):
-            raise InputError("E_KEYS", path, f"line {number}", f"{len(words)} words", "user|admin NAME SHA256")
+        if len(words) < 3 or words[0] not in ("user", "admin"):
+            raise InputError("E_KEYS", path, f"line {number}", f"{len(words)} words", "user|admin NAME SHA256 [CAPS]")
         try:
             digest = bytes.fromhex(words[2])
         except ValueError:
             digest = b""
         if len(digest) != 32:
             raise InputError("E_KEYS", path, f"line {number}", "no SHA-256", "64 hex digits")
-        keys.append(Key(words[0], words[1], digest))
+        keys.append(Key(words[0], words[1], digest, **_caps(path, number, words[3:])))
     if not 1 <= len(keys) <= KEYS_MAX:
         raise InputError("E_KEYS", path, "keys", str(len(keys)), f"1 to {KEYS_MAX}")
     return keys
+
+
+def _caps(path: Path, number: int, words: list[str]) -> dict[str, int]:
+    caps = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        known = name in CAPS and CAPS[name] not in caps
+        if not known or not (value.isascii() and value.isdigit()) or not 1 <= int(value[:20]) <= CAP_MAX:
+            expected = f"requests=N or tokens=N, each once, N 1 to {CAP_MAX}"
+            raise InputError("E_KEYS", path, f"line {number}", repr(word[:40]), expected)
+        caps[CAPS[name]] = int(value)
+    return caps

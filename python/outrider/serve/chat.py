@@ -22,17 +22,16 @@ def template_messages(messages: list[Message]) -> list[dict[str, str]]:
     return plain
 
 
-def start_chat(state: ServeState, request: ChatRequest, ids: list[int], deadline_ms: int | None) -> Run:
-    """Raises ApiError when the engine refuses."""
+def start_chat(state: ServeState, request: ChatRequest, ids: list[int], keywords: dict[str, Any]) -> Run:
+    """Raises ApiError when the engine refuses. `keywords`: of its `submit`, beside those of the body."""
     run = Run(state, "chatcmpl", request, [ids])
     params = engine_params(
         request,
         max_tokens=request.max_tokens,
         logprobs=(request.top_logprobs or 0) if request.logprobs else -1,
         end_ids=state.info["end_ids"],
-        deadline_ms=deadline_ms,
     )
-    run.start(params)
+    run.start(params | keywords)
     return run
 
 

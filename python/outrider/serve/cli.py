@@ -23,7 +23,9 @@ def serve_command(
     weights: Annotated[str, typer.Option(help="float32, bfloat16 or int8.")] = "float32",
     threads: Annotated[int, typer.Option(help="0: one per core.", min=0)] = 0,
     policy: Annotated[str, typer.Option(help="Which tokens share a step; see docs/guide/serving.md.")] = "outrider",
+    tpot_goal_ms: Annotated[int, typer.Option(help="Time per token that holding must keep; 0: no goal.", min=0)] = 0,
     api_keys: Annotated[Path | None, typer.Option(help="File of hashed keys; without it, loopback only.")] = None,
+    share_prefixes: Annotated[bool, typer.Option(help="One prefix cache for all keys; needs --api-keys.")] = False,
     name: Annotated[str | None, typer.Option(help="Of the model in the API; default: the folder's.")] = None,
     option: Annotated[list[str] | None, typer.Option(help="Further options of the engine, as NAME=VALUE.")] = None,
     drain_timeout: Annotated[float, typer.Option(help="Seconds that running work has at the end.", min=0)] = 30.0,
@@ -44,8 +46,10 @@ def serve_command(
             threads=threads,
             policy=policy,
             api_keys=api_keys,
+            share_prefixes=share_prefixes,
             name=name,
             drain_timeout_s=drain_timeout,
+            tpot_goal_ms=tpot_goal_ms,
             engine=start.engine_options("outrider serve", option or []),
         )
         options.check()

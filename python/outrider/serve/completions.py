@@ -15,7 +15,7 @@ DEFAULT_TOKENS = 16
 
 
 def start_completion(
-    state: ServeState, request: CompletionRequest, prompts: list[list[int]], deadline_ms: int | None
+    state: ServeState, request: CompletionRequest, prompts: list[list[int]], keywords: dict[str, Any]
 ) -> Run:
     """Raises ApiError when the engine refuses. An echo alone (`max_tokens` 0) costs one token, which is dropped."""
     run = Run(state, "cmpl", request, prompts)
@@ -25,10 +25,9 @@ def start_completion(
         max_tokens=max(limit, 1),
         logprobs=-1 if request.logprobs is None else request.logprobs,
         end_ids=state.info["end_ids"],
-        deadline_ms=deadline_ms,
     )
     params["echo_logprobs"] = bool(request.echo) and request.logprobs is not None
-    run.start(params, limit=limit)
+    run.start(params | keywords, limit=limit)
     return run
 
 

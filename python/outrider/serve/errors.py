@@ -45,5 +45,5 @@ def rejection(error: Any) -> ApiError:
         return ApiError(400, str(error), code="context_length_exceeded")
     if error.code == "E_REQUEST":
         return ApiError(400, str(error), code="invalid_value")
-    code = "draining" if error.code == "E_DRAINING" else "overloaded"
+    code = {"E_DRAINING": "draining", "E_TENANT": "rate_limit_exceeded"}.get(error.code, "overloaded")
     return ApiError(429, str(error), code=code, retry_after_s=error.retry_after_s or 1)

@@ -1,12 +1,14 @@
 """Between the event loop and the engine: one reader of the engine's events, one mailbox per HTTP request."""
 
 import asyncio
+import logging
 import time
 from collections import deque
 from typing import Any
 
 from outrider.serve.errors import ApiError, rejection
 
+_log = logging.getLogger("outrider.serve")
 POLL_EVENTS = 256
 # Tokens of one choice that wait for its connection; a client that reads more slowly loses its request.
 WAITING_TOKENS_MAX = 4096
@@ -92,6 +94,7 @@ class EngineHub:
         self._mailboxes: dict[int, Mailbox] = {}
         self._watch: asyncio.Task[None] | None = None
         self._progress = (-1, time.monotonic())  # steps, and when their number last changed or nothing ran
+        self._warned: set[str] = set()
         self.rate = 0.0  # tokens written per second, lately
 
     def start(self) -> None:
@@ -143,6 +146,7 @@ class EngineHub:
         written, then = 0, time.monotonic()
         while True:
             stats, now = self.engine.stats(), time.monotonic()
+            self._warn(stats.get("degraded", {}))
             idle = not stats.get("running") and not stats.get("queued")
             if idle or stats.get("steps", 0) != self._progress[0]:
                 self._progress = (stats.get("steps", 0), now)
@@ -150,6 +154,12 @@ class EngineHub:
                 self.rate = (stats.get("written_tokens", 0) - written) / (now - then)
                 written, then = stats.get("written_tokens", 0), now
             await asyncio.sleep(WATCH_S)
+
+    def _warn(self, degraded: dict[str, int]) -> None:
+        """Of each lesser mode once; how often it was entered is a metric."""
+        for reason in degraded.keys() - self._warned:
+            self._warned.add(reason)
+            _log.warning("the engine does less than it should: %s", reason)
 
 
 def failure(event: dict[str, Any]) -> ApiError | None:

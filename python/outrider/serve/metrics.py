@@ -17,6 +17,7 @@ _GAUGES = {
     "running": ("running_requests", "Requests that hold KV pages"),
     "tokens_admitted": ("queue_tokens", "Tokens of admitted prompts and texts to be"),
     "hold_steps_max": ("hold_steps", "The longest that an item was passed over, in steps"),
+    "hold_age_max": ("hold_age_max", "Steps after which a held token is overdue, 0 where none is held"),
     "bytes_per_s": ("weight_bytes_per_second", "Measured rate of weight reading"),
     "prefill_tokens_per_s": ("prefill_tokens_per_second", "Measured rate of prefill"),
 }

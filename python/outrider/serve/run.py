@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from outrider.serve.choice import Choice, Delta, usage
+from outrider.serve.errors import ApiError
 from outrider.serve.hub import Mailbox, failure
 from outrider.serve.sampling import for_choice
 from outrider.serve.state import ServeState
@@ -28,6 +29,7 @@ class Run:
         """Raises ApiError when the engine takes less than all of it."""
         each = self.request.choices
         try:
+            _check_choices(each * len(self.prompts), params.get("tenant_requests_max", 0))
             for number, prompt in enumerate(self.prompts):
                 for choice in range(each):
                     self.mailbox.submit(number * each + choice, prompt, for_choice(params, choice))
@@ -74,3 +76,10 @@ class Run:
         first, written = self._first[index], self.choices[index].written
         if first is not None and written:
             self.state.metrics.observe(self._started, first, time.monotonic(), written)
+
+
+def _check_choices(choices: int, most: int) -> None:
+    """What a key may never have at once is not told to come back."""
+    if most and choices > most:
+        message = f"The request has {choices} choices, each of which counts; this API key may have {most} at once."
+        raise ApiError(400, message, code="invalid_value", param="n")

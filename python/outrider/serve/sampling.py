@@ -10,9 +10,7 @@ _SEED_MASK = (1 << 64) - 1
 TOP_P_MIN = 1e-6
 
 
-def engine_params(
-    request: Any, *, max_tokens: int | None, logprobs: int, end_ids: Sequence[int], deadline_ms: int | None
-) -> dict[str, Any]:
+def engine_params(request: Any, *, max_tokens: int | None, logprobs: int, end_ids: Sequence[int]) -> dict[str, Any]:
     """Keywords for one choice; OpenAI's defaults. `max_tokens` None: up to the context; `logprobs` -1: none."""
     return {
         "max_tokens": max_tokens or 0,
@@ -26,7 +24,7 @@ def engine_params(
         "stop_ids": list(end_ids),
         "logprobs": logprobs,
         "echo_logprobs": False,
-        "deadline_ms": deadline_ms or request.outrider.deadline_ms or 0,
+        "deadline_ms": request.outrider.deadline_ms or 0,
         "priority": request.outrider.priority,
     }
 

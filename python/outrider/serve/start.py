@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from outrider.refactor.artifact import HEADER
+from outrider.refactor.artifact import HEADER, MASKS, SUM, check_files
 from outrider.refactor.errors import InputError
 from outrider.serve.access import is_loopback
 from outrider.serve.auth import Keys
@@ -18,7 +18,7 @@ from outrider.serve.tokens import ServeTokenizer
 
 # Of the engine's `info`, what the first lines show.
 SHOWN = ("threads", "kv_pages", "kv_page_tokens", "decode_tokens", "prefill_tokens", "distinct_experts", "running_max")
-SHOWN += ("queued_max", "prefix_cache")
+SHOWN += ("queued_max", "prefix_cache", "tpot_goal_ms")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class ServeOptions:
     weights: str = "float32"
     threads: int = 0
     policy: str = "outrider"
+    tpot_goal_ms: int = 0
     api_keys: Path | None = None
+    share_prefixes: bool = False
     name: str | None = None
     drain_timeout_s: float = 30.0
     engine: dict[str, int | float | bool] = field(default_factory=dict)  # further keywords of `_core.ServeEngine`
@@ -42,6 +44,9 @@ class ServeOptions:
         if self.api_keys is None and not is_loopback(self.host):
             found = f"{self.host} without API keys"
             raise InputError("E_USAGE", "outrider serve", "--host", found, "127.0.0.1, or --api-keys FILE")
+        if self.share_prefixes and self.api_keys is None:
+            expected = "--api-keys FILE beside it: without keys all texts share one prefix cache"
+            raise InputError("E_USAGE", "outrider serve", "--share-prefixes", "no API keys", expected)
         if not (self.model / "config.json").is_file() and not (self.model / HEADER).is_file():
             raise InputError("E_READ", self.model, "model", "neither config.json nor a refactored model", "its folder")
 
@@ -60,7 +65,14 @@ class Inputs:
 
 def read_inputs(options: ServeOptions) -> Inputs:
     """Raises InputError."""
+    check_checksums(options)
     return Inputs(tokenizer_of(options), Keys(options.api_keys) if options.api_keys else None)
+
+
+def check_checksums(options: ServeOptions) -> None:
+    """Of a refactored model: a damaged file ends the start, it never writes a wrong token. Raises InputError."""
+    if any((options.model / name).exists() for name in (HEADER, MASKS, SUM)):
+        check_files(options.model)
 
 
 def tokenizer_of(options: ServeOptions) -> ServeTokenizer:
@@ -74,7 +86,9 @@ def open_engine(options: ServeOptions) -> tuple[Any, type[Exception]]:
     from outrider import _runtime
 
     core = _runtime.core()
-    given = {"weight_format": options.weights, "threads": options.threads, "policy": options.policy}
+    given: dict[str, Any] = {"weight_format": options.weights, "threads": options.threads, "policy": options.policy}
+    if options.tpot_goal_ms:
+        given["tpot_goal_ms"] = options.tpot_goal_ms
     try:
         engine = core.ServeEngine(str(options.model), str(options.parent or ""), **given, **options.engine)
     except TypeError:
@@ -112,6 +126,7 @@ def make_state(options: ServeOptions, inputs: Inputs, engine: Any, rejected: typ
         hub=EngineHub(engine, rejected),
         metrics=Metrics(engine.stats, {"model": options.served_name, **labels}),
         keys=inputs.keys,
+        share_prefixes=options.share_prefixes,
         drain_timeout_s=options.drain_timeout_s,
     )
 

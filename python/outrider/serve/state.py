@@ -27,6 +27,7 @@ class ServeState:
     hub: EngineHub
     metrics: Metrics
     keys: Keys | None = None
+    share_prefixes: bool = False  # of texts of different keys
     drain_timeout_s: float = 30.0
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False

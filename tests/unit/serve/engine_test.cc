@@ -140,6 +140,63 @@ TEST(Engine, CapsHoldAndTellWhenToComeBack) {
   EXPECT_TRUE(engine->Submit(Plain({1, 2}, 3)).has_value());
 }
 
+Request Of(Tenant tenant, Request request) {
+  request.tenant = std::move(tenant);
+  return request;
+}
+
+TEST(Engine, CapsOfATenantHoldForItAlone) {
+  EngineOptions options = test::TestOptions();
+  std::atomic<bool> go = false;
+  options.policy = [&go](const sched::Snapshot& snapshot) {
+    while (!go) std::this_thread::yield();
+    return sched::PlanChunkedFcfs(snapshot);
+  };
+  auto engine = MakeEngine(options);
+  const auto code = [&engine](const Tenant& tenant, int64_t max_tokens) {
+    const auto id = engine->Submit(Of(tenant, Plain({1, 2}, max_tokens)));
+    if (id) return std::string("accepted");
+    EXPECT_EQ(id.error().error.code == "E_TENANT", id.error().retry_after_s >= 1);
+    return id.error().error.code;
+  };
+  const Tenant two{"two", 2, 0, ""}, ten{"ten", 0, 10, ""};
+  EXPECT_EQ(code(two, 3), "accepted");
+  EXPECT_EQ(code(two, 3), "accepted");
+  EXPECT_EQ(code(two, 3), "E_TENANT");
+  EXPECT_EQ(code(ten, 3), "accepted");
+  EXPECT_EQ(code(ten, 4), "E_TENANT");
+  EXPECT_EQ(code(ten, 3), "accepted");
+  EXPECT_EQ(code(ten, 9), "E_CONTEXT") << "it alone is more than the tenant may ever have";
+  EXPECT_EQ(code({"free", 0, 0, ""}, 9), "accepted");
+  EXPECT_EQ(code({"bad", -1, 0, ""}, 9), "E_REQUEST");
+  go = true;
+  EXPECT_EQ(WaitFor(*engine, 5).size(), 5u);
+  EXPECT_EQ(code(two, 3), "accepted");
+  EXPECT_EQ(code(ten, 0), "accepted") << "without max_tokens: as long as the tenant may";
+  const ToldStreams told = WaitFor(*engine, 2);
+  EXPECT_EQ(told.rbegin()->second.last.written_tokens, 8);
+}
+
+TEST(Engine, TextsOfOneSaltAloneShareTheirPrefix) {
+  auto engine = MakeEngine(test::TestOptions());
+  const std::vector<int32_t> prompt(40, 7);
+  const auto cached = [&](const std::string& name, const std::string& salt) {
+    const Request request = Of({name, 0, 0, salt}, Plain(prompt, 3));
+    const auto id = engine->Submit(request);
+    const ToldStreams told = WaitFor(*engine, 1);
+    EXPECT_EQ(told.at(*id).tokens, Reference(request).written);
+    return told.at(*id).last.cached_tokens;
+  };
+  EXPECT_EQ(cached("a", "a"), 0);
+  const int64_t shared = cached("a", "a");
+  EXPECT_GT(shared, 0);
+  EXPECT_EQ(cached("b", "b"), 0);
+  EXPECT_EQ(cached("b", ""), 0);
+  EXPECT_EQ(cached("c", "b"), shared);
+  EXPECT_TRUE(engine->WaitIdle(Deadline::AfterMs(5'000)));
+  EXPECT_EQ(engine->Stats().first_violation, "");
+}
+
 TEST(Engine, StreamsThatNobodyReadsAreBounded) {
   EngineOptions options = test::TestOptions();
   options.streams_max = 3;

@@ -51,7 +51,7 @@ def bench_serve(
         more = start.engine_options("outrider bench serve", option or [])
         options = start.ServeOptions(model=model, parent=parent, weights=weights, threads=threads, engine=more)
         options.check()
-        tokenizer = start.tokenizer_of(options)
+        tokenizer = start.read_inputs(options).tokenizer
         context = _context(options)
         source = load.read_trace(trace) if trace else load.poisson(rows, seed)
         scale = scale_lengths if trace else 1
