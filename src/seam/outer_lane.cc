@@ -205,6 +205,15 @@ void OuterLane::AddPlan(Program& program, std::shared_ptr<const OuterPlan> plan)
   program.why_not.clear();
 }
 
+// What is recorded after a divergence is often a path known before. A second plan for it would push another one out.
+bool OuterLane::FollowsKnownPlan(const OuterTrace& trace) {
+  auto& plans = program_->plans;
+  const auto known = std::find_if(plans.begin(), plans.end(), [&](const auto& plan) { return plan->Accepts(trace); });
+  if (known == plans.end()) return false;
+  std::rotate(plans.begin(), known, std::next(known));
+  return true;
+}
+
 void OuterLane::FinishRecording() {
   inner_.SetListener(nullptr);
   std::unique_ptr<OuterTrace> trace = recorder_->Finish();
@@ -212,6 +221,7 @@ void OuterLane::FinishRecording() {
   Program& program = *program_;
   program.why_not = trace->refusal;
   if (trace->refusal.empty()) {
+    if (FollowsKnownPlan(*trace)) return;
     program.why_not = "INNER_UNSTABLE: no second recording of this path yet";
     for (auto it = program.recordings.rbegin(); it != program.recordings.rend(); ++it) {
       PlanResult result = MakePlan(**it, std::move(*trace));

@@ -108,6 +108,7 @@ class OuterLane {
   void RetirePlans();
   void FinishRecording();
   void Pause(Program& program) const;
+  bool FollowsKnownPlan(const OuterTrace& trace);
   void AddPlan(Program& program, std::shared_ptr<const OuterPlan> plan);
   void RecordEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack);
 

@@ -15,6 +15,8 @@ constexpr double kGraphCutsBytesMax = 128e6;
 
 using Code = Arg::Code;
 
+bool IsScalar(const Arg& arg) { return arg.code == Code::kConstant || arg.code == Code::kNumber; }
+
 bool IsLateCandidate(const c10::IValue& value) {
   if (value.isDouble() || value.isTensor()) return true;  // the only constant tensors are numbers
   if (!value.isList()) return false;
@@ -69,8 +71,6 @@ class Comparison {
   bool ViewMoves() const { return view_moves_; }
 
  private:
-  static bool IsScalar(const Arg& arg) { return arg.code == Code::kConstant || arg.code == Code::kNumber; }
-
   std::string Sizes() const {
     auto differs = [](const char* what, size_t x, size_t y) {
       return x == y ? std::string() : std::string(what) + " " + std::to_string(x) + " against " + std::to_string(y) + "; ";
@@ -322,6 +322,10 @@ void FindCuts(OuterPlan& plan) {
 }
 
 }  // namespace
+
+bool FitsLate(const Arg& late, const Arg& seen) {
+  return IsScalar(seen) && IsLateCandidate(seen.constant) && SameScalarType(late.constant, seen.constant);
+}
 
 PlanResult MakePlan(const OuterTrace& older, OuterTrace&& newer) {
   PlanResult result;

@@ -47,6 +47,8 @@ struct OuterPlan : OuterTrace, std::enable_shared_from_this<OuterPlan> {
 
   // The program's state this plan was made for is gone.
   bool Expired() const;
+  // A step that runs as the recorded one would follow this plan.
+  bool Accepts(const OuterTrace& trace) const;
   // Number of leading events in which the two plans are the same, ids included.
   size_t SharedPrefix(const OuterPlan& other) const;
 
@@ -69,6 +71,9 @@ void VisitSlots(const OuterPlan& plan, const DeviceOp& op, const Visit& visit) {
   for (const auto& arg : op.args) VisitSlots(plan, arg, visit);
   for (const auto& arg : op.outputs) VisitSlots(plan, arg, visit);
 }
+
+// `late` is late-bound; `seen` is a scalar of the same kind.
+bool FitsLate(const Arg& late, const Arg& seen);
 
 struct PlanResult {
   std::shared_ptr<OuterPlan> plan;

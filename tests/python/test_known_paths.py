@@ -1,0 +1,46 @@
+"""Paths that are recorded again take no room from others."""
+
+import equality
+import outrider
+import torch
+
+PLANS_MAX = 16
+NEVER = 0  # early launches
+
+
+class Branching:
+    """A step whose path is chosen by name."""
+
+    def __init__(self):
+        self.weight, self.data = torch.randn(8, 8), torch.randn(4, 8)
+        self.call = outrider.coexec(self.step, name="branching")
+
+    def step(self, path, rows=1):
+        """One of three paths; `rolled` differs with each `rows`."""
+        x = self.data @ self.weight
+        if path == "rolled":
+            return x.roll(rows, 0).sin()
+        return x.relu().sum() if path == "relu" else x.sigmoid().tanh().exp().sum()
+
+    def run(self, *arguments, split=False):
+        """The row of one step, whose result is exact. `split`: the path is left in its midst and ended in the inner lane."""
+        with torch.no_grad():
+            wanted = self.step(*arguments)
+            outrider.options(force_divergence=(outrider.report()[-1]["step"] + 1, 1) if split else None)
+            got = self.call(*arguments)
+        outrider.flush()
+        assert torch.equal(got, wanted)
+        return outrider.report()[-1]
+
+
+def test_a_known_path_recorded_again_pushes_no_other_out():
+    with equality.fresh_core(early_launch=NEVER):
+        program = Branching()
+        lanes = [program.run(path)["lane"] for path in ("sigmoid", "relu") for _ in range(6)]
+        assert (lanes[5], lanes[-1]) == ("outer", "outer")
+        for _ in range(PLANS_MAX + 1):
+            row = program.run("relu", split=True)
+            assert {divergence["code"] for divergence in row["divergences"]} == {"DIV_FORCED"}
+            rows = [program.run("relu") for _ in range(4)]
+            assert rows[0]["recorded"] and rows[-1]["lane"] == "outer"
+        assert program.run("sigmoid")["lane"] == "outer"
