@@ -66,6 +66,13 @@ COLUMNS = {
     "dense FFN, ms": "dense_ms",
     "ours, ms": "ours_ms",
     "ours / dense": "ours_to_dense",
+    "share of the FFN": "share",
+    "experts a step": "distinct_experts",
+    "step, ms": "step_ms",
+    "tokens/s": "tokens_per_second",
+    "of copy bandwidth": "share_of_copy_bandwidth",
+    "host beside it": "overhead_share",
+    "waits a step": "host_waits_per_step",
 }
 
 

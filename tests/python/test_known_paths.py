@@ -23,7 +23,7 @@ class Branching:
         return x.relu().sum() if path == "relu" else x.sigmoid().tanh().exp().sum()
 
     def run(self, *arguments, split=False):
-        """The row of one step, whose result is exact. `split`: the path is left in its midst and ended in the inner lane."""
+        """The row of one step, whose result is exact. `split`: the path is left in its midst for the inner lane."""
         with torch.no_grad():
             wanted = self.step(*arguments)
             outrider.options(force_divergence=(outrider.report()[-1]["step"] + 1, 1) if split else None)
