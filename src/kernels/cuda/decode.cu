@@ -22,19 +22,19 @@ __host__ __device__ int PaddedChannels(const Layer& layer) { return CeilDiv(laye
 
 __device__ __forceinline__ void Multiply(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                          uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-// Weights pass through once and need not stay in the first cache.
+// Weights pass through once and need not stay in the first cache; what lies next to them is wanted soon. Not volatile:
+// an unrolled loop sends its loads before it multiplies.
 __device__ __forceinline__ uint4 LoadWeights(const uint8_t* at, bool valid) {
   uint4 value = {0, 0, 0, 0};
   if (valid)
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-                 : "l"(at));
+    asm("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+        : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+        : "l"(at));
   return value;
 }
 
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kThreads)
   const unsigned wanted = Wanted(ids, tokens);
   const uint8_t* columns = static_cast<const uint8_t*>(layer.records) + 4 * layer.width + (output + lane / 4 * 8) * 2;
   float c[kRows][8][4] = {};
-#pragma unroll 2
+#pragma unroll 4
   for (int group = part * groups / kDecodeParts; group < (part + 1) * groups / kDecodeParts; ++group) {
     const int channel = group * kGroup + lane % 4 * 4;
     uint4 rows[4];
