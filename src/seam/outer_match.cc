@@ -139,15 +139,32 @@ static bool SameResult(const OuterValue& a, const OuterValue& b) {
          a.counter == b.counter && a.version == b.version && a.view == b.view;
 }
 
-static bool SameArguments(const OuterPlan& plan, const OuterPlan& other, const OuterEvent& a, const OuterEvent& b) {
-  for (size_t k = 0; k < a.args.size(); ++k) {
-    if (!SameArg(a.args[k], b.args[k])) return false;
-    if (a.args[k].code != Code::kExternal) continue;
-    const External& x = plan.externals[a.args[k].id];
-    const External& y = other.externals[a.args[k].id];
-    if (x.persistent != y.persistent || x.slot != y.slot || !(x.geometry == y.geometry) || (x.persistent && x.identity != y.identity)) return false;
+static bool SameExternal(const External& x, const External& y) {
+  return x.persistent == y.persistent && x.slot == y.slot && x.geometry == y.geometry && x.requires_grad == y.requires_grad &&
+         x.snapshot == y.snapshot && (!x.persistent || x.identity == y.identity);
+}
+
+// Externals with equal numbers may be different tensors of the program, also those in a list.
+static bool SameTensors(const OuterPlan& plan, const OuterPlan& other, const Arg& a, const Arg& b) {
+  if (a.code == Code::kExternal && !SameExternal(plan.externals[a.id], other.externals[b.id])) return false;
+  for (size_t k = 0; k < a.list.size(); ++k) {
+    if (!SameTensors(plan, other, a.list[k], b.list[k])) return false;
   }
   return true;
+}
+
+static bool SameArguments(const OuterPlan& plan, const OuterPlan& other, const std::vector<Arg>& a, const std::vector<Arg>& b) {
+  if (a.size() != b.size()) return false;
+  for (size_t k = 0; k < a.size(); ++k) {
+    if (!SameArg(a[k], b[k]) || !SameTensors(plan, other, a[k], b[k])) return false;
+  }
+  return true;
+}
+
+static bool SameLeaves(const OuterPlan& plan, const OuterPlan& other, const OuterEvent& a, const OuterEvent& b) {
+  if (a.leaves != b.leaves || a.leaf_values != b.leaf_values || !SameArguments(plan, other, a.leaf_grads, b.leaf_grads)) return false;
+  return std::all_of(a.leaves.begin(), a.leaves.end(),
+                     [&](int id) { return SameExternal(plan.externals[id], other.externals[id]); });
 }
 
 static bool SameOp(const DeviceOp& a, const DeviceOp& b) {
@@ -184,9 +201,9 @@ size_t OuterPlan::CompareEvents(const OuterPlan& other) const {
   for (size_t i = 0; i < limit; ++i) {
     const OuterEvent& a = events[i];
     const OuterEvent& b = other.events[i];
-    bool same = a.info == b.info && a.backward == b.backward && a.env == b.env && a.args.size() == b.args.size() &&
-                a.first_op == b.first_op && a.end_op == b.end_op && a.leaves == b.leaves && a.leaf_values == b.leaf_values &&
-                a.snapshots.size() == b.snapshots.size() && a.outputs.size() == b.outputs.size() && SameArguments(*this, other, a, b);
+    bool same = a.info == b.info && a.backward == b.backward && a.env == b.env && a.first_op == b.first_op &&
+                a.end_op == b.end_op && a.snapshots.size() == b.snapshots.size() && a.outputs.size() == b.outputs.size() &&
+                SameArguments(*this, other, a.args, b.args) && SameLeaves(*this, other, a, b);
     for (int op = a.first_op; same && op < a.end_op; ++op) same = SameOp(ops[op], other.ops[op]);
     if (!same || !SameOutputs(*this, other, a, b)) return i;
   }

@@ -3,6 +3,7 @@
 import functools
 
 import equality
+import outrider
 import pytest
 import torch
 from coexec.program import Program
@@ -71,3 +72,21 @@ def test_a_step_that_branches_behind_a_read_follows_known_plans(needs, early):
 def test_what_the_other_plan_has_dropped_is_not_asked_for(early):
     late = twin_of("input", early).rows[SETTLED:]
     assert any(row["divergences"] for row in late), "no branch needed what was gone: the case is not the one meant"
+
+
+def test_a_plan_with_another_tensor_in_a_list_is_not_taken():
+    """Which weight stands in the list and which function follows is learned in two pairs, and then mixed."""
+    first, second, x = torch.randn(4), torch.randn(4), torch.randn(4)
+
+    def step(weight, function):
+        with torch.no_grad():
+            return function(torch.cat([weight, x]) * 2)
+
+    pairs = [(first, torch.relu)] * 5 + [(second, torch.sigmoid)] * 6 + [(first, torch.relu)] * 2
+    mixed = [(first, torch.sigmoid), (second, torch.relu)]
+    with equality.fresh_core(lane="outer"):
+        covered = outrider.coexec(step, name="pairs")
+        for weight, function in pairs + mixed:
+            assert torch.equal(covered(weight, function).clone(), step(weight, function))
+            outrider.flush()
+        assert [row["lane"] for row in outrider.report()[-4:-2]] == ["outer"] * 2
