@@ -1,6 +1,6 @@
-// Whether a recorded step is one that a plan knows already: the same course again, after a divergence for another reason.
-// What MatchEvent and BindFeed ask of a running step is asked of the recording here. The answer may be no where it could
-// be yes, never the other way round: the step would be left without a plan.
+// Whether a recorded step is one that a plan knows already: the same course again, after a divergence for another
+// reason. What MatchEvent and BindFeed ask of a running step is asked of the recording here. The answer may be no where
+// it could be yes, never the other way round: the step would be left without a plan.
 
 #include <algorithm>
 
@@ -19,19 +19,23 @@ bool AcceptsArg(const Arg& known, const Arg& seen) {
 }
 
 bool AcceptsEvent(const OuterEvent& known, const OuterEvent& seen) {
-  return known.info == seen.info && known.backward == seen.backward && known.env == seen.env && known.leaves == seen.leaves &&
-         known.leaf_values == seen.leaf_values && known.first_op == seen.first_op && known.end_op == seen.end_op &&
+  return known.info == seen.info && known.backward == seen.backward && known.env == seen.env &&
+         known.leaves == seen.leaves && known.leaf_values == seen.leaf_values && known.first_op == seen.first_op &&
+         known.end_op == seen.end_op &&
          std::equal(known.args.begin(), known.args.end(), seen.args.begin(), seen.args.end(), AcceptsArg) &&
-         std::equal(known.leaf_grads.begin(), known.leaf_grads.end(), seen.leaf_grads.begin(), seen.leaf_grads.end(), AcceptsArg);
+         std::equal(known.leaf_grads.begin(), known.leaf_grads.end(), seen.leaf_grads.begin(), seen.leaf_grads.end(),
+                    AcceptsArg);
 }
 
 bool AcceptsValue(const OuterValue& known, const OuterValue& seen) {
-  return known.geometry == seen.geometry && known.requires_grad == seen.requires_grad && known.is_leaf == seen.is_leaf &&
-         known.slot == seen.slot && known.consumed_by == seen.consumed_by;
+  return known.geometry == seen.geometry && known.requires_grad == seen.requires_grad &&
+         known.is_leaf == seen.is_leaf && known.slot == seen.slot && known.consumed_by == seen.consumed_by;
 }
 
 bool AcceptsExternal(const External& known, const External& seen) {
-  if (!(known.geometry == seen.geometry) || known.requires_grad != seen.requires_grad || known.snapshot != seen.snapshot) return false;
+  if (!(known.geometry == seen.geometry) || known.requires_grad != seen.requires_grad ||
+      known.snapshot != seen.snapshot)
+    return false;
   if (known.persistent) return known.identity == seen.identity && known.storage == seen.storage;
   return known.snapshot || known.storage_nbytes <= seen.storage_nbytes;
 }
@@ -55,7 +59,8 @@ bool OuterPlan::Accepts(const OuterTrace& trace) const {
   return ops.size() == trace.ops.size() &&
          std::equal(events.begin(), events.end(), trace.events.begin(), trace.events.end(), AcceptsEvent) &&
          std::equal(values.begin(), values.end(), trace.values.begin(), trace.values.end(), AcceptsValue) &&
-         std::equal(externals.begin(), externals.end(), trace.externals.begin(), trace.externals.end(), AcceptsExternal) &&
+         std::equal(externals.begin(), externals.end(), trace.externals.begin(), trace.externals.end(),
+                    AcceptsExternal) &&
          SameSharing(*this, trace);
 }
 

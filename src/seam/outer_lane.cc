@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <optional>
+#include <tuple>
 
 #include "seam/gil.h"
 #include "seam/lazy_impl.h"
@@ -21,6 +23,21 @@ constexpr size_t kRecordingsMax = 6;    // waiting for a second, agreeing one
 constexpr int kFruitlessMax = 12;       // recordings in a row before recording pauses
 constexpr int kReplayedEndsMax = 3;     // steps replayed at their very end before covering pauses
 constexpr uint64_t kPauseMax = 1024;    // steps
+
+// How near two recordings are to the same path; greater is nearer.
+using Nearness = std::tuple<size_t, bool, size_t>;
+
+Nearness NearnessOf(const OuterTrace& a, const OuterTrace& b) {
+  const size_t limit = std::min(a.events.size(), b.events.size());
+  const auto same_operator = [&](size_t i) { return a.events[i].info == b.events[i].info && a.events[i].backward == b.events[i].backward; };
+  const auto same_arguments = [&](size_t i) {
+    return std::equal(a.events[i].args.begin(), a.events[i].args.end(), b.events[i].args.begin(), b.events[i].args.end(), SameArg);
+  };
+  size_t operators = 0, equal = 0;
+  while (operators < limit && same_operator(operators)) ++operators;
+  while (equal < operators && same_arguments(equal)) ++equal;
+  return {operators, a.events.size() == b.events.size(), equal};
+}
 
 }  // namespace
 
@@ -223,7 +240,9 @@ void OuterLane::FinishRecording() {
   if (trace->refusal.empty()) {
     if (FollowsKnownPlan(*trace)) return;
     program.why_not = "INNER_UNSTABLE: no second recording of this path yet";
+    std::optional<Nearness> nearest;  // of the recording that the note is about
     for (auto it = program.recordings.rbegin(); it != program.recordings.rend(); ++it) {
+      const Nearness nearness = NearnessOf(**it, *trace);
       PlanResult result = MakePlan(**it, std::move(*trace));
       if (result.plan != nullptr) {
         program.recordings.erase(std::next(it).base());
@@ -231,14 +250,19 @@ void OuterLane::FinishRecording() {
         AddPlan(program, std::move(result.plan));
         return;
       }
-      program.why_not = result.why_not;
+      const bool agreed = trace->events.empty();
+      if (agreed || nearness > nearest) {
+        program.why_not = result.why_not;
+        nearest = nearness;
+      }
       if (result.view_moves && !program.views_move) {
+        program.why_not = result.why_not;
         program.views_move = true;
         program.recordings.clear();  // made of events that will be none
         note_ = program.why_not;
         return;
       }
-      if (trace->events.empty()) break;  // the recordings agreed, yet no plan may be made of them
+      if (agreed) break;  // yet no plan may be made of them
     }
     if (!trace->events.empty()) program.recordings.push_back(std::move(trace));
     if (program.recordings.size() > kRecordingsMax) program.recordings.erase(program.recordings.begin());

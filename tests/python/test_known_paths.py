@@ -1,4 +1,4 @@
-"""Paths that are recorded again take no room from others."""
+"""Paths that are recorded again: they take no room from others, and a note is about the recording of its own path."""
 
 import equality
 import outrider
@@ -44,3 +44,13 @@ def test_a_known_path_recorded_again_pushes_no_other_out():
             rows = [program.run("relu") for _ in range(4)]
             assert rows[0]["recorded"] and rows[-1]["lane"] == "outer"
         assert program.run("sigmoid")["lane"] == "outer"
+
+
+def test_the_note_is_about_the_recording_of_the_same_path():
+    with equality.fresh_core(early_launch=NEVER):
+        program = Branching()
+        notes = [
+            program.run(*arguments)["note"] for arguments in (("relu",), ("rolled", 1), ("sigmoid",), ("rolled", 2))
+        ]
+        assert notes[0] == "INNER_UNSTABLE: no second recording of this path yet"
+        assert notes[-1] == "INNER_UNSTABLE: event 1 (aten::roll): argument 1 differs"
