@@ -43,6 +43,9 @@ def _server(kind: str, folder):
         yield server
 
 
+POOL_THREADS = 40  # of the event loop's library, at most
+
+
 @dataclass(frozen=True)
 class Held:
     """What a process has of each kind that could leak."""
@@ -53,6 +56,10 @@ class Held:
     @classmethod
     def now(cls) -> "Held":
         return cls(*(len(list(Path("/proc/self", kind).iterdir())) for kind in ("fd", "task")))
+
+    def leaks_nothing_since(self, before: "Held") -> bool:
+        """A pool of threads may have grown to its size, or idle ones may be gone."""
+        return self.descriptors <= before.descriptors and self.threads <= before.threads + POOL_THREADS
 
 
 def _idle(server: Running) -> bool:
@@ -123,7 +130,7 @@ def test_clients_that_leave_anywhere_leave_nothing(folder, kind, clients):
         before = _steady()
         _storm(server, clients)
         wait_for(lambda: _idle(server), 30)
-        wait_for(lambda: Held.now() == before, 30)
+        wait_for(lambda: Held.now().leaks_nothing_since(before), 30)
         assert _text(server) == text
         stats = server.engine.stats()
         assert stats["written_tokens"] > 0 and not stats.get("first_violation")
