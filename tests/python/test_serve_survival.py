@@ -148,7 +148,7 @@ def test_half_open_connections_are_given_up(folder, monkeypatch):
         connections = [kept.enter_context(server.connect()) for _ in range(100)]
         for number, connection in enumerate(connections):
             connection.sendall(whole[: number % head])
-        wait_for(lambda: Held.now().descriptors == before + len(connections))  # the clients' ends alone
+        wait_for(lambda: Held.now().descriptors <= before + len(connections), 30)  # the clients' ends alone
         assert _text(server) and _idle(server)
 
 
@@ -165,8 +165,8 @@ def test_readers_that_stop_are_given_up(folder, monkeypatch):
             connection.connect(("127.0.0.1", server.port))
             connection.sendall(whole)
         wait_for(lambda: server.engine.stats()["running"] > 0)
-        wait_for(lambda: _idle(server), 60)
-        wait_for(lambda: Held.now().descriptors == before + READERS, 30)
+        wait_for(lambda: _idle(server), 150)
+        wait_for(lambda: Held.now().descriptors <= before + READERS, 30)
         assert server.request("GET", "/health")[0] == 200
 
 
