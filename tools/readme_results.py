@@ -73,6 +73,9 @@ COLUMNS = {
     "of copy bandwidth": "share_of_copy_bandwidth",
     "host beside it": "overhead_share",
     "waits a step": "host_waits_per_step",
+    "prompts": "asked",
+    "answered as the parent": "agreed",
+    "share": "agreed_share",
 }
 
 

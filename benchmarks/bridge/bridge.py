@@ -192,7 +192,7 @@ def main(argv=None):
     torch.set_num_threads(1)
     dtype = torch.bfloat16 if arguments.device == "cuda" else torch.float32
     started, model = time.perf_counter(), None
-    result = {"circumstances": measure.circumstances() | {"load": os.getloadavg()[0]}, "rows": []}
+    result = {"circumstances": measure.circumstances() | {"load": round(os.getloadavg()[0], 2)}, "rows": []}
     if arguments.output.exists():
         result = json.loads(arguments.output.read_text())
     done = {(row["model"], row["batch"], row["states"]) for row in result["rows"]}

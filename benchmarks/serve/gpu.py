@@ -10,7 +10,7 @@ half.
 
 First a small model is checked: graphs against plain operators, and bits against chunking, neighbours, page numbers and
 padding. A failed check ends the program with 1, after all that it found is printed and saved. `--check-only` ends
-there; `--device cpu` checks the plain operators alone.
+there; `--device cpu` checks the plain operators alone; `--profile` prints the device time of each kernel instead.
 """
 
 import argparse
@@ -282,6 +282,20 @@ def measured(arguments):
     return {"bandwidth": rate, "rows": exact, "rows_by_bucket": others}
 
 
+def profile():
+    """Prints the device time of each kernel of a step with one expert of a half, at the smallest and largest batch."""
+    packed, experts, _ = next(models(None))
+    passes = _core.GpuPasses(packed, pages=max(BATCHES) * CONTEXT // PAGE, step_tokens=max(BATCHES))
+    passes.fill_pages()
+    for batch in (min(BATCHES), max(BATCHES)):
+        runs = step_of(batch, 1, experts)
+        passes.greedy(runs)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
+            passes.greedy(runs)
+        print(f"batch {batch}")
+        print(recorded.key_averages().table(sort_by="self_cuda_time_total", row_limit=14, max_name_column_width=70))
+
+
 def write_table(result, path):
     """The rows as Markdown beside the JSON."""
     about = ", ".join(f"{key} {value}" for key, value in result["circumstances"].items())
@@ -298,12 +312,16 @@ def main():
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--check-only", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     checked = check(arguments.device)
     result = {"circumstances": circumstances(), "check": checked.found, "passed": not checked.failed}
     save(arguments.output, result)
     if checked.failed or arguments.check_only or arguments.device == "cpu":
         return 1 if checked.failed else 0
+    if arguments.profile:
+        profile()
+        return 0
     result |= {"shape": LARGE, "context": CONTEXT} | measured(arguments)
     save(arguments.output, result)
     write_table(result, arguments.output)
