@@ -1,6 +1,5 @@
 #include "serve_cpu.h"
 
-#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <string>
@@ -8,27 +7,12 @@
 
 #include "result.h"
 #include "serve_model.h"
+#include "serve_runs.h"
 
 namespace py = pybind11;
 namespace serve = outrider::serve;
 
 namespace {
-
-using Ids = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
-using Experts = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
-
-template <class Array>
-auto Span(const Array& array) {
-  return std::span(array.data(), static_cast<size_t>(array.size()));
-}
-
-struct Run {
-  Ids ids;
-  Experts experts;
-  int64_t position;
-  Ids pages;
-  int64_t logits_from;
-};
 
 struct Route {
   Ids ids;
@@ -41,25 +25,9 @@ class CpuPasses {
  public:
   explicit CpuPasses(const ServingOptions& options) : served_(Unwrap(OpenForServing(options))) {}
 
-  py::tuple RunPass(const std::vector<Run>& passed) {
-    std::vector<serve::TokenRun> runs;
-    int64_t rows = 0;
-    for (const Run& r : passed) {
-      runs.push_back({Span(r.ids), Span(r.experts), r.position, Span(r.pages), r.logits_from});
-      rows += r.ids.size() - r.logits_from;
-    }
-    py::array_t<float> logits({rows, served_.executor->shape().vocab});
-    const std::span<float> to(logits.mutable_data(), static_cast<size_t>(logits.size()));
-    auto cost = [&] {
-      const py::gil_scoped_release unlocked;
-      return served_.executor->Run(runs, to);
-    }();
-    const serve::RunCost found = Unwrap(std::move(cost));
-    py::dict out;
-    out["weight_bytes"] = found.weight_bytes;
-    out["ffn_bytes"] = found.ffn_bytes;
-    out["seconds"] = found.seconds;
-    return py::make_tuple(logits, out);
+  py::tuple RunPass(const std::vector<PassRun>& passed) {
+    return TimedPass<float>(passed, served_.executor->shape().vocab,
+                            [&](const auto& runs, std::span<float> to) { return served_.executor->Run(runs, to); });
   }
 
   Experts RouteTokens(const std::vector<Route>& passed) {
@@ -108,7 +76,7 @@ CpuPasses* Open(const std::string& folder, const std::string& parent, const std:
 }  // namespace
 
 void DefineCpuPasses(py::module_& m) {
-  py::class_<Run>(m, "CpuRun", "Consecutive tokens of one text in a pass.")
+  py::class_<PassRun>(m, "PassRun", "Consecutive tokens of one text in a pass.")
       .def(py::init<Ids, Experts, int64_t, Ids, int64_t>(), py::arg("ids"), py::arg("experts"), py::arg("position"),
            py::arg("pages"), py::arg("logits_from") = 0);
   py::class_<Route>(m, "CpuRoute", "Consecutive tokens of one text to route; previous: -1 for none.")

@@ -4,7 +4,6 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
-#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <cmath>
@@ -14,6 +13,7 @@
 
 #include "result.h"
 #include "serve_gpu/gpu_executor.h"
+#include "serve_runs.h"
 
 namespace py = pybind11;
 namespace model = outrider::model;
@@ -22,14 +22,6 @@ namespace serve_gpu = outrider::serve_gpu;
 namespace spec = outrider::spec;
 
 namespace {
-
-template <class Number>
-using Array = py::array_t<Number, py::array::c_style | py::array::forcecast>;
-
-template <class Number>
-std::span<const Number> Span(const Array<Number>& array) {
-  return {array.data(), static_cast<size_t>(array.size())};
-}
 
 // A Llama of any shape with normal weights on a device.
 struct Weights {
@@ -64,48 +56,19 @@ serve_gpu::GpuModel Packed(const Weights& weights, int64_t experts, const std::v
       serve_gpu::GpuModel::Pack(weights.config, map, weights.parameters, embed.device(), embed.scalar_type()));
 }
 
-struct Run {
-  Array<int32_t> ids;
-  Array<uint8_t> experts;
-  int64_t position;
-  Array<int32_t> pages;
-  int64_t logits_from;
-};
-
 class GpuPasses {
  public:
   GpuPasses(const serve_gpu::GpuModel& packed, int64_t pages, int64_t step_tokens, bool exact, bool reference)
-      : executor_(Unwrap(serve_gpu::GpuExecutor::Make(
-            packed, {.kv_pages = pages, .step_tokens_max = step_tokens, .exact = exact, .reference = reference}))) {}
+      : executor_(Unwrap(serve_gpu::GpuExecutor::Make(packed, {.kv_pages = pages, .step_tokens_max = step_tokens},
+                                                      {.exact = exact, .reference = reference}))) {}
 
-  template <class Number>
-  py::tuple RunPass(const std::vector<Run>& passed, int64_t columns, auto call) {
-    std::vector<serve::TokenRun> runs;
-    int64_t rows = 0;
-    for (const Run& r : passed) {
-      runs.push_back({Span(r.ids), Span(r.experts), r.position, Span(r.pages), r.logits_from});
-      rows += r.ids.size() - r.logits_from;
-    }
-    py::array_t<Number> out({rows, columns});
-    const std::span<Number> to(out.mutable_data(), static_cast<size_t>(out.size()));
-    auto cost = [&] {
-      const py::gil_scoped_release unlocked;
-      return call(runs, to);
-    }();
-    const serve::RunCost found = Unwrap(std::move(cost));
-    py::dict costs;
-    costs["weight_bytes"] = found.weight_bytes;
-    costs["ffn_bytes"] = found.ffn_bytes;
-    costs["seconds"] = found.seconds;
-    return py::make_tuple(out, costs);
+  py::tuple Logits(const std::vector<PassRun>& runs) {
+    return TimedPass<float>(runs, executor_->shape().vocab,
+                            [&](const auto& r, std::span<float> to) { return executor_->Run(r, to); });
   }
-
-  py::tuple Logits(const std::vector<Run>& runs) {
-    return RunPass<float>(runs, executor_->shape().vocab,
-                          [&](const auto& r, std::span<float> to) { return executor_->Run(r, to); });
-  }
-  py::tuple Greedy(const std::vector<Run>& runs) {
-    return RunPass<int64_t>(runs, 1, [&](const auto& r, std::span<int64_t> to) { return executor_->RunGreedy(r, to); });
+  py::tuple Greedy(const std::vector<PassRun>& runs) {
+    return TimedPass<int64_t>(runs, 1,
+                              [&](const auto& r, std::span<int64_t> to) { return executor_->RunGreedy(r, to); });
   }
   // Milliseconds of the device alone: `steps` launches of what the last pass ran, behind one another.
   double DeviceMilliseconds(int steps) { return executor_->LaunchAgain(steps) * 1e3 / steps; }
@@ -121,9 +84,6 @@ class GpuPasses {
 }  // namespace
 
 void DefineGpuPasses(py::module_& m) {
-  py::class_<Run>(m, "GpuRun", "Consecutive tokens of one text in a pass.")
-      .def(py::init<Array<int32_t>, Array<uint8_t>, int64_t, Array<int32_t>, int64_t>(), py::arg("ids"),
-           py::arg("experts"), py::arg("position"), py::arg("pages"), py::arg("logits_from") = 0);
   py::class_<Weights>(m, "GpuWeights", "Normal weights of a Llama of any shape, drawn on the device.")
       .def(py::init<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, const std::string&,
                     const std::string&>(),

@@ -22,7 +22,7 @@ struct ServingOptions {
   std::string parent;  // of a folder without weights; else empty
   std::string format;  // of the weights: f32, bf16 or int8
   int threads = 1;     // of the executor, that of the caller included
-  outrider::serve::CpuLimits limits;
+  outrider::serve::PassLimits limits;
 };
 
 // A dense model folder, or a refactored model. Executor and pregate share their threads: one thread calls both. Codes:

@@ -55,7 +55,7 @@ class Ours:
         experts = self._route(prompts, 0, [-1] * self.batch)
         rows = []
         for ids, chosen, pages in zip(prompts, experts, self.pages, strict=True):
-            logits, _ = self.passes.run([_core.CpuRun(ids, chosen, 0, pages, PROMPT - 1)])
+            logits, _ = self.passes.run([_core.PassRun(ids, chosen, 0, pages, PROMPT - 1)])
             rows.append(logits[0])
         costs, distinct = [], []
         start = time.perf_counter()
@@ -63,7 +63,7 @@ class Ours:
             texts = [np.array([row.argmax()], np.int32) for row in rows]
             experts = self._route(texts, position, [int(e[-1]) if len(e) else -1 for e in experts])
             runs = [
-                _core.CpuRun(ids, chosen, position, pages)
+                _core.PassRun(ids, chosen, position, pages)
                 for ids, chosen, pages in zip(texts, experts, self.pages, strict=True)
             ]
             rows, cost = self.passes.run(runs)

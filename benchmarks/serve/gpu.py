@@ -80,7 +80,7 @@ class Text:
 
     def piece(self, first, count, logits_from=0):
         part = slice(first, first + count)
-        return _core.GpuRun(self.ids[part], self.experts[part], first, self.pages, logits_from)
+        return _core.PassRun(self.ids[part], self.experts[part], first, self.pages, logits_from)
 
 
 class Check:
@@ -200,7 +200,7 @@ def step_of(batch, distinct, experts):
         chosen = np.array([row % distinct], np.uint8) if experts > 1 else NO_EXPERTS
         pages = np.arange(each, dtype=np.int32) + each * row
         ids = generator.integers(0, LARGE["vocab"], 1, dtype=np.int32)
-        runs.append(_core.GpuRun(ids, chosen, CONTEXT - 1, pages, 0))
+        runs.append(_core.PassRun(ids, chosen, CONTEXT - 1, pages, 0))
     return runs
 
 

@@ -43,26 +43,14 @@ constexpr int64_t kPositionsAt = kRowsMax, kExpertsAt = 2 * kRowsMax, kPagesAt =
 
 }  // namespace
 
-base::Result<std::unique_ptr<GpuExecutor>> GpuExecutor::Make(GpuModel model, const GpuLimits& limits) {
+base::Result<std::unique_ptr<GpuExecutor>> GpuExecutor::Make(GpuModel model, const serve::PassLimits& limits,
+                                                             const PassForm& form) {
   const at::NoGradGuard no_grad;
   const spec::Config& config = model.config();
-  const int64_t context = limits.context == 0 ? config.max_positions : limits.context;
-  if (context < 1 || context > config.max_positions)
-    return base::Fail("E_LIMITS", "context: found " + std::to_string(context) + ", expected 1 to " +
-                                      std::to_string(config.max_positions));
-  if (limits.kv_pages < 1 || limits.step_tokens_max < 1)
-    return base::Fail("E_LIMITS", "found " + std::to_string(limits.kv_pages) + " pages and " +
-                                      std::to_string(limits.step_tokens_max) +
-                                      " tokens of a step, expected at least one of each");
-  const ModelShape shape{.vocab = config.vocab,
-                         .context = context,
-                         .experts = model.experts(),
-                         .kv_page_tokens = kPageTokens,
-                         .kv_pages = limits.kv_pages,
-                         .route_pages = model.experts() > 0 ? limits.route_pages : 0,
-                         .step_tokens_max = limits.step_tokens_max};
-  auto made = std::unique_ptr<GpuExecutor>(new GpuExecutor(std::move(model), shape, limits));
-  if (limits.reference || !made->model_.device().is_cuda()) {
+  const auto shape = serve::ShapeOf(config, model.experts(), limits);
+  if (!shape) return tl::unexpected(shape.error());
+  auto made = std::unique_ptr<GpuExecutor>(new GpuExecutor(std::move(model), *shape, form));
+  if (form.reference || !made->model_.device().is_cuda()) {
     made->device_ = MakeReference(made->model_, made->staged_);
   } else {
     auto device = MakeCuda(made->model_, made->staged_);
@@ -75,10 +63,10 @@ base::Result<std::unique_ptr<GpuExecutor>> GpuExecutor::Make(GpuModel model, con
   return made;
 }
 
-GpuExecutor::GpuExecutor(GpuModel model, const ModelShape& shape, const GpuLimits& limits)
+GpuExecutor::GpuExecutor(GpuModel model, const ModelShape& shape, const PassForm& form)
     : model_(std::move(model)),
       shape_(shape),
-      exact_(limits.exact),
+      exact_(form.exact),
       table_((shape.context + kPageTokens - 1) / kPageTokens) {
   const spec::Config& config = model_.config();
   const auto options = at::TensorOptions().device(model_.device()).dtype(model_.dtype());
@@ -106,7 +94,7 @@ void GpuExecutor::FillPages() {
 
 double GpuExecutor::LaunchAgain(int times) {
   const at::NoGradGuard no_grad;
-  const int64_t count = tokens_.count();
+  const int64_t count = input_.tokens.count();
   if (count == 0) return 0;
   const Group group = GroupAt((count - 1) / kRowsMax * kRowsMax);
   const int64_t start = base::NowNs();
@@ -128,69 +116,33 @@ base::Result<RunCost> GpuExecutor::Pass(std::span<const TokenRun> runs, std::spa
                                         const at::Tensor& from) {
   const at::NoGradGuard no_grad;
   const int64_t start = base::NowNs();
-  if (auto taken = Take(runs); !taken) return tl::unexpected(taken.error());
-  const auto rows = std::ranges::count(wanted_, uint8_t{1});
-  if (static_cast<int64_t>(out.size()) != rows * columns)
-    return base::Fail("E_SHAPE", "logits: found " + std::to_string(out.size()) + " numbers, expected " +
-                                     std::to_string(rows) + " rows of " + std::to_string(columns));
+  if (auto taken = input_.Take(runs, shape_); !taken) return tl::unexpected(taken.error());
+  if (auto fits = input_.CheckRows(out.size(), columns); !fits) return tl::unexpected(fits.error());
   Number* to = out.data();
-  for (int64_t first = 0; first < tokens_.count(); first += kRowsMax) {
+  for (int64_t first = 0; first < input_.tokens.count(); first += kRowsMax) {
     const Group group = GroupAt(first);
     Stage(group);
     Launch(group);
     const auto* fetched = static_cast<const Number*>(device_->Fetch(from, group.wanted_first, group.wanted_count));
-    for (int64_t row = 0; row < group.wanted_count; ++row) {
-      if (wanted_[static_cast<size_t>(first + group.wanted_first + row)] == 0) continue;
-      to = std::copy_n(fetched + row * columns, columns, to);
-    }
+    for (const int64_t token : WantedOf(group))
+      to = std::copy_n(fetched + (token - first - group.wanted_first) * columns, columns, to);
   }
   RunCost cost = Cost();
   cost.seconds = static_cast<double>(base::NowNs() - start) * 1e-9;
   return cost;
 }
 
-// Everything that can fail, before anything is written.
-base::Result<void> GpuExecutor::Take(std::span<const TokenRun> runs) {
-  tokens_ = {};
-  experts_.clear();
-  wanted_.clear();
-  for (size_t r = 0; r < runs.size(); ++r) {
-    const TokenRun& run = runs[r];
-    const auto bad = [&](const char* code, const std::string& what) {
-      return base::Fail(code, "run " + std::to_string(r) + ": " + what);
-    };
-    const auto count = static_cast<int64_t>(run.ids.size());
-    if (run.experts.size() != (shape_.experts == 0 ? 0 : run.ids.size()))
-      return bad("E_SHAPE", "found " + std::to_string(run.experts.size()) + " experts for " + std::to_string(count) +
-                                " tokens, expected " + (shape_.experts == 0 ? "none" : "one for each"));
-    if (run.logits_from < 0 || run.logits_from > count)
-      return bad("E_SHAPE",
-                 "logits_from: found " + std::to_string(run.logits_from) + ", expected 0 to " + std::to_string(count));
-    for (const serve::ExpertId e : run.experts)
-      if (e >= shape_.experts)
-        return bad("E_EXPERTS",
-                   "found expert " + std::to_string(e) + ", expected 0 to " + std::to_string(shape_.experts - 1));
-    if (auto ok = tokens_.Add(r, run.ids, run.position, run.kv_pages, {shape_.vocab, shape_.context, shape_.kv_pages});
-        !ok)
-      return ok;
-    for (int64_t i = 0; i < count; ++i) wanted_.push_back(i >= run.logits_from ? 1 : 0);
-    experts_.insert(experts_.end(), run.experts.begin(), run.experts.end());
-  }
-  if (shape_.experts == 0) experts_.assign(tokens_.ids.size(), 0);
-  if (tokens_.count() > shape_.step_tokens_max)
-    return base::Fail("E_SHAPE", "found " + std::to_string(tokens_.count()) + " tokens, expected at most " +
-                                     std::to_string(shape_.step_tokens_max));
-  return {};
+std::span<const int64_t> GpuExecutor::WantedOf(const Group& group) const {
+  const auto begin = std::ranges::lower_bound(input_.wanted, group.first);
+  return {begin, std::lower_bound(begin, input_.wanted.end(), group.first + group.count)};
 }
 
 Group GpuExecutor::GroupAt(int64_t first) const {
-  Group group{.first = first, .count = std::min(kRowsMax, tokens_.count() - first)};
-  const auto wanted = std::span(wanted_).subspan(static_cast<size_t>(first), static_cast<size_t>(group.count));
-  for (int64_t i = 0; i < group.count; ++i) {
-    if (wanted[static_cast<size_t>(i)] == 0) continue;
-    if (group.wanted_count == 0) group.wanted_first = i;
-    group.wanted_count = i + 1 - group.wanted_first;
-  }
+  Group group{.first = first, .count = std::min(kRowsMax, input_.tokens.count() - first)};
+  const std::span<const int64_t> wanted = WantedOf(group);
+  if (wanted.empty()) return group;
+  group.wanted_first = wanted.front() - first;
+  group.wanted_count = wanted.back() + 1 - wanted.front();
   return group;
 }
 
@@ -200,14 +152,14 @@ void GpuExecutor::Stage(const Group& group) {
   auto* experts = reinterpret_cast<uint8_t*>(ids + kExpertsAt);
   const auto scratch_page = static_cast<int32_t>(shape_.kv_pages);
   std::fill_n(ids, kExpertsAt, 0);
-  std::fill_n(experts, kRowsMax, group.count > 0 ? experts_[static_cast<size_t>(group.first)] : uint8_t{0});
+  std::fill_n(experts, kRowsMax, group.count > 0 ? input_.experts[static_cast<size_t>(group.first)] : uint8_t{0});
   std::fill_n(ids + kPagesAt, kRowsMax * table_, scratch_page);
   for (int64_t row = 0; row < group.count; ++row) {
     const auto t = static_cast<size_t>(group.first + row);
-    ids[row] = tokens_.ids[t];
-    ids[kPositionsAt + row] = static_cast<int32_t>(tokens_.positions[t]);
-    experts[row] = experts_[t];
-    std::copy_n(tokens_.pages[t], tokens_.positions[t] / kPageTokens + 1, ids + kPagesAt + row * table_);
+    ids[row] = input_.tokens.ids[t];
+    ids[kPositionsAt + row] = static_cast<int32_t>(input_.tokens.positions[t]);
+    experts[row] = input_.experts[t];
+    std::copy_n(input_.tokens.pages[t], input_.tokens.positions[t] / kPageTokens + 1, ids + kPagesAt + row * table_);
   }
 }
 
@@ -250,13 +202,13 @@ void GpuExecutor::Body(int64_t rows, bool head) {
 
 RunCost GpuExecutor::Cost() const {
   RunCost cost;
-  for (int64_t first = 0; first < tokens_.count(); first += kRowsMax) {
+  for (int64_t first = 0; first < input_.tokens.count(); first += kRowsMax) {
     const Group group = GroupAt(first);
     uint16_t set = 0;
     std::set<int32_t> ids;
     for (int64_t t = first; t < first + group.count; ++t) {
-      set = static_cast<uint16_t>(set | 1U << experts_[static_cast<size_t>(t)]);
-      ids.insert(tokens_.ids[static_cast<size_t>(t)]);
+      set = static_cast<uint16_t>(set | 1U << input_.experts[static_cast<size_t>(t)]);
+      ids.insert(input_.tokens.ids[static_cast<size_t>(t)]);
     }
     const int64_t ffn = FfnBytes(set), embed = static_cast<int64_t>(model_.embed().nbytes()) / shape_.vocab;
     cost.ffn_bytes += ffn;

@@ -9,18 +9,14 @@
 #include <span>
 #include <vector>
 
-#include "serve/cpu/paged_cache.h"
+#include "serve/cpu/pass_input.h"
 #include "serve/executor.h"
 #include "serve_gpu/device.h"
 #include "serve_gpu/gpu_model.h"
 
 namespace outrider::serve_gpu {
 
-struct GpuLimits {
-  int64_t context = 0;  // tokens; 0: what the model allows
-  int64_t kv_pages = 0;
-  int64_t route_pages = 0;
-  int64_t step_tokens_max = 0;  // of one Run
+struct PassForm {
   // Library products have kRowsMax rows whatever the number of tokens, so that a token's bits do not depend on it.
   bool exact = true;
   bool reference = false;  // public operators where kernels would run
@@ -35,7 +31,8 @@ struct Group {
 class GpuExecutor : public serve::Executor {
  public:
   // Prepares every graph. Codes: E_LIMITS, E_CUDA. Throws c10::Error without memory.
-  static base::Result<std::unique_ptr<GpuExecutor>> Make(GpuModel model, const GpuLimits& limits);
+  static base::Result<std::unique_ptr<GpuExecutor>> Make(GpuModel model, const serve::PassLimits& limits,
+                                                         const PassForm& form);
 
   const serve::ModelShape& shape() const override { return shape_; }
   int64_t FfnBytes(uint16_t experts) const override { return model_.FfnBytes(experts); }
@@ -52,11 +49,11 @@ class GpuExecutor : public serve::Executor {
   void FillPages();
 
  private:
-  GpuExecutor(GpuModel model, const serve::ModelShape& shape, const GpuLimits& limits);
-  base::Result<void> Take(std::span<const serve::TokenRun> runs);
+  GpuExecutor(GpuModel model, const serve::ModelShape& shape, const PassForm& form);
   template <class Number>
   base::Result<serve::RunCost> Pass(std::span<const serve::TokenRun> runs, std::span<Number> out, int64_t columns,
                                     const at::Tensor& from);
+  std::span<const int64_t> WantedOf(const Group& group) const;
   Group GroupAt(int64_t first) const;
   void Stage(const Group& group);
   void Launch(const Group& group);
@@ -75,9 +72,7 @@ class GpuExecutor : public serve::Executor {
   std::unique_ptr<Device> device_;
 
   // Of the pass that runs.
-  serve::PassTokens tokens_;
-  std::vector<uint8_t> experts_;
-  std::vector<uint8_t> wanted_;  // per token
+  serve::PassInput input_;
 };
 
 }  // namespace outrider::serve_gpu

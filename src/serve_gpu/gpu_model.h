@@ -8,7 +8,7 @@
 
 #include "base/result.h"
 #include "model/parameters.h"
-#include "serve/cpu/cpu_model.h"
+#include "serve/expert_map.h"
 
 namespace outrider::serve_gpu {
 

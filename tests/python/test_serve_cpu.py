@@ -96,7 +96,7 @@ def test_logits_of_dense_models_are_those_of_the_forward_pass(name: str, tmp_pat
     ids = some_ids(2, TOKENS)
     expected = _core.Model.load(str(tmp_path)).logits(ids)
     passes = open_passes(tmp_path)
-    runs = [_core.CpuRun(row.numpy(), [], 0, some_pages(i)) for i, row in enumerate(ids)]
+    runs = [_core.PassRun(row.numpy(), [], 0, some_pages(i)) for i, row in enumerate(ids)]
     logits, cost = passes.run(runs)
     assert relative_error(torch.from_numpy(logits).view_as(expected), expected) < 1e-5
     assert cost["weight_bytes"] >= passes.fixed_bytes + passes.ffn_bytes(1)
@@ -115,7 +115,7 @@ def test_routed_models_choose_and_compute_as_the_forward_pass(router: str, tau: 
     chosen = route(passes, ids[0].numpy())
     assert chosen.tolist() == experts.tolist()
     assert len(set(chosen.tolist())) > 2
-    logits, cost = passes.run([_core.CpuRun(ids[0].numpy(), chosen, 0, some_pages(0))])
+    logits, cost = passes.run([_core.PassRun(ids[0].numpy(), chosen, 0, some_pages(0))])
     assert relative_error(torch.from_numpy(logits), expected[0]) < 1e-5
     assert cost["ffn_bytes"] == passes.ffn_bytes(sum(1 << e for e in set(chosen.tolist())))
 
@@ -129,7 +129,7 @@ def test_one_mask_is_a_smaller_dense_model(tmp_path: Path) -> None:
     expected = _core.Model.load_routed(str(tmp_path)).logits(ids)
     passes = open_passes(tmp_path)
     assert passes.shape["experts"] == 0
-    logits, _ = passes.run([_core.CpuRun(ids[0].numpy(), [], 0, some_pages(0))])
+    logits, _ = passes.run([_core.PassRun(ids[0].numpy(), [], 0, some_pages(0))])
     assert relative_error(torch.from_numpy(logits), expected[0]) < 1e-5
 
 
@@ -140,11 +140,11 @@ def test_bits_do_not_depend_on_pieces_or_threads(form: str, tmp_path: Path) -> N
     ids = some_ids(1, TOKENS)[0].numpy().astype(np.int32)
     one, two = open_passes(tmp_path, form, threads=1), open_passes(tmp_path, form, threads=2)
     experts = route(one, ids)
-    whole, _ = one.run([_core.CpuRun(ids, experts, 0, some_pages(0))])
+    whole, _ = one.run([_core.PassRun(ids, experts, 0, some_pages(0))])
     pieces = []
     for begin in range(0, TOKENS, 9):
         part = slice(begin, begin + 9)
-        pieces.append(two.run([_core.CpuRun(ids[part], experts[part], begin, some_pages(2))])[0])
+        pieces.append(two.run([_core.PassRun(ids[part], experts[part], begin, some_pages(2))])[0])
     assert np.concatenate(pieces).tobytes() == whole.tobytes()
 
 

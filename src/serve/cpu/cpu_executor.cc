@@ -15,25 +15,12 @@
 
 namespace outrider::serve {
 
-base::Result<std::unique_ptr<CpuExecutor>> CpuExecutor::Make(CpuModel model, const CpuLimits& limits,
+base::Result<std::unique_ptr<CpuExecutor>> CpuExecutor::Make(CpuModel model, const PassLimits& limits,
                                                              std::shared_ptr<kernels::Workers> workers) {
   const spec::Config& config = model.config();
-  const int64_t context = limits.context == 0 ? config.max_positions : limits.context;
-  if (context < 1 || context > config.max_positions)
-    return base::Fail("E_LIMITS", "context: found " + std::to_string(context) + ", expected 1 to " +
-                                      std::to_string(config.max_positions));
-  if (limits.kv_pages < 1 || limits.step_tokens_max < 1)
-    return base::Fail("E_LIMITS", "found " + std::to_string(limits.kv_pages) + " pages and " +
-                                      std::to_string(limits.step_tokens_max) +
-                                      " tokens of a step, expected at least one of each");
-  const ModelShape shape{.vocab = config.vocab,
-                         .context = context,
-                         .experts = model.experts(),
-                         .kv_page_tokens = kernels::kPageTokens,
-                         .kv_pages = limits.kv_pages,
-                         .route_pages = model.experts() > 0 ? limits.route_pages : 0,
-                         .step_tokens_max = limits.step_tokens_max};
-  return std::unique_ptr<CpuExecutor>(new CpuExecutor(std::move(model), shape, std::move(workers)));
+  const auto shape = ShapeOf(config, model.experts(), limits);
+  if (!shape) return tl::unexpected(shape.error());
+  return std::unique_ptr<CpuExecutor>(new CpuExecutor(std::move(model), *shape, std::move(workers)));
 }
 
 CpuExecutor::CpuExecutor(CpuModel model, const ModelShape& shape, std::shared_ptr<kernels::Workers> workers)
@@ -53,61 +40,25 @@ CpuExecutor::CpuExecutor(CpuModel model, const ModelShape& shape, std::shared_pt
 
 base::Result<RunCost> CpuExecutor::Run(std::span<const TokenRun> runs, std::span<float> logits) {
   const int64_t start = base::NowNs();
-  if (auto taken = Take(runs, logits.size()); !taken) return tl::unexpected(taken.error());
-  if (tokens_.count() == 0) return RunCost{};
-  rotary_.Fill(tokens_.positions);
+  if (auto taken = input_.Take(runs, shape_); !taken) return tl::unexpected(taken.error());
+  if (auto fits = input_.CheckRows(logits.size(), shape_.vocab); !fits) return tl::unexpected(fits.error());
+  if (input_.tokens.count() == 0) return RunCost{};
+  rotary_.Fill(input_.tokens.positions);
   Embed();
   for (size_t i = 0; i < model_.layers().size(); ++i) {
     Attention(model_.layers()[i], i);
     Ffn(model_.layers()[i]);
   }
-  if (!wanted_.empty()) Head(logits);
+  if (!input_.wanted.empty()) Head(logits);
   RunCost cost = Cost();
   cost.seconds = static_cast<double>(base::NowNs() - start) * 1e-9;
   return cost;
 }
 
-// Everything that can fail, before anything is written.
-base::Result<void> CpuExecutor::Take(std::span<const TokenRun> runs, size_t logits) {
-  tokens_ = {};
-  experts_.clear();
-  wanted_.clear();
-  for (size_t r = 0; r < runs.size(); ++r) {
-    const TokenRun& run = runs[r];
-    const auto bad = [&](const char* code, const std::string& what) {
-      return base::Fail(code, "run " + std::to_string(r) + ": " + what);
-    };
-    const auto count = static_cast<int64_t>(run.ids.size());
-    if (run.experts.size() != (shape_.experts == 0 ? 0 : run.ids.size()))
-      return bad("E_SHAPE", "found " + std::to_string(run.experts.size()) + " experts for " + std::to_string(count) +
-                                " tokens, expected " + (shape_.experts == 0 ? "none" : "one for each"));
-    if (run.logits_from < 0 || run.logits_from > count)
-      return bad("E_SHAPE",
-                 "logits_from: found " + std::to_string(run.logits_from) + ", expected 0 to " + std::to_string(count));
-    for (const ExpertId e : run.experts)
-      if (e >= shape_.experts)
-        return bad("E_EXPERTS",
-                   "found expert " + std::to_string(e) + ", expected 0 to " + std::to_string(shape_.experts - 1));
-    for (int64_t i = run.logits_from; i < count; ++i) wanted_.push_back(tokens_.count() + i);
-    experts_.insert(experts_.end(), run.experts.begin(), run.experts.end());
-    if (auto ok = tokens_.Add(r, run.ids, run.position, run.kv_pages, {shape_.vocab, shape_.context, shape_.kv_pages});
-        !ok)
-      return ok;
-  }
-  if (shape_.experts == 0) experts_.assign(tokens_.ids.size(), 0);
-  if (tokens_.count() > shape_.step_tokens_max)
-    return base::Fail("E_SHAPE", "found " + std::to_string(tokens_.count()) + " tokens, expected at most " +
-                                     std::to_string(shape_.step_tokens_max));
-  if (logits != wanted_.size() * static_cast<size_t>(shape_.vocab))
-    return base::Fail("E_SHAPE", "logits: found " + std::to_string(logits) + " numbers, expected " +
-                                     std::to_string(wanted_.size()) + " rows of " + std::to_string(shape_.vocab));
-  return {};
-}
-
 void CpuExecutor::Embed() {
   const int64_t width = model_.config().hidden_size;
-  workers_->Run(tokens_.count(), [&](int64_t t, int) {
-    model_.embedding().Row(tokens_.ids[static_cast<size_t>(t)], x_.data() + t * width);
+  workers_->Run(input_.tokens.count(), [&](int64_t t, int) {
+    model_.embedding().Row(input_.tokens.ids[static_cast<size_t>(t)], x_.data() + t * width);
   });
 }
 
@@ -120,24 +71,24 @@ void CpuExecutor::Norm(const float* from, const float* weight, int64_t rows, flo
 
 void CpuExecutor::Attention(const CpuLayer& layer, size_t index) {
   const spec::Config& config = model_.config();
-  const int64_t count = tokens_.count();
+  const int64_t count = input_.tokens.count();
   Norm(x_.data(), layer.attn_norm.data(), count, normed_.data());
   kernels::Linear(layer.qkv, {normed_.data(), count, qkv_.data(), layer.qkv.rows()}, scratch_, *workers_);
   const float scale = 1 / std::sqrt(static_cast<float>(config.head_dim));
-  caches_[index].Attend(tokens_, rotary_, {qkv_.data(), mixed_.data(), config.windows[index], scale}, scratch_,
+  caches_[index].Attend(input_.tokens, rotary_, {qkv_.data(), mixed_.data(), config.windows[index], scale}, scratch_,
                         *workers_);
   kernels::Linear(layer.o, {mixed_.data(), count, x_.data(), config.hidden_size, kernels::Into::kAdd}, scratch_,
                   *workers_);
 }
 
 void CpuExecutor::Ffn(const CpuLayer& layer) {
-  const int64_t width = model_.config().hidden_size, count = tokens_.count();
+  const int64_t width = model_.config().hidden_size, count = input_.tokens.count();
   const kernels::DecodeEngine& engine = *kernels::DecodeEngines(model_.number()).front();
   Norm(x_.data(), layer.ffn_norm.data(), count, normed_.data());
   for (int64_t first = 0; first < count; first += kernels::kDecodeTokensMax) {
     const int64_t some = std::min(count - first, kernels::kDecodeTokensMax);
     float* rows = normed_.data() + first * width;
-    const std::span experts = std::span(experts_).subspan(static_cast<size_t>(first), static_cast<size_t>(some));
+    const std::span experts = std::span(input_.experts).subspan(static_cast<size_t>(first), static_cast<size_t>(some));
     const auto done = kernels::Decode(layer.ffn, kernels::FloatBatch{rows, rows, experts}, engine, scratch_, *workers_);
     OUTRIDER_CHECK(done, done.error().message);  // sizes and experts were checked in Take
   }
@@ -146,22 +97,22 @@ void CpuExecutor::Ffn(const CpuLayer& layer) {
 
 void CpuExecutor::Head(std::span<float> logits) {
   const int64_t width = model_.config().hidden_size;
-  const auto rows = static_cast<int64_t>(wanted_.size());
+  const auto rows = static_cast<int64_t>(input_.wanted.size());
   for (int64_t r = 0; r < rows; ++r)
-    std::copy_n(x_.data() + wanted_[static_cast<size_t>(r)] * width, width, normed_.data() + r * width);
+    std::copy_n(x_.data() + input_.wanted[static_cast<size_t>(r)] * width, width, normed_.data() + r * width);
   Norm(normed_.data(), model_.norm().data(), rows, normed_.data());
   kernels::Linear(model_.head(), {normed_.data(), rows, logits.data(), shape_.vocab}, scratch_, *workers_);
 }
 
 RunCost CpuExecutor::Cost() const {
   uint16_t set = 0;
-  for (const uint8_t e : experts_) set = static_cast<uint16_t>(set | 1U << e);
+  for (const uint8_t e : input_.experts) set = static_cast<uint16_t>(set | 1U << e);
   RunCost cost;
   cost.ffn_bytes = model_.FfnBytes(set);
   cost.weight_bytes = cost.ffn_bytes + model_.LayerBytes();
-  if (!wanted_.empty()) cost.weight_bytes += model_.HeadBytes();
-  if (wanted_.empty() || !model_.config().tied) {
-    const std::set<int32_t> rows(tokens_.ids.begin(), tokens_.ids.end());
+  if (!input_.wanted.empty()) cost.weight_bytes += model_.HeadBytes();
+  if (input_.wanted.empty() || !model_.config().tied) {
+    const std::set<int32_t> rows(input_.tokens.ids.begin(), input_.tokens.ids.end());
     cost.weight_bytes += static_cast<int64_t>(rows.size()) * model_.embedding().row_bytes();
   }
   return cost;

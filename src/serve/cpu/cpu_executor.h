@@ -11,21 +11,15 @@
 #include "kernels/workers.h"
 #include "serve/cpu/cpu_model.h"
 #include "serve/cpu/paged_cache.h"
+#include "serve/cpu/pass_input.h"
 #include "serve/executor.h"
 
 namespace outrider::serve {
 
-struct CpuLimits {
-  int64_t context = 0;          // tokens; 0: what the model allows
-  int64_t kv_pages = 0;         // of the backbone's cache
-  int64_t route_pages = 0;      // of the router's cache
-  int64_t step_tokens_max = 0;  // of one Run
-};
-
 class CpuExecutor : public Executor {
  public:
   // E_LIMITS: no page, no token in a step, or a context that the model does not have. Throws std::bad_alloc.
-  static base::Result<std::unique_ptr<CpuExecutor>> Make(CpuModel model, const CpuLimits& limits,
+  static base::Result<std::unique_ptr<CpuExecutor>> Make(CpuModel model, const PassLimits& limits,
                                                          std::shared_ptr<kernels::Workers> workers);
 
   const ModelShape& shape() const override { return shape_; }
@@ -37,7 +31,6 @@ class CpuExecutor : public Executor {
 
  private:
   CpuExecutor(CpuModel model, const ModelShape& shape, std::shared_ptr<kernels::Workers> workers);
-  base::Result<void> Take(std::span<const TokenRun> runs, size_t logits);
   void Embed();
   void Attention(const CpuLayer& layer, size_t index);
   void Ffn(const CpuLayer& layer);
@@ -53,9 +46,7 @@ class CpuExecutor : public Executor {
   kernels::Scratch scratch_;
 
   // Of the pass that runs.
-  PassTokens tokens_;
-  std::vector<uint8_t> experts_;
-  std::vector<int64_t> wanted_;                  // tokens whose logits are wanted
+  PassInput input_;
   std::vector<float> x_, normed_, qkv_, mixed_;  // [step_tokens_max, ...]
 };
 

@@ -1,8 +1,8 @@
 #include "serve/cpu/cpu_model.h"
 
 #include <algorithm>
-#include <numeric>
 #include <string>
+#include <utility>
 
 namespace outrider::serve {
 namespace {
@@ -16,30 +16,6 @@ base::Result<void> CheckConfig(const spec::Config& config) {
   if (config.hidden_size % kernels::kWidthMultiple != 0)
     return base::Fail("E_CONFIG", "hidden_size: found " + std::to_string(config.hidden_size) +
                                       ", expected a multiple of " + std::to_string(kernels::kWidthMultiple));
-  return {};
-}
-
-base::Result<void> CheckExperts(const spec::Config& config, const ExpertMap& map) {
-  if (map.experts == 0) return {};
-  const auto fits = [&](const auto& lists) {
-    return static_cast<int64_t>(lists.size()) == config.layers && std::ranges::all_of(lists, [&](const auto& list) {
-             return static_cast<int64_t>(list.size()) == config.ffn;
-           });
-  };
-  if (map.experts < 0 || map.experts > kernels::kExpertsMax)
-    return base::Fail("E_EXPERTS", "found " + std::to_string(map.experts) + " experts, expected up to " +
-                                       std::to_string(kernels::kExpertsMax));
-  if (!fits(map.signatures) || (!map.order.empty() && !fits(map.order)))
-    return base::Fail("E_EXPERTS", "signatures or order: found other sizes, expected " + std::to_string(config.layers) +
-                                       " layers of " + std::to_string(config.ffn) + " channels");
-  for (const auto& layer : map.order) {
-    std::vector<bool> seen(layer.size(), false);
-    for (const int32_t c : layer) {
-      if (c < 0 || c >= config.ffn || seen[static_cast<size_t>(c)])
-        return base::Fail("E_EXPERTS", "order: found channel " + std::to_string(c) + " twice or out of range");
-      seen[static_cast<size_t>(c)] = true;
-    }
-  }
   return {};
 }
 
@@ -87,11 +63,9 @@ class Packer {
     const WeightRows up = Rows(prefix + "up_proj.weight", all, width);
     const WeightRows down = Rows(prefix + "down_proj.weight", width, all);
     if (failed()) return tl::unexpected(error_);
-    std::vector<int32_t> channels;
-    std::vector<kernels::Signature> signatures;
-    Live(layer, channels, signatures);
-    if (channels.empty())
-      return base::Fail("E_EXPERTS", "layer " + std::to_string(layer) + ": found no channel in any expert");
+    const auto live = LiveChannelsOf(config_, map_, layer);
+    if (!live) return tl::unexpected(live.error());
+    const std::vector<int32_t>& channels = live->channels;
     std::vector<float> row(static_cast<size_t>(all));
     const kernels::ChannelSource in_order{
         static_cast<int64_t>(channels.size()), width,
@@ -101,7 +75,7 @@ class Packer {
           down.Read(output, row.data());
           for (const int32_t c : channels) *to++ = row[static_cast<size_t>(c)];
         }};
-    return kernels::ChannelStore::Pack(in_order, number_, signatures, std::max<int64_t>(map_.experts, 1));
+    return kernels::ChannelStore::Pack(in_order, number_, live->signatures, std::max<int64_t>(map_.experts, 1));
   }
 
   bool failed() const { return !error_.code.empty(); }
@@ -116,20 +90,6 @@ class Packer {
     const auto found = FindMatrix(source_, name, rows, columns);
     if (!found) Keep(found.error());
     return found.value_or(WeightRows{});
-  }
-
-  // Channels of at least one expert, in the order of storing.
-  void Live(int64_t layer, std::vector<int32_t>& channels, std::vector<kernels::Signature>& signatures) const {
-    const auto l = static_cast<size_t>(layer);
-    std::vector<int32_t> order(static_cast<size_t>(config_.ffn));
-    std::iota(order.begin(), order.end(), 0);
-    if (!map_.order.empty()) order = map_.order[l];
-    for (const int32_t c : order) {
-      const kernels::Signature signature = map_.experts == 0 ? 1 : map_.signatures[l][static_cast<size_t>(c)];
-      if (signature == 0) continue;
-      channels.push_back(c);
-      signatures.push_back(signature);
-    }
   }
 
   const spec::Config& config_;
@@ -170,18 +130,13 @@ base::Result<CpuModel> CpuModel::Pack(const spec::Config& config, const ExpertMa
 }
 
 void CpuModel::CountBytes() {
-  const size_t sets = size_t{1} << std::max<int64_t>(experts_, 1);
-  std::vector<int64_t> inside(sets, 0);  // bytes of signatures that are subsets of the index
+  std::vector<int64_t> by_signature(size_t{1} << std::max<int64_t>(experts_, 1), 0);
   for (const CpuLayer& layer : layers_) {
     layer_bytes_ +=
         layer.qkv.bytes() + layer.o.bytes() + static_cast<int64_t>(layer.attn_norm.size() + layer.ffn_norm.size()) * 4;
-    for (const kernels::Signature s : layer.ffn.signatures()) inside[s] += layer.ffn.record_bytes();
+    for (const kernels::Signature s : layer.ffn.signatures()) by_signature[s] += layer.ffn.record_bytes();
   }
-  for (size_t bit = 1; bit < sets; bit <<= 1)
-    for (size_t set = 0; set < sets; ++set)
-      if ((set & bit) != 0) inside[set] += inside[set ^ bit];
-  ffn_bytes_.resize(sets);
-  for (size_t set = 0; set < sets; ++set) ffn_bytes_[set] = inside[sets - 1] - inside[sets - 1 - set];
+  ffn_bytes_ = BytesOfSets(std::move(by_signature));
 }
 
 }  // namespace outrider::serve

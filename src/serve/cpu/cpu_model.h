@@ -9,19 +9,10 @@
 #include "kernels/channel_store.h"
 #include "kernels/matrix.h"
 #include "serve/cpu/weights.h"
+#include "serve/expert_map.h"
 #include "spec/config.h"
 
 namespace outrider::serve {
-
-// Which channel belongs to which expert. Empty for a dense model; with one expert the model is a dense one of fewer
-// channels.
-struct ExpertMap {
-  int64_t experts = 0;
-  std::vector<std::vector<kernels::Signature>> signatures;  // per layer, of the source's channels
-  // Per layer: the channels of the source in the order of storing, best by signature. Empty: as they come. Channels of
-  // no expert are left out.
-  std::vector<std::vector<int32_t>> order;
-};
 
 struct CpuLayer {
   std::vector<float> attn_norm, ffn_norm;

@@ -13,35 +13,6 @@ using kernels::Number;
 
 constexpr Number kAll[] = {Number::kF32, Number::kBf16, Number::kI8};
 
-struct Form {
-  const char* name;
-  spec::Config config;
-  int64_t experts;
-};
-
-std::vector<Form> Forms() {
-  std::vector<Form> forms;
-  spec::Config llama = TinyConfig(), qwen = TinyConfig(), mistral = TinyConfig();
-  llama.tied = true;
-  llama.o_bias = llama.qkv_bias = true;
-  qwen.qkv_bias = true;
-  qwen.windows = {0, 21};
-  mistral.windows = {9, 9};
-  mistral.heads = mistral.kv_heads = 4;
-  forms.push_back({"dense llama", llama, 0});
-  forms.push_back({"routed qwen", qwen, 5});
-  forms.push_back({"routed mistral", mistral, 3});
-  return forms;
-}
-
-std::vector<float> RunWhole(CpuExecutor& executor, const Text& text) {
-  std::vector<float> logits(text.ids.size() * static_cast<size_t>(executor.shape().vocab));
-  const TokenRun run = Piece(text, 0, static_cast<int64_t>(text.ids.size()));
-  const auto cost = executor.Run({&run, 1}, logits);
-  EXPECT_TRUE(cost) << cost.error().message;
-  return logits;
-}
-
 TEST(CpuExecutor, AgreesWithDoubleLoops) {
   for (const Form& form : Forms()) {
     const Tensors weights = RandomWeights(form.config, 1);
@@ -179,7 +150,7 @@ TEST(CpuExecutor, BadCallsAreNamedAndTouchNothing) {
 TEST(CpuExecutor, TooManyTokensAndBadLimitsAreRefused) {
   const spec::Config config = TinyConfig();
   const Tensors weights = RandomWeights(config, 1);
-  const auto make = [&](const CpuLimits& limits) {
+  const auto make = [&](const PassLimits& limits) {
     return CpuExecutor::Make(CpuModel::Pack(config, {}, weights.source, Number::kF32).value(), limits,
                              std::make_shared<kernels::Workers>(1));
   };

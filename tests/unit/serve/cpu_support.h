@@ -1,6 +1,8 @@
 #pragma once
 // A tiny random model, its forward pass in double loops, and texts run through the CPU executor in pieces.
 
+#include <gtest/gtest.h>
+
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -223,6 +225,35 @@ inline std::unique_ptr<CpuExecutor> MakeExecutor(const spec::Config& c, const Ex
   return CpuExecutor::Make(*std::move(model), {.kv_pages = 40, .route_pages = 40, .step_tokens_max = 128},
                            std::make_shared<kernels::Workers>(threads))
       .value();
+}
+
+struct Form {
+  const char* name;
+  spec::Config config;
+  int64_t experts;
+};
+
+inline std::vector<Form> Forms() {
+  std::vector<Form> forms;
+  spec::Config llama = TinyConfig(), qwen = TinyConfig(), mistral = TinyConfig();
+  llama.tied = true;
+  llama.o_bias = llama.qkv_bias = true;
+  qwen.qkv_bias = true;
+  qwen.windows = {0, 21};
+  mistral.windows = {9, 9};
+  mistral.heads = mistral.kv_heads = 4;
+  forms.push_back({"dense llama", llama, 0});
+  forms.push_back({"routed qwen", qwen, 5});
+  forms.push_back({"routed mistral", mistral, 3});
+  return forms;
+}
+
+inline std::vector<float> RunWhole(Executor& executor, const Text& text) {
+  std::vector<float> logits(text.ids.size() * static_cast<size_t>(executor.shape().vocab));
+  const TokenRun run = Piece(text, 0, static_cast<int64_t>(text.ids.size()));
+  const auto cost = executor.Run({&run, 1}, logits);
+  EXPECT_TRUE(cost) << cost.error().message;
+  return logits;
 }
 
 }  // namespace outrider::serve::tests

@@ -54,7 +54,7 @@ test::ToldStreams Serve(kernels::Number number, const Setting& setting, const st
   const spec::Config config = TinyConfig();
   const Tensors weights = RandomWeights(config, 1), router_weights = TinyRouterWeights(TinyRouter());
   const auto workers = std::make_shared<kernels::Workers>(setting.threads);
-  const CpuLimits limits{.context = 160, .kv_pages = setting.kv_pages, .route_pages = 120, .step_tokens_max = 128};
+  const PassLimits limits{.context = 160, .kv_pages = setting.kv_pages, .route_pages = 120, .step_tokens_max = 128};
   auto executor = CpuExecutor::Make(*CpuModel::Pack(config, RandomExperts(config, kExperts, 2), weights.source, number),
                                     limits, workers)
                       .value();

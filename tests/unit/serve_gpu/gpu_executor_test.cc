@@ -17,23 +17,6 @@ using namespace serve::tests;
 using serve::ExpertMap;
 using serve::TokenRun;
 
-struct Form {
-  const char* name;
-  spec::Config config;
-  int64_t experts;
-};
-
-std::vector<Form> Forms() {
-  spec::Config llama = TinyConfig(), qwen = TinyConfig(), mistral = TinyConfig();
-  llama.tied = true;
-  llama.o_bias = llama.qkv_bias = true;
-  qwen.qkv_bias = true;
-  qwen.windows = {0, 21};
-  mistral.windows = {9, 9};
-  mistral.heads = mistral.kv_heads = 4;
-  return {{"dense llama", llama, 0}, {"routed qwen", qwen, 5}, {"routed mistral", mistral, 3}};
-}
-
 model::Parameters ParametersOf(const spec::Config& config, const Tensors& weights) {
   model::Parameters parameters;
   for (const model::NamedTensor& t : model::NamedTensors(config, parameters))
@@ -44,17 +27,9 @@ model::Parameters ParametersOf(const spec::Config& config, const Tensors& weight
 std::unique_ptr<GpuExecutor> MakeGpu(const Form& form, const ExpertMap& map, const Tensors& weights, bool exact) {
   auto model = GpuModel::Pack(form.config, map, ParametersOf(form.config, weights), at::kCPU, at::kFloat);
   EXPECT_TRUE(model) << model.error().message;
-  auto made = GpuExecutor::Make(*std::move(model), {.kv_pages = 40, .step_tokens_max = 160, .exact = exact});
+  auto made = GpuExecutor::Make(*std::move(model), {.kv_pages = 40, .step_tokens_max = 160}, {.exact = exact});
   EXPECT_TRUE(made) << made.error().message;
   return *std::move(made);
-}
-
-std::vector<float> RunWhole(serve::Executor& executor, const Text& text) {
-  std::vector<float> logits(text.ids.size() * static_cast<size_t>(executor.shape().vocab));
-  const TokenRun run = Piece(text, 0, static_cast<int64_t>(text.ids.size()));
-  const auto cost = executor.Run({&run, 1}, logits);
-  EXPECT_TRUE(cost) << cost.error().message;
-  return logits;
 }
 
 float Largest(const std::vector<float>& numbers) {
