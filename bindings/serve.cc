@@ -236,9 +236,9 @@ serve::StreamId Submit(ServeEngine& self, std::vector<int32_t> prompt, int64_t m
   return self.Submit(std::move(request));
 }
 
-std::unique_ptr<ServeEngine> Open(const std::string& folder, const std::string& parent,
-                                  const std::string& device, const std::string& weight_format, int threads,
-                                  const std::string& policy, const py::kwargs& options) {
+std::unique_ptr<ServeEngine> Open(const std::string& folder, const std::string& parent, const std::string& device,
+                                  const std::string& weight_format, int threads, const std::string& policy,
+                                  const py::kwargs& options) {
   return std::make_unique<ServeEngine>(Names{folder, parent, device, weight_format, policy, threads}, Parse(options));
 }
 
@@ -251,7 +251,8 @@ void DefineServe(py::module_& m) {
   py::class_<ServeEngine>(
       m, "ServeEngine",
       "Serves a dense model folder, or a refactored one (parent: the model it was made of, when its "
-      "weights are not in the folder) on a device, cpu or cuda. Further keywords: sizes and caps by the names that `info` "
+      "weights are not in the folder) on a device, cpu or cuda. Further keywords: sizes and caps by the names that "
+      "`info` "
       "shows. Raises ValueError(\"error CODE: message\").")
       .def(py::init(&Open), py::arg("folder"), py::arg("parent") = "", py::arg("device") = "cpu",
            py::arg("weight_format") = "", py::arg("threads") = 0, py::arg("policy") = "outrider")

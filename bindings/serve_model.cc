@@ -117,8 +117,8 @@ base::Result<Opened> OpenRouted(const ServingOptions& options) {
   if (!type) return tl::unexpected(type.error());
   auto routed = moe::OpenArtifact(options.folder, options.parent, *type, at::kCPU);
   if (!routed) return tl::unexpected(routed.error());
-  Opened opened{routed->config, routed->Copy(routed->adapter ? at::kFloat : *type), MapOf(routed->masks), std::nullopt,
-                {}};
+  Opened opened{
+      routed->config, routed->Copy(routed->adapter ? at::kFloat : *type), MapOf(routed->masks), std::nullopt, {}};
   if (!routed->router) return opened;
   opened.router = SpecOf(routed->router->shape(), routed->tau);
   for (const moe::NamedTensor& t : routed->router->Parameters()) opened.router_source.Add(t.name, t.tensor);
@@ -166,7 +166,8 @@ Made OnDeviceOrWhyNot(Opened& opened, at::ScalarType type, const ServingOptions&
   try {
     return OnDevice(opened, type, options, limits);
   } catch (const c10::OutOfMemoryError& error) {
-    return base::Fail("E_MEMORY", "device " + options.device + ": found too little free memory, expected room for the " +
+    return base::Fail("E_MEMORY", "device " + options.device +
+                                      ": found too little free memory, expected room for the " +
                                       "weights, keys and values; free some, lower kv_memory_percent or kv_tokens, or " +
                                       "serve with the device cpu (" + error.what_without_backtrace() + ")");
   } catch (const c10::Error& error) {

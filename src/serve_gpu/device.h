@@ -27,8 +27,8 @@ struct Rows {
   at::Tensor experts;    // uint8 [n]; 0 of a dense model
   at::Tensor pages;      // int32 [texts, table]
   // Of a chunk of prompts; undefined where row k has text k to itself.
-  at::Tensor texts;   // int32 [n], row of `pages`
-  at::Tensor tiles;   // int32 [tiles, kTileNumbers]: rows that attend together
+  at::Tensor texts;  // int32 [n], row of `pages`
+  at::Tensor tiles;  // int32 [tiles, kTileNumbers]: rows that attend together
   int64_t tiles_used = 0;
 
   bool chunk() const { return texts.defined(); }

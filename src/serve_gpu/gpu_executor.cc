@@ -195,8 +195,7 @@ void GpuExecutor::RunWritten(const Output<Number>& out) {
   const PassInput& input = input_.written;
   auto row = input_.written_rows.begin();
   for (int64_t first = 0; first < input.tokens.count(); first += kRowsMax) {
-    const Group group =
-        StageRows(input, first, static_cast<int32_t>(shape_.kv_pages), row_places_, device_->staging());
+    const Group group = StageRows(input, first, static_cast<int32_t>(shape_.kv_pages), row_places_, device_->staging());
     const auto wanted = WantedOf(input, group);
     Launch(group.count, !wanted.empty());
     const int64_t from = wanted.empty() ? first : wanted.front(), end = wanted.empty() ? first : wanted.back() + 1;

@@ -30,7 +30,7 @@ struct PassForm {
   bool exact = true;
   bool reference = false;  // public operators where kernels would run
   // Puts something around the device. For fault injection; empty: nothing.
-  std::function<std::unique_ptr<Device>(std::unique_ptr<Device>)> wrap;
+  std::function<std::unique_ptr<Device>(std::unique_ptr<Device>)> wrap = {};
 };
 
 class GpuExecutor : public serve::Executor {

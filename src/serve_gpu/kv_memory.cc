@@ -32,8 +32,7 @@ int64_t PassBytes(const spec::Config& config, int64_t number_bytes) {
 
 base::Result<int64_t> KvPages(const spec::Config& config, int64_t number_bytes, const KvBudget& budget) {
   if (budget.percent < 1 || budget.percent > 100)
-    return base::Fail("E_OPTION",
-                      "kv_memory_percent: found " + std::to_string(budget.percent) + ", expected 1 to 100");
+    return base::Fail("E_OPTION", "kv_memory_percent: found " + std::to_string(budget.percent) + ", expected 1 to 100");
   const int64_t page = KvPageBytes(config, number_bytes), pass = PassBytes(config, number_bytes);
   const int64_t context_pages = (config.max_positions + kernels::kPageTokens - 1) / kernels::kPageTokens;
   const bool told = budget.pages > 0;
@@ -41,9 +40,9 @@ base::Result<int64_t> KvPages(const spec::Config& config, int64_t number_bytes, 
   const int64_t fit = std::max<int64_t>(0, (share - pass) / page - 1);  // one page takes what padding writes
   const int64_t least = told ? budget.pages : 1;
   if (fit < least) {
-    const std::string advice =
-        told && fit > 0 ? "ask for at most kv_tokens=" + std::to_string(fit * kernels::kPageTokens)
-                        : "free memory of the device, or serve with the device cpu";
+    const std::string advice = told && fit > 0
+                                   ? "ask for at most kv_tokens=" + std::to_string(fit * kernels::kPageTokens)
+                                   : "free memory of the device, or serve with the device cpu";
     return base::Fail("E_MEMORY", "keys and values on the device: found " + Gigabytes(budget.free_bytes) +
                                       " free beside the weights, expected at least " +
                                       Gigabytes(pass + (least + 1) * page) + " for " +

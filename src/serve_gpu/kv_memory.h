@@ -20,8 +20,7 @@ int64_t KvPageBytes(const spec::Config& config, int64_t number_bytes);
 // What a pass needs beside weights and pages.
 int64_t PassBytes(const spec::Config& config, int64_t number_bytes);
 
-// The pages to take. Codes: E_OPTION a share that is none; E_MEMORY not even one text of the context fits, or fewer
-// pages than are wanted.
+// The pages to take. Codes: E_OPTION a share that is none; E_MEMORY no page fits, or fewer than are wanted.
 base::Result<int64_t> KvPages(const spec::Config& config, int64_t number_bytes, const KvBudget& budget);
 
 }  // namespace outrider::serve_gpu

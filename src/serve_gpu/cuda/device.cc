@@ -74,8 +74,7 @@ class CudaDevice final : public Device {
     hidden_ = at::empty({hidden_bytes}, options.dtype(at::kByte));
     order_ = at::empty({kChunkMax}, options);
     order_at_ = at::empty({cuda::kExpertsMax + 1}, options);
-    C10_CUDA_CHECK(
-        cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, model.device().index()));
+    C10_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, model.device().index()));
     attention_scratch_ = at::empty({cuda::AttentionFloats(static_cast<int>(kRowsMax), static_cast<int>(config.heads),
                                                           static_cast<int>(config.head_dim))},
                                    options.dtype(at::kFloat));
@@ -113,8 +112,8 @@ class CudaDevice final : public Device {
   void Ffn(const Rows& rows, const GpuLayer& layer, int64_t count, const at::Tensor& x, const at::Tensor& y) override {
     if (rows.chunk()) {
       C10_CUDA_CHECK(cuda::Prefill(LayerOf(model_, layer), Order(), x.const_data_ptr(), y.mutable_data_ptr(),
-                                   static_cast<int>(count), hidden_.mutable_data_ptr(), multiprocessors_,
-                                   kOutputTile, stream_.stream()));
+                                   static_cast<int>(count), hidden_.mutable_data_ptr(), multiprocessors_, kOutputTile,
+                                   stream_.stream()));
       return;
     }
     C10_CUDA_CHECK(cuda::Decode(LayerOf(model_, layer), rows.experts.const_data_ptr<uint8_t>(), x.const_data_ptr(),
@@ -225,8 +224,8 @@ base::Result<std::unique_ptr<Device>> MakeCuda(const GpuModel& model, const Stag
   if (auto ok = CheckCuda(); !ok) return tl::unexpected(ok.error());
   if (auto ok = CheckCudaShape(model.config()); !ok) return tl::unexpected(ok.error());
   if (model.dtype() != at::kBFloat16)
-    return base::Fail("E_CUDA", std::string("device cuda: weights: found ") + c10::toString(model.dtype()) +
-                                    ", expected BFloat16");
+    return base::Fail(
+        "E_CUDA", std::string("device cuda: weights: found ") + c10::toString(model.dtype()) + ", expected BFloat16");
   return std::make_unique<CudaDevice>(model, staged);
 }
 
