@@ -50,9 +50,7 @@ def bench_serve(
         if (ttft_ms is None) != (tpot_ms is None):
             raise InputError("E_USAGE", "outrider bench serve", "goals", "one", "--ttft-ms and --tpot-ms, or neither")
         more = start.engine_options("outrider bench serve", option or [])
-        options = start.ServeOptions(
-            model=model, parent=parent, device=device, weights=weights, threads=threads, engine=more
-        )
+        options = start.ServeOptions(model, parent=parent, device=device, weights=weights, threads=threads, engine=more)
         options.check("outrider bench serve")
         tokenizer = start.read_inputs(options).tokenizer
         info = _info(options)
@@ -73,15 +71,8 @@ def bench_serve(
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
         result = compare.compare(plan)
-        about = {
-            "model": str(model),
-            "device": info["device"],
-            "weights": info["weight_format"],
-            "threads": threads,
-            "seed": seed,
-            "scale_lengths": scale,
-            "options": more,
-        }
+        about = {"model": str(model), "device": info["device"], "weights": info["weight_format"], "threads": threads}
+        about |= {"seed": seed, "scale_lengths": scale, "options": more}
         _write(out, about, result, routes)
         print(result["table"], end="")
 
