@@ -139,6 +139,8 @@ class ServeEngine {
       throw py::value_error("error E_OPTION: tpot_goal_ms: found policy " + names_.policy +
                             ", expected outrider, which alone holds tokens");
     const ServingOptions opening = Opening(names_, settings_);
+    // What an engine before this one held is free for its pages.
+    if (names_.device == "cuda") py::module_::import("torch.cuda").attr("empty_cache")();
     const py::gil_scoped_release unlocked;
     ServedModel served = Unwrap(OpenForServing(opening));
     const auto all = static_cast<uint16_t>((1U << served.executor->shape().experts) - 1);

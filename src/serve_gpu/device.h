@@ -77,7 +77,7 @@ base::Result<void> CheckCudaShape(const spec::Config& config);
 // Of the CUDA device that is used; call after CheckCuda.
 struct CudaFacts {
   std::string name;
-  int64_t free_bytes = 0;  // unused memory of this process given back first
+  int64_t free_bytes = 0;  // beside what this process holds, used or not
 };
 CudaFacts CudaFactsNow();
 

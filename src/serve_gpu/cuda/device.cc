@@ -1,7 +1,6 @@
 // Our kernels, and one CUDA graph per kind of pass: the copy of what the host staged, then every operator.
 #include "serve_gpu/device.h"
 
-#include <ATen/DeviceAccelerator.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/ScalarType.h>
@@ -212,7 +211,6 @@ base::Result<void> CheckCudaShape(const spec::Config& config) {
 }
 
 CudaFacts CudaFactsNow() {
-  at::accelerator::emptyCache();
   size_t free = 0, total = 0;
   C10_CUDA_CHECK(cudaMemGetInfo(&free, &total));
   cudaDeviceProp properties{};
