@@ -7,17 +7,20 @@
 #include <cuda_bf16.h>
 
 #include "kernels/cuda/chunk_attention.h"
-#include "kernels/cuda/paged_store.cuh"
 #include "kernels/cuda/ptx.cuh"
 
 namespace outrider::kernels::cuda {
 namespace {
 
+using Bf16 = __nv_bfloat16;
+constexpr int kPage = 16;           // tokens
+constexpr float kNothing = -1e30F;  // maximum of no score; its difference to itself is a number
+constexpr int kStoreHeads = 8;      // of a block of Store
 constexpr int kThreads = 128;
 constexpr int kWarpRows = 16;
-constexpr int kKeys = 64;        // of a block
+constexpr int kKeys = 64;  // of a block
 constexpr int kKeyTiles = kKeys / 8;
-constexpr int kPad = 8;          // numbers behind each row in shared memory: no two rows of 8 share a bank
+constexpr int kPad = 8;  // numbers behind each row in shared memory: no two rows of 8 share a bank
 constexpr float kLog2E = 1.4426950408889634F;
 static_assert(kThreads / 32 * kWarpRows == kAttentionTileRows);
 
@@ -25,6 +28,33 @@ template <int kDim>
 constexpr int kBlockNumbers = kKeys * (kDim + kPad);  // of keys or of values
 template <int kDim>
 constexpr int kSharedBytesOf = 2 * 2 * kBlockNumbers<kDim> * static_cast<int>(sizeof(Bf16));
+
+// One block per row and kStoreHeads heads of queries, keys or values; a thread turns one plane.
+__global__ void Store(ChunkAttention call) {
+  const int row = static_cast<int>(blockIdx.x), pair = static_cast<int>(threadIdx.x);
+  const int head = static_cast<int>(blockIdx.y * kStoreHeads + threadIdx.y);
+  const int half = call.head_dim / 2, all = call.heads + 2 * call.kv_heads;
+  if (head >= all) return;
+  auto* from = static_cast<Bf16*>(call.qkv) + (static_cast<int64_t>(row) * all + head) * call.head_dim;
+  float a = __bfloat162float(from[pair]), b = __bfloat162float(from[pair + half]);
+  if (head < call.heads + call.kv_heads) {
+    const float cos = call.cos[row * half + pair], sin = call.sin[row * half + pair];
+    const float turned = a * cos - b * sin;
+    b = b * cos + a * sin;
+    a = turned;
+  }
+  Bf16* to = from;
+  if (head >= call.heads) {
+    const bool is_key = head < call.heads + call.kv_heads;
+    const int kv = head - call.heads - (is_key ? 0 : call.kv_heads);
+    const int position = call.positions[row];
+    const int64_t page = call.pages[static_cast<int64_t>(call.texts[row]) * call.table + position / kPage];
+    to = static_cast<Bf16*>(is_key ? call.keys : call.values) +
+         ((page * call.kv_heads + kv) * kPage + position % kPage) * call.head_dim;
+  }
+  to[pair] = __float2bfloat16(a);
+  to[pair + half] = __float2bfloat16(b);
+}
 
 __device__ __forceinline__ void Multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -60,12 +90,12 @@ __device__ __forceinline__ uint32_t Pair(float low, float high) {
 // What a block works on. Positions are those of the tile's rows, which follow one another.
 struct Work {
   int first_row, rows, head, kv;
-  int first, last;     // positions of the first and last row
+  int first, last;  // positions of the first and last row
   const int32_t* pages;
 };
 
-__device__ __forceinline__ Work WorkOf(const PagedAttention& call, const int32_t* tiles) {
-  const int32_t* tile = tiles + static_cast<int64_t>(blockIdx.y) * 4;
+__device__ __forceinline__ Work WorkOf(const ChunkAttention& call) {
+  const int32_t* tile = call.tiles + static_cast<int64_t>(blockIdx.y) * 4;
   Work work;
   work.first_row = tile[0];
   work.rows = tile[1];
@@ -80,7 +110,7 @@ __device__ __forceinline__ Work WorkOf(const PagedAttention& call, const int32_t
 // Starts the copy of keys and values [block * kKeys, ...) into `keys` and the memory behind them; zeros behind the last
 // row's own.
 template <int kDim>
-__device__ __forceinline__ void CopyBlock(const PagedAttention& call, const Work& work, int block, uint32_t keys) {
+__device__ __forceinline__ void CopyBlock(const ChunkAttention& call, const Work& work, int block, uint32_t keys) {
   constexpr int kPieces = kDim / 8;  // of 16 bytes in a row
   constexpr uint32_t kValues = kBlockNumbers<kDim> * sizeof(Bf16);
   for (int i = static_cast<int>(threadIdx.x); i < kKeys * kPieces; i += kThreads) {
@@ -97,7 +127,8 @@ __device__ __forceinline__ void CopyBlock(const PagedAttention& call, const Work
 
 // Rows of the queries as the first operand; rows behind the tile's own repeat its last one.
 template <int kDim>
-__device__ __forceinline__ void LoadQueries(const PagedAttention& call, const Work& work, uint32_t (&to)[kDim / 16][4]) {
+__device__ __forceinline__ void LoadQueries(const ChunkAttention& call, const Work& work,
+                                            uint32_t (&to)[kDim / 16][4]) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int all = call.heads + 2 * call.kv_heads;
   for (int half = 0; half < 2; ++half) {
@@ -140,7 +171,7 @@ struct Sums {
 
 // Turns scores into weights, and rescales what was summed before.
 template <int kDim>
-__device__ __forceinline__ void Weigh(const PagedAttention& call, const Work& work, int block,
+__device__ __forceinline__ void Weigh(const ChunkAttention& call, const Work& work, int block,
                                       float (&scores)[kKeyTiles][4], Sums<kDim>& sums) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const float scale = call.scale * kLog2E;
@@ -186,9 +217,9 @@ __device__ __forceinline__ void AddValues(const float (&weights)[kKeyTiles][4], 
   const uint32_t row = values + static_cast<uint32_t>(key * (kDim + kPad) + dim) * sizeof(Bf16);
 #pragma unroll
   for (int k = 0; k < kKeys / 16; ++k) {
-    const uint32_t a[4] = {
-        Pair(weights[2 * k][0], weights[2 * k][1]), Pair(weights[2 * k][2], weights[2 * k][3]),
-        Pair(weights[2 * k + 1][0], weights[2 * k + 1][1]), Pair(weights[2 * k + 1][2], weights[2 * k + 1][3])};
+    const uint32_t a[4] = {Pair(weights[2 * k][0], weights[2 * k][1]), Pair(weights[2 * k][2], weights[2 * k][3]),
+                           Pair(weights[2 * k + 1][0], weights[2 * k + 1][1]),
+                           Pair(weights[2 * k + 1][2], weights[2 * k + 1][3])};
 #pragma unroll
     for (int d = 0; d < kDim / 16; ++d) {
       uint32_t b[4];
@@ -200,7 +231,7 @@ __device__ __forceinline__ void AddValues(const float (&weights)[kKeyTiles][4], 
 }
 
 template <int kDim>
-__device__ __forceinline__ void StoreMixed(const PagedAttention& call, const Work& work, Sums<kDim>& sums) {
+__device__ __forceinline__ void StoreMixed(const ChunkAttention& call, const Work& work, Sums<kDim>& sums) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -219,11 +250,11 @@ __device__ __forceinline__ void StoreMixed(const PagedAttention& call, const Wor
 }
 
 template <int kDim>
-__global__ void __launch_bounds__(kThreads) Mix(PagedAttention call, const int32_t* tiles) {
+__global__ void __launch_bounds__(kThreads) Mix(ChunkAttention call) {
   extern __shared__ uint4 shared[];
   const uint32_t memory = SharedAddress(shared);
   constexpr uint32_t kBlockBytes = kBlockNumbers<kDim> * sizeof(Bf16), kStageBytes = 2 * kBlockBytes;
-  const Work work = WorkOf(call, tiles);
+  const Work work = WorkOf(call);
   const int first_key = call.window > 0 ? max(0, work.first - call.window + 1) : 0;
   uint32_t queries[kDim / 16][4];
   LoadQueries<kDim>(call, work, queries);
@@ -250,29 +281,31 @@ __global__ void __launch_bounds__(kThreads) Mix(PagedAttention call, const int32
 }
 
 template <int kDim>
-cudaError_t LaunchMix(const PagedAttention& call, const AttentionTiles& tiles, cudaStream_t stream) {
+cudaError_t Launch(const ChunkAttention& call, cudaStream_t stream) {
   constexpr int kBytes = kSharedBytesOf<kDim>;
   const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void*>(Mix<kDim>),
                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (status != cudaSuccess) return status;
-  const dim3 blocks(static_cast<unsigned>(call.heads), static_cast<unsigned>(tiles.count));
-  Mix<kDim><<<blocks, kThreads, kBytes, stream>>>(call, tiles.tiles);
+  const auto heads = static_cast<unsigned>(call.heads), all = heads + 2 * static_cast<unsigned>(call.kv_heads);
+  const dim3 stores(static_cast<unsigned>(call.rows), (all + kStoreHeads - 1) / kStoreHeads);
+  Store<<<stores, dim3(kDim / 2, kStoreHeads), 0, stream>>>(call);
+  Mix<kDim><<<dim3(heads, static_cast<unsigned>(call.tile_count)), kThreads, kBytes, stream>>>(call);
   return cudaGetLastError();
 }
 
 }  // namespace
 
-cudaError_t AttendChunk(const PagedAttention& call, const AttentionTiles& tiles, cudaStream_t stream) {
-  const bool fits = call.rows > 0 && call.kv_heads > 0 && call.heads > 0 && call.heads % call.kv_heads == 0;
-  if (!fits || call.texts == nullptr || tiles.count < 1) return cudaErrorInvalidValue;
-  if (const cudaError_t status = LaunchStore(call, stream); status != cudaSuccess) return status;
+cudaError_t AttendChunk(const ChunkAttention& call, cudaStream_t stream) {
+  const bool fits =
+      call.rows > 0 && call.tile_count > 0 && call.kv_heads > 0 && call.heads > 0 && call.heads % call.kv_heads == 0;
+  if (!fits) return cudaErrorInvalidValue;
   switch (call.head_dim) {
     case 32:
-      return LaunchMix<32>(call, tiles, stream);
+      return Launch<32>(call, stream);
     case 64:
-      return LaunchMix<64>(call, tiles, stream);
+      return Launch<64>(call, stream);
     case 128:
-      return LaunchMix<128>(call, tiles, stream);
+      return Launch<128>(call, stream);
     default:
       return cudaErrorInvalidValue;
   }

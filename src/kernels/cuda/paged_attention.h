@@ -19,8 +19,7 @@ struct PagedAttention {
   const float* cos = nullptr;  // [rows, head_dim / 2]
   const float* sin = nullptr;
   const int32_t* positions = nullptr;  // [rows]
-  const int32_t* pages = nullptr;      // [texts, table]; entry k: the page of positions [16 k, 16 k + 16)
-  const int32_t* texts = nullptr;      // [rows], row of `pages`; null: row k has row k. Parts below need it null
+  const int32_t* pages = nullptr;      // [rows, table]; entry k: the page of positions [16 k, 16 k + 16)
   void* keys = nullptr;                // bf16 [pages, kv_heads, kAttentionPageTokens, head_dim]
   void* values = nullptr;              // as keys
   void* out = nullptr;                 // bf16 [rows, heads * head_dim]

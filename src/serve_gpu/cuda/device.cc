@@ -23,6 +23,7 @@ namespace outrider::serve_gpu {
 namespace {
 
 namespace cuda = kernels::cuda;
+static_assert(kTileRows == cuda::kAttentionTileRows && kTileNumbers == 4);
 
 // Host memory that the device copies from and to by itself.
 class PinnedBytes {
@@ -81,6 +82,7 @@ class CudaDevice final : public Device {
   }
 
   void Attend(const Rows& rows, const AttendCall& call) override {
+    if (rows.chunk()) return AttendChunk(rows, call);
     const spec::Config& config = model_.config();
     cuda::PagedAttention to;
     to.qkv = call.qkv.mutable_data_ptr();
@@ -99,12 +101,6 @@ class CudaDevice final : public Device {
     to.head_dim = static_cast<int>(config.head_dim);
     to.window = static_cast<int>(call.window);
     to.scale = 1 / std::sqrt(static_cast<float>(config.head_dim));
-    if (rows.chunk()) {
-      to.texts = rows.texts.const_data_ptr<int32_t>();
-      const cuda::AttentionTiles tiles{rows.tiles.const_data_ptr<int32_t>(), static_cast<int>(rows.tiles_used)};
-      C10_CUDA_CHECK(cuda::AttendChunk(to, tiles, stream_.stream()));
-      return;
-    }
     C10_CUDA_CHECK(cuda::Attend(to, stream_.stream()));
   }
 
@@ -166,6 +162,30 @@ class CudaDevice final : public Device {
  private:
   // One width, so that the bits of a sum do not depend on how many tokens the chunk has.
   static constexpr int kOutputTile = 256;
+
+  void AttendChunk(const Rows& rows, const AttendCall& call) {
+    const spec::Config& config = model_.config();
+    cuda::ChunkAttention to;
+    to.qkv = call.qkv.mutable_data_ptr();
+    to.cos = call.cos.const_data_ptr<float>();
+    to.sin = call.sin.const_data_ptr<float>();
+    to.positions = rows.positions.const_data_ptr<int32_t>();
+    to.texts = rows.texts.const_data_ptr<int32_t>();
+    to.pages = rows.pages.const_data_ptr<int32_t>();
+    to.tiles = rows.tiles.const_data_ptr<int32_t>();
+    to.keys = call.keys.mutable_data_ptr();
+    to.values = call.values.mutable_data_ptr();
+    to.out = call.out.mutable_data_ptr();
+    to.rows = static_cast<int>(call.rows);
+    to.tile_count = static_cast<int>(rows.tiles_used);
+    to.table = static_cast<int>(rows.pages.size(1));
+    to.heads = static_cast<int>(config.heads);
+    to.kv_heads = static_cast<int>(config.kv_heads);
+    to.head_dim = static_cast<int>(config.head_dim);
+    to.window = static_cast<int>(call.window);
+    to.scale = 1 / std::sqrt(static_cast<float>(config.head_dim));
+    C10_CUDA_CHECK(cuda::AttendChunk(to, stream_.stream()));
+  }
 
   void Upload(const at::Tensor& to, const PinnedBytes& from) {
     C10_CUDA_CHECK(
