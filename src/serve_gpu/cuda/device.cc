@@ -107,7 +107,7 @@ class CudaDevice final : public Device {
   void Ffn(const Rows& rows, const GpuLayer& layer, int64_t count, const at::Tensor& x, const at::Tensor& y) override {
     if (rows.chunk()) {
       C10_CUDA_CHECK(cuda::Prefill(LayerOf(model_, layer), Order(), x.const_data_ptr(), y.mutable_data_ptr(),
-                                   static_cast<int>(count), hidden_.mutable_data_ptr(), multiprocessors_, kOutputTile,
+                                   static_cast<int>(count), hidden_.mutable_data_ptr(), multiprocessors_, /*outputs=*/0,
                                    stream_.stream()));
       return;
     }
@@ -160,9 +160,6 @@ class CudaDevice final : public Device {
   int64_t waits() const override { return waits_; }
 
  private:
-  // One width, so that the bits of a sum do not depend on how many tokens the chunk has.
-  static constexpr int kOutputTile = 256;
-
   void AttendChunk(const Rows& rows, const AttendCall& call) {
     const spec::Config& config = model_.config();
     cuda::ChunkAttention to;
