@@ -17,7 +17,6 @@ from outrider import _core
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 BASE = {"layers": 2, "width": 512, "heads": 8, "kv_heads": 2, "ffn": 1536, "vocab": 1000, "context": 1024}
 SHAPES = {
