@@ -1,6 +1,7 @@
 """Text that a model writes itself, as data to tune on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from outrider.refactor.data_set import load_data
 from outrider.refactor.errors import InputError
 from outrider.refactor.prompts import load_prompts
 from outrider.refactor.self_filter import SelfFilter, distinct_share, loops
+from outrider.refactor.self_names import names_in
 from outrider.refactor.self_text import SelfOptions, token_count, write_self_text
 from typer.testing import CliRunner
 
@@ -125,6 +127,45 @@ def test_questions_of_a_file_are_answered(parent, tmp_path):
     assert seen == set(questions)
 
 
+def test_names_are_words_with_a_capital_that_begin_no_sentence_and_that_two_texts_have():
+    texts = [
+        "In Kenya, near Lake Victoria, it rains. Rain falls in Kenya.",
+        "The rivers of Kenya reach Lake Victoria. Many go to see Mount Kenya National Park there.",
+        "we say that Monday and NASA came; and Mount Kenya National Park is not far from Monday",
+        "she read The Old Man And The Sea",
+        "he read The Old Man And The Sea, too",
+    ]
+    assert names_in(texts) == ["Kenya", "Lake Victoria", "Mount Kenya National Park"]
+    assert names_in([]) == []
+
+
+def test_texts_about_the_names_of_the_others(parent, tmp_path, monkeypatch):
+    import outrider.refactor.self_text as module
+
+    asked = []
+    names = ["capital", "other words"]
+    monkeypatch.setattr(module, "names_in", lambda texts: asked.append(list(texts)) or names)
+    options = replace(OPTIONS, name_share=0.5)
+    summary = write_self_text(parent, tmp_path / "data", options)
+    assert summary["domains"] == ["chat", "text", "names"]
+    data, tokenizer = load_data(tmp_path / "data"), tokenizer_of(parent)
+    tokens = {name: sum(len(split.tokens) for split in splits.values()) for name, splits in data.splits.items()}
+    assert [1125 <= tokens["chat"] < 1189, 375 <= tokens["text"] < 439, 1500 <= tokens["names"] < 1564] == [True] * 3
+    begun = set()
+    for split in data.splits["names"].values():
+        for text in split.documents():
+            assert text[0] == text_start(tokenizer, chat_form(tokenizer, parent))
+            begun |= {name for name in names if tokenizer.decode(text[1:].tolist()).strip().startswith(name)}
+    assert begun == set(names)
+    assert len(asked) == 1
+    texts = sum(len(split.documents()) for name in ("chat", "text") for split in data.splits[name].values())
+    assert len(asked[0]) == texts
+    monkeypatch.setattr(module, "names_in", lambda texts: [])
+    with pytest.raises(InputError, match=r"E_SELF: .*: names: found no name in \d+ texts"):
+        write_self_text(parent, tmp_path / "other", options)
+    assert not (tmp_path / "other").exists()
+
+
 def test_several_turns(parent, tmp_path):
     options = SelfOptions(
         tokens=2000, length=200, rows=4, text_share=0, turns=3, answer_temperature=1.0, top_k=0, top_p=1.0
@@ -207,6 +248,7 @@ def test_the_console_program(parent, tmp_path):
     assert "/s" in done.stderr
     for wrong, says in (
         (["--text-share", "1.5"], "--text-share"),
+        (["--name-share", "1"], "--name-share"),
         (["--length", "9"], "--length"),
         (["--tokens", "none"], "a whole number"),
         (["--prompts", str(tmp_path / "nothing.jsonl")], "nothing.jsonl"),

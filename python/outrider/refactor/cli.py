@@ -99,6 +99,7 @@ def self_command(
     tokens: Annotated[str, typer.Option(help="Tokens to keep: a number, also with k or M.")] = "1M",
     prompts: Annotated[Path | None, typer.Option(help="Questions to answer instead: .jsonl, a `text` each.")] = None,
     text_share: Annotated[float, typer.Option(help="Of the tokens, in texts that are no conversation.")] = 0.25,
+    name_share: Annotated[float, typer.Option(help="Of all tokens, in texts about names of the others.")] = 0.0,
     turns: Annotated[int, typer.Option(help="Questions and answers of a conversation.")] = 1,
     length: Annotated[int, typer.Option(help="Tokens of a text at most.")] = 512,
     temperature: Annotated[float, typer.Option(help="Of the draws.")] = 1.0,
@@ -118,6 +119,7 @@ def self_command(
         options = self_text.SelfOptions(
             tokens=self_text.token_count("outrider data self", tokens),
             text_share=text_share,
+            name_share=name_share,
             turns=turns,
             length=length,
             temperature=temperature,

@@ -1,7 +1,8 @@
 """`outrider data self`: a data folder of texts that the parent writes itself. The format is docs/formats/data.md.
 
 Conversations begin with what the chat template puts before a user's first turn, so that the model asks the
-question, too (the way of Magpie, arXiv 2406.08464); other texts begin with the token that begins a text.
+question, too (the way of Magpie, arXiv 2406.08464); other texts begin with the token that begins a text, or with that
+and a name that the texts before them mention.
 """
 
 import hashlib
@@ -20,9 +21,10 @@ from outrider.refactor.errors import InputError
 from outrider.refactor.prepare import FORMAT
 from outrider.refactor.prompts import load_prompts
 from outrider.refactor.self_filter import SHORT_TOKENS, SelfFilter
+from outrider.refactor.self_names import names_in
 from outrider.refactor.tokenizer import ModelTokenizer, load_tokenizer
 
-CHAT, TEXT = "chat", "text"
+CHAT, TEXT, NAMES = "chat", "text", "names"
 # A parent of whose tokens less than one in this many is kept cannot be tuned on its own text.
 _TRIES = 10
 
@@ -34,12 +36,14 @@ Progress = Callable[[str, int], None]
 class SelfOptions:
     """`text_share`: of the tokens, in texts that are no conversation; all of them without a chat template.
 
+    `name_share`: of all tokens, in texts that begin with a name; the others are shared out as if it were 0.
     `turns`: questions and answers of a conversation; answers are drawn at a temperature of their own. `length`: tokens
     of a text at most. `rows`: texts at once.
     """
 
     tokens: int
     text_share: float = 0.25
+    name_share: float = 0.0
     turns: int = 1
     length: int = 512
     temperature: float = 1.0
@@ -114,9 +118,11 @@ def write_self_text(
     with atomic_folder(out, force=force, needed_bytes=(options.tokens + options.length) * dtype.itemsize) as folder:
         model = _core.Model.load(str(parent), options.dtype, options.device)
         (folder / "tokens").mkdir()
-        splits, domains = {}, {}
-        for plan in plans:
-            keeper = SelfFilter(lambda ids: wide.decode(ids, skip_special_tokens=True), banned)
+        splits, domains, decoded = {}, {}, lambda ids: wide.decode(ids, skip_special_tokens=True)
+        mentioned: list[str] = []
+        while plans:
+            plan = plans.pop(0)
+            keeper = SelfFilter(decoded, banned)
             kept, written = _sample(model, plan, options, keeper, progress)
             _require_enough(parent, plan, kept, written, keeper)
             splits[plan.domain] = _write(kept, wide, folder / "tokens", plan.domain, dtype)
@@ -125,12 +131,15 @@ def write_self_text(
                 "kept": len(kept),
                 "dropped": dict(sorted(keeper.dropped.items())),
             }
+            if options.name_share and plan.domain != NAMES:
+                mentioned += [decoded(ids) for _, ids in kept]
+                plans = plans or [_names_plan(parent, wide, tokenizer, mentioned, options)]
         settings = {key: value for key, value in asdict(options).items() if key not in ("prompts", "rows")}
         summary = {
             "format": FORMAT,
             "vocab": tokenizer.vocab,
             "dtype": "uint16" if dtype.itemsize == 2 else "uint32",
-            "domains": [plan.domain for plan in plans],
+            "domains": list(domains),
             "unseen": [],
             "separator": None,
             "splits": splits,
@@ -158,6 +167,7 @@ def _check(options: SelfOptions) -> None:
     ranges = {
         "--tokens": (options.tokens, options.tokens >= 1, "at least 1"),
         "--text-share": (options.text_share, 0 <= options.text_share <= 1, "0 to 1"),
+        "--name-share": (options.name_share, 0 <= options.name_share < 1, "0 or more, below 1"),
         "--turns": (options.turns, options.turns >= 1, "at least 1"),
         "--length": (options.length, options.length > SHORT_TOKENS, f"more than {SHORT_TOKENS}"),
         "--temperature": (options.temperature, options.temperature > 0, "above 0: equal texts are of no use"),
@@ -175,18 +185,44 @@ def _plans(parent: Path, wide: Any, tokenizer: ModelTokenizer, options: SelfOpti
     form = chat_form(wide, parent / "tokenizer_config.json")
     if form is None and options.prompts:
         raise InputError("E_TEMPLATE", parent, "chat template", "none", "one, to put --prompts into")
-    text_tokens = round(options.tokens * options.text_share) if form else options.tokens
+    tokens = options.tokens - _name_tokens(options)
+    text_tokens = round(tokens * options.text_share) if form else tokens
     plans = []
-    if form and options.tokens > text_tokens:
-        plans.append(_chat_plan(form, options.tokens - text_tokens, tokenizer, special_ids(wide), options))
+    if form and tokens > text_tokens:
+        plans.append(_chat_plan(form, tokens - text_tokens, tokenizer, special_ids(wide), options))
     if text_tokens:
         ends = sorted({*special_ids(wide), text_start(wide, form)})
         plans.append(_Plan(TEXT, text_tokens, [[text_start(wide, form)]], [(ends, [], 0.0)], [1], frozenset(ends)))
     for plan in plans:
-        if longest := max(len(prompt) for prompt in plan.prompts) >= options.length - SHORT_TOKENS:
-            found = f"{longest} tokens of prompt"
-            raise InputError("E_USAGE", "outrider data self", "--length", found, f"fewer than {options.length} tokens")
+        _require_room(plan, options)
     return plans
+
+
+def _require_room(plan: _Plan, options: SelfOptions) -> None:
+    longest = max(len(prompt) for prompt in plan.prompts)
+    if longest >= options.length - SHORT_TOKENS:
+        found = f"{longest} tokens of prompt"
+        expected = f"fewer than {options.length - SHORT_TOKENS} tokens"
+        raise InputError("E_USAGE", "outrider data self", "--length", found, expected)
+
+
+def _name_tokens(options: SelfOptions) -> int:
+    return round(options.tokens * options.name_share)
+
+
+def _names_plan(
+    parent: Path, wide: Any, tokenizer: ModelTokenizer, texts: Sequence[str], options: SelfOptions
+) -> _Plan:
+    """Texts that begin with the names of other texts, so that what the model knows of them is written down."""
+    names = names_in(texts)
+    if not names:
+        raise InputError("E_SELF", parent, NAMES, f"no name in {len(texts)} texts", "texts that mention names")
+    start = text_start(wide, chat_form(wide, parent / "tokenizer_config.json"))
+    ends = sorted({*special_ids(wide), start})
+    prompts = [[start, *ids] for ids in tokenizer.encode(names)]
+    plan = _Plan(NAMES, _name_tokens(options), prompts, [(ends, [], 0.0)], [1] * len(prompts), frozenset(ends))
+    _require_room(plan, options)
+    return plan
 
 
 def _chat_plan(
