@@ -3,9 +3,10 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <map>
+#include <iterator>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -36,8 +37,9 @@ PyObject* rejected_type = nullptr;  // outrider._core.ServeRejected, made at imp
 
 // What the keywords of the constructor set.
 struct Settings {
-  int64_t kv_tokens = 16'384;  // that the backbone's cache holds
-  int64_t route_tokens = 0;    // likewise the router's; 0: twice as many
+  int64_t kv_tokens = 0;     // that the backbone's cache holds; 0: as ServingOptions says
+  int64_t route_tokens = 0;  // likewise the router's; 0: twice as many
+  int64_t kv_memory_percent = 90;
   int64_t prefix_cache = 1, self_check = 0;
   serve::EngineOptions options;
 
@@ -46,6 +48,7 @@ struct Settings {
     sched::StepLimits& limits = options.limits;
     return {{"kv_tokens", &kv_tokens},
             {"route_tokens", &route_tokens},
+            {"kv_memory_percent", &kv_memory_percent},
             {"decode_tokens", &limits.decode_tokens},
             {"prefill_tokens", &limits.prefill_tokens},
             {"distinct_experts", &limits.distinct_experts},
@@ -77,7 +80,6 @@ Settings Parse(const py::kwargs& keywords) {
     if (field == fields.end()) throw py::type_error("ServeEngine: unknown keyword " + name);
     *field->second = py::cast<int64_t>(value);
   }
-  if (settings.route_tokens == 0) settings.route_tokens = 2 * settings.kv_tokens;
   using Options = serve::EngineOptions;
   settings.options.prefix_cache = settings.prefix_cache != 0 ? Options::PrefixCache::kOn : Options::PrefixCache::kOff;
   settings.options.self_check = settings.self_check != 0 ? Options::SelfCheck::kOn : Options::SelfCheck::kOff;
@@ -87,27 +89,33 @@ Settings Parse(const py::kwargs& keywords) {
 constexpr int64_t kPageTokens = 16;  // sizes are told in tokens; the machine's pages hold so many
 
 struct Names {
-  std::string folder, parent, weight_format, policy;
+  std::string folder, parent, device, weight_format, policy;
   int threads = 0;
 };
 
+// Empty: what the device takes best.
+constexpr std::pair<std::string_view, std::string_view> kFormats[] = {
+    {"float32", "f32"}, {"bfloat16", "bf16"}, {"int8", "int8"}, {"", ""}};
+
 ServingOptions Opening(const Names& names, const Settings& settings) {
-  static const std::map<std::string, std::string> kFormats = {
-      {"float32", "f32"}, {"bfloat16", "bf16"}, {"int8", "int8"}};
-  const auto format = kFormats.find(names.weight_format);
-  if (format == kFormats.end())
+  const auto format =
+      std::ranges::find_if(kFormats, [&](const auto& known) { return known.first == names.weight_format; });
+  if (format == std::end(kFormats))
     throw py::value_error("error E_OPTION: weight_format: found " + names.weight_format +
                           ", expected float32, bfloat16 or int8");
   const sched::StepLimits& limits = settings.options.limits;
   ServingOptions opening;
   opening.folder = names.folder;
   opening.parent = names.parent;
+  opening.device = names.device;
   opening.format = format->second;
   opening.threads =
       names.threads > 0 ? names.threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
   opening.limits.kv_pages = (settings.kv_tokens + kPageTokens - 1) / kPageTokens;
   opening.limits.route_pages = (settings.route_tokens + kPageTokens - 1) / kPageTokens;
   opening.limits.step_tokens_max = limits.decode_tokens + limits.prefill_tokens;
+  opening.kv_memory_percent = settings.kv_memory_percent;
+  opening.texts_max = settings.options.running_max;
   return opening;
 }
 
@@ -131,6 +139,8 @@ class ServeEngine {
       throw py::value_error("error E_OPTION: tpot_goal_ms: found policy " + names_.policy +
                             ", expected outrider, which alone holds tokens");
     const ServingOptions opening = Opening(names_, settings_);
+    // What an engine before this one held is free for its pages.
+    if (names_.device == "cuda") py::module_::import("torch.cuda").attr("empty_cache")();
     const py::gil_scoped_release unlocked;
     ServedModel served = Unwrap(OpenForServing(opening));
     const auto all = static_cast<uint16_t>((1U << served.executor->shape().experts) - 1);
@@ -138,6 +148,11 @@ class ServeEngine {
     tau_ = served.tau;
     end_ids_ = served.config.end_ids;
     names_.threads = opening.threads;
+    names_.device = served.device;
+    for (const auto& [name, of] : kFormats)
+      if (of == served.format) names_.weight_format = name;
+    settings_.kv_tokens = served.executor->shape().kv_pages * kPageTokens;
+    settings_.route_tokens = served.executor->shape().route_pages * kPageTokens;
     engine_ = Unwrap(serve::Engine::Make(std::move(served.executor), std::move(served.pregate), settings_.options));
     settings_.options = engine_->options();
   }
@@ -151,6 +166,7 @@ class ServeEngine {
     out["experts"] = shape.experts;
     out["tau"] = tau_;
     out["policy"] = names_.policy;
+    out["device"] = names_.device;
     out["weight_format"] = names_.weight_format;
     out["weight_bytes"] = weight_bytes_;
     out["threads"] = names_.threads;
@@ -222,10 +238,10 @@ serve::StreamId Submit(ServeEngine& self, std::vector<int32_t> prompt, int64_t m
   return self.Submit(std::move(request));
 }
 
-std::unique_ptr<ServeEngine> Open(const std::string& folder, const std::string& parent,
+std::unique_ptr<ServeEngine> Open(const std::string& folder, const std::string& parent, const std::string& device,
                                   const std::string& weight_format, int threads, const std::string& policy,
                                   const py::kwargs& options) {
-  return std::make_unique<ServeEngine>(Names{folder, parent, weight_format, policy, threads}, Parse(options));
+  return std::make_unique<ServeEngine>(Names{folder, parent, device, weight_format, policy, threads}, Parse(options));
 }
 
 }  // namespace
@@ -237,10 +253,11 @@ void DefineServe(py::module_& m) {
   py::class_<ServeEngine>(
       m, "ServeEngine",
       "Serves a dense model folder, or a refactored one (parent: the model it was made of, when its "
-      "weights are not in the folder). Further keywords: sizes and caps by the names that `info` "
+      "weights are not in the folder) on a device, cpu or cuda. Further keywords: sizes and caps by the names that "
+      "`info` "
       "shows. Raises ValueError(\"error CODE: message\").")
-      .def(py::init(&Open), py::arg("folder"), py::arg("parent") = "", py::arg("weight_format") = "float32",
-           py::arg("threads") = 0, py::arg("policy") = "outrider")
+      .def(py::init(&Open), py::arg("folder"), py::arg("parent") = "", py::arg("device") = "cpu",
+           py::arg("weight_format") = "", py::arg("threads") = 0, py::arg("policy") = "outrider")
       .def_property_readonly("info", &ServeEngine::Info)
       .def_property_readonly("event_fd", &ServeEngine::EventFd, "Readable while events wait. Owned by the engine.")
       .def("submit", &Submit, py::arg("prompt"), py::kw_only(), py::arg("max_tokens") = 0, py::arg("temperature") = 0.0,

@@ -70,15 +70,20 @@ class CpuPasses {
 
 CpuPasses* Open(const std::string& folder, const std::string& parent, const std::string& format, int threads,
                 int64_t context, int64_t pages, int64_t step_tokens) {
-  return new CpuPasses({folder, parent, format, threads, {context, pages, pages, step_tokens}});
+  return new CpuPasses({.folder = folder,
+                        .parent = parent,
+                        .device = "cpu",
+                        .format = format,
+                        .threads = threads,
+                        .limits = {context, pages, pages, step_tokens}});
 }
 
 }  // namespace
 
 void DefineCpuPasses(py::module_& m) {
   py::class_<PassRun>(m, "PassRun", "Consecutive tokens of one text in a pass.")
-      .def(py::init<Ids, Experts, int64_t, Ids, int64_t>(), py::arg("ids"), py::arg("experts"), py::arg("position"),
-           py::arg("pages"), py::arg("logits_from") = 0);
+      .def(py::init<Ids, Experts, int64_t, Ids, int64_t, int64_t>(), py::arg("ids"), py::arg("experts"),
+           py::arg("position"), py::arg("pages"), py::arg("logits_from") = 0, py::arg("prompt") = 0);
   py::class_<Route>(m, "CpuRoute", "Consecutive tokens of one text to route; previous: -1 for none.")
       .def(py::init<Ids, int64_t, Ids, int64_t>(), py::arg("ids"), py::arg("position"), py::arg("pages"),
            py::arg("previous") = -1);

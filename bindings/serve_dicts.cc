@@ -106,6 +106,7 @@ py::dict ToDict(const serve::EngineStats& stats) {
   out["rejected"] = stats.rejected;
   out["degraded"] = stats.degraded;
   out["draining"] = stats.draining;
+  out["device_error"] = stats.device_error;
   out["first_violation"] = stats.first_violation;
   return out;
 }

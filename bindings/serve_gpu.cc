@@ -29,13 +29,13 @@ struct Weights {
   model::Parameters parameters;
 
   Weights(int64_t layers, int64_t width, int64_t heads, int64_t kv_heads, int64_t ffn, int64_t vocab, int64_t context,
-          const std::string& device, const std::string& dtype) {
+          const std::string& device, const std::string& dtype, int64_t window) {
     const at::NoGradGuard no_grad;
     if (device != "cpu") Unwrap(serve_gpu::CheckCuda());
     config.model_type = "llama";
     config.hidden_size = width, config.layers = layers, config.heads = heads, config.kv_heads = kv_heads;
     config.head_dim = width / heads, config.ffn = ffn, config.vocab = vocab, config.max_positions = context;
-    config.windows.assign(static_cast<size_t>(layers), 0);
+    config.windows.assign(static_cast<size_t>(layers), window);
     const auto options =
         at::TensorOptions().device(at::Device(device)).dtype(dtype == "bf16" ? at::kBFloat16 : at::kFloat);
     for (const model::NamedTensor& t : model::NamedTensors(config, parameters)) {
@@ -86,9 +86,10 @@ class GpuPasses {
 void DefineGpuPasses(py::module_& m) {
   py::class_<Weights>(m, "GpuWeights", "Normal weights of a Llama of any shape, drawn on the device.")
       .def(py::init<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, const std::string&,
-                    const std::string&>(),
+                    const std::string&, int64_t>(),
            py::kw_only(), py::arg("layers"), py::arg("width"), py::arg("heads"), py::arg("kv_heads"), py::arg("ffn"),
-           py::arg("vocab"), py::arg("context"), py::arg("device") = "cuda", py::arg("dtype") = "bf16");
+           py::arg("vocab"), py::arg("context"), py::arg("device") = "cuda", py::arg("dtype") = "bf16",
+           py::arg("window") = 0);
   py::class_<serve_gpu::GpuModel>(m, "GpuModel", "Weights packed with an expert map.")
       .def(py::init(&Packed), py::arg("weights"), py::arg("experts") = 0,
            py::arg("signatures") = std::vector<Array<uint16_t>>());

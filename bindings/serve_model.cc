@@ -7,13 +7,17 @@
 #include <vector>
 
 #include <ATen/core/grad_mode.h>
+#include <c10/util/Exception.h>
 
+#include "kernels/engine.h"
 #include "kernels/number.h"
 #include "model/checkpoint.h"
 #include "model/tensor_store.h"
 #include "moe/artifact.h"
 #include "moe/block_table.h"
 #include "serve/cpu/cpu_router.h"
+#include "serve_gpu/gpu_executor.h"
+#include "serve_gpu/kv_memory.h"
 
 namespace base = outrider::base;
 namespace files = outrider::files;
@@ -21,8 +25,11 @@ namespace kernels = outrider::kernels;
 namespace model = outrider::model;
 namespace moe = outrider::moe;
 namespace serve = outrider::serve;
+namespace serve_gpu = outrider::serve_gpu;
 
 namespace {
+
+constexpr int64_t kCpuPages = 16'384 / kernels::kPageTokens;  // where nobody says how many
 
 base::Result<kernels::Number> NumberNamed(const std::string& format) {
   if (format == "f32") return kernels::Number::kF32;
@@ -55,12 +62,6 @@ class Source {
   serve::WeightSource source_;
 };
 
-Source SourceOf(const model::Config& config, model::Parameters parameters) {
-  Source source;
-  for (const model::NamedTensor& t : model::NamedTensors(config, parameters)) source.Add(t.name, *t.tensor);
-  return source;
-}
-
 serve::ExpertMap MapOf(const moe::Masks& masks) {
   serve::ExpertMap map{.experts = masks.experts(), .signatures = {}, .order = {}};
   for (int64_t l = 0; l < masks.layers(); ++l) {
@@ -83,11 +84,20 @@ serve::RouterSpec SpecOf(const moe::RouterShape& shape, double tau) {
           .tau = tau};
 }
 
+// Tensors on the CPU, as they are stored or merged.
 struct Opened {
   model::Config config;
-  Source source;
+  model::Parameters parameters;
   serve::ExpertMap experts;
   std::optional<serve::RouterSpec> router;
+  Source router_source;
+
+  // Those of the backbone; a tied head is no tensor of its own.
+  Source Backbone() {
+    Source source;
+    for (const model::NamedTensor& t : model::NamedTensors(config, parameters)) source.Add(t.name, *t.tensor);
+    return source;
+  }
 };
 
 base::Result<Opened> OpenDense(const ServingOptions& options) {
@@ -99,7 +109,7 @@ base::Result<Opened> OpenDense(const ServingOptions& options) {
   if (!type) return tl::unexpected(type.error());
   auto weights = model::LoadParameters(options.folder, *config, *type);
   if (!weights) return tl::unexpected(weights.error());
-  return Opened{*config, SourceOf(*config, *std::move(weights)), {}, std::nullopt};
+  return Opened{*config, *std::move(weights), {}, std::nullopt, {}};
 }
 
 base::Result<Opened> OpenRouted(const ServingOptions& options) {
@@ -107,39 +117,108 @@ base::Result<Opened> OpenRouted(const ServingOptions& options) {
   if (!type) return tl::unexpected(type.error());
   auto routed = moe::OpenArtifact(options.folder, options.parent, *type, at::kCPU);
   if (!routed) return tl::unexpected(routed.error());
-  Opened opened{routed->config, SourceOf(routed->config, routed->Copy(routed->adapter ? at::kFloat : *type)),
-                MapOf(routed->masks), std::nullopt};
+  Opened opened{
+      routed->config, routed->Copy(routed->adapter ? at::kFloat : *type), MapOf(routed->masks), std::nullopt, {}};
   if (!routed->router) return opened;
   opened.router = SpecOf(routed->router->shape(), routed->tau);
-  for (const moe::NamedTensor& t : routed->router->Parameters()) opened.source.Add(t.name, t.tensor);
+  for (const moe::NamedTensor& t : routed->router->Parameters()) opened.router_source.Add(t.name, t.tensor);
+  opened.router_source.Add("model.embed_tokens.weight", opened.parameters.embed);
   return opened;
+}
+
+void CompleteRoutePages(serve::PassLimits& limits) {
+  if (limits.route_pages == 0) limits.route_pages = 2 * limits.kv_pages;
+}
+
+using Made = base::Result<std::unique_ptr<serve::Executor>>;
+
+Made OnCpu(Opened& opened, kernels::Number number, serve::PassLimits& limits,
+           const std::shared_ptr<kernels::Workers>& workers) {
+  CompleteRoutePages(limits);
+  const Source backbone = opened.Backbone();
+  auto packed = serve::CpuModel::Pack(opened.config, opened.experts, backbone.source(), number);
+  if (!packed) return tl::unexpected(packed.error());
+  return serve::CpuExecutor::Make(*std::move(packed), limits, workers);
+}
+
+// What the host holds of the weights is gone before the pages are taken, but for what the router needs.
+Made OnDevice(Opened& opened, at::ScalarType type, const ServingOptions& options, serve::PassLimits& limits) {
+  const bool cuda = options.device == "cuda";
+  auto packed = serve_gpu::GpuModel::Pack(opened.config, opened.experts, opened.parameters,
+                                          at::Device(cuda ? at::kCUDA : at::kCPU), type);
+  if (!packed) return tl::unexpected(packed.error());
+  opened.parameters = {};
+  if (cuda) {
+    const auto pages = serve_gpu::KvPages(opened.config, static_cast<int64_t>(c10::elementSize(type)),
+                                          {.pages = limits.kv_pages,
+                                           .free_bytes = serve_gpu::CudaFactsNow().free_bytes,
+                                           .percent = options.kv_memory_percent,
+                                           .texts_max = options.texts_max});
+    if (!pages) return tl::unexpected(pages.error());
+    limits.kv_pages = *pages;
+  }
+  CompleteRoutePages(limits);
+  return serve_gpu::GpuExecutor::Make(*std::move(packed), limits, {});
+}
+
+// A device that runs out of memory, or fails, while a model is packed onto it.
+Made OnDeviceOrWhyNot(Opened& opened, at::ScalarType type, const ServingOptions& options, serve::PassLimits& limits) {
+  try {
+    return OnDevice(opened, type, options, limits);
+  } catch (const c10::OutOfMemoryError& error) {
+    return base::Fail("E_MEMORY", "device " + options.device +
+                                      ": found too little free memory, expected room for the " +
+                                      "weights, keys and values; free some, lower kv_memory_percent or kv_tokens, or " +
+                                      "serve with the device cpu (" + error.what_without_backtrace() + ")");
+  } catch (const c10::Error& error) {
+    return base::Fail("E_CUDA", "device " + options.device + ": " + error.what_without_backtrace());
+  }
+}
+
+// What can be refused before any weight is read.
+base::Result<void> CheckDevice(const ServingOptions& options) {
+  if (options.device != "cpu" && options.device != "cuda" && options.device != "reference")
+    return base::Fail("E_OPTION", "device: found " + options.device + ", expected cpu or cuda");
+  if (options.threads < 1)
+    return base::Fail("E_OPTION", "threads: found " + std::to_string(options.threads) + ", expected at least 1");
+  if (options.device == "cpu") return {};
+  if (options.format == "int8" || (options.device == "cuda" && options.format == "f32"))
+    return base::Fail("E_OPTION", "weights: found " + options.format + ", expected bf16 with the device " +
+                                      options.device + ", or the device cpu");
+  if (options.device != "cuda") return {};
+  if (auto ok = serve_gpu::CheckCuda(); !ok) return ok;
+  const auto config = model::LoadConfig(options.parent.empty() ? options.folder : options.parent);
+  if (!config) return tl::unexpected(config.error());
+  return serve_gpu::CheckCudaShape(*config);
 }
 
 }  // namespace
 
 base::Result<ServedModel> OpenForServing(const ServingOptions& options) {
   const at::NoGradGuard no_grad;
-  const auto number = NumberNamed(options.format);
+  if (auto ok = CheckDevice(options); !ok) return tl::unexpected(ok.error());
+  const std::string format = !options.format.empty() ? options.format : options.device == "cuda" ? "bf16" : "f32";
+  const auto number = NumberNamed(format);
   if (!number) return tl::unexpected(number.error());
-  if (options.threads < 1)
-    return base::Fail("E_OPTION", "threads: found " + std::to_string(options.threads) + ", expected at least 1");
-  const bool routed = std::filesystem::exists(options.folder + "/outrider.json");
-  const auto opened = routed ? OpenRouted(options) : OpenDense(options);
+  auto opened = std::filesystem::exists(options.folder + "/outrider.json") ? OpenRouted(options) : OpenDense(options);
   if (!opened) return tl::unexpected(opened.error());
-  auto packed = serve::CpuModel::Pack(opened->config, opened->experts, opened->source.source(), *number);
-  if (!packed) return tl::unexpected(packed.error());
   const auto workers = std::make_shared<kernels::Workers>(options.threads);
-  auto executor = serve::CpuExecutor::Make(*std::move(packed), options.limits, workers);
+  serve::PassLimits limits = options.limits;
+  if (limits.kv_pages == 0 && options.device != "cuda") limits.kv_pages = kCpuPages;
+  const at::ScalarType type = format == "bf16" ? at::kBFloat16 : at::kFloat;
+  Made executor = options.device == "cpu" ? OnCpu(*opened, *number, limits, workers)
+                                          : OnDeviceOrWhyNot(*opened, type, options, limits);
   if (!executor) return tl::unexpected(executor.error());
-  ServedModel served{opened->config, 0, *std::move(executor), nullptr};
+  ServedModel served{opened->config, 0, options.device, format, *std::move(executor), nullptr};
+  if (options.device == "cuda") served.device += " (" + serve_gpu::CudaFactsNow().name + ")";
   const serve::ModelShape& shape = served.executor->shape();
   if (shape.experts == 0) return served;
   if (!opened->router)
     return base::Fail("E_EXPERTS", options.folder + ": found " + std::to_string(shape.experts) +
                                        " experts and no router, expected one");
   served.tau = opened->router->tau;
-  auto router =
-      serve::CpuRouter::Make(*opened->router, opened->source.source(), opened->config.hidden_size, shape, workers);
+  auto router = serve::CpuRouter::Make(*opened->router, opened->router_source.source(), opened->config.hidden_size,
+                                       shape, workers);
   if (!router) return tl::unexpected(router.error());
   served.pregate = *std::move(router);
   return served;

@@ -12,7 +12,9 @@
 
 struct ServedModel {
   outrider::spec::Config config;
-  double tau = 0;  // of the router
+  double tau = 0;      // of the router
+  std::string device;  // what runs it, for people
+  std::string format;  // of its weights
   std::unique_ptr<outrider::serve::Executor> executor;
   std::unique_ptr<outrider::serve::Pregate> pregate;  // null without experts
 };
@@ -20,12 +22,18 @@ struct ServedModel {
 struct ServingOptions {
   std::string folder;
   std::string parent;  // of a folder without weights; else empty
-  std::string format;  // of the weights: f32, bf16 or int8
-  int threads = 1;     // of the executor, that of the caller included
+  std::string device;  // cpu, cuda, or reference: the passes of cuda in plain operators on the CPU, for tests
+  std::string format;  // of the weights: f32, bf16 or int8; empty: what the device takes best
+  int threads = 1;     // of the executor on the CPU and of the router, that of the caller included
+  // kv_pages 0: on the CPU 16,384 tokens; on cuda what kv_memory_percent of the device memory that is free beside the
+  // weights holds, but no more than texts_max texts of the whole context. route_pages 0: twice the kv_pages.
   outrider::serve::PassLimits limits;
+  int64_t kv_memory_percent = 90;
+  int64_t texts_max = 64;
 };
 
 // A dense model folder, or a refactored model. Executor and pregate share their threads: one thread calls both. Codes:
-// E_OPTION a format or a number of threads; E_CONFIG, E_EXPERTS, E_LIMITS what serving does not do; those of the model
-// reader and of moe::OpenArtifact.
+// E_OPTION a device, a format or a number of threads; E_CUDA no such device, or a model that it does not take; E_MEMORY
+// too little memory on the device; E_CONFIG, E_EXPERTS, E_LIMITS what serving does not do; those of the model reader
+// and of moe::OpenArtifact.
 outrider::base::Result<ServedModel> OpenForServing(const ServingOptions& options);

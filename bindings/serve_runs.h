@@ -29,6 +29,7 @@ struct PassRun {
   int64_t position;
   Ids pages;
   int64_t logits_from;
+  int64_t prompt;
 };
 
 // run(token runs, numbers of the wanted rows) -> Result<RunCost>, without the GIL. Gives (rows [wanted, columns],
@@ -38,7 +39,7 @@ pybind11::tuple TimedPass(const std::vector<PassRun>& passed, int64_t columns, c
   std::vector<outrider::serve::TokenRun> runs;
   int64_t rows = 0;
   for (const PassRun& r : passed) {
-    runs.push_back({Span(r.ids), Span(r.experts), r.position, Span(r.pages), r.logits_from});
+    runs.push_back({Span(r.ids), Span(r.experts), r.position, Span(r.pages), r.logits_from, r.prompt});
     rows += r.ids.size() - r.logits_from;
   }
   pybind11::array_t<Number> out({rows, columns});

@@ -85,6 +85,10 @@ void EngineCore::EndAll(enum Finish finish, const std::string& error) {
 
 bool EngineCore::Step() {
   if (Idle()) return false;
+  if (!stats_.device_error.empty()) {
+    EndAll(Finish::kError, stats_.device_error);
+    return true;
+  }
   const int64_t tokens_before = stats_.prefill_tokens + stats_.decode_tokens, prefill_before = stats_.prefill_tokens;
   const double others_before = stats_.executor_s + stats_.router_s + stats_.policy_s;
   const int64_t start_ns = base::NowNs();

@@ -3,7 +3,7 @@
 //
 // A step: deadlines -> admit (pages of the prompt, its plan) -> a page ahead for everyone, preempting the newest ->
 // snapshot -> policy -> run -> draw -> route what was drawn -> tell. What fails ends the requests of the step, with an
-// error, and nobody else.
+// error, and nobody else; but once the machine is lost (E_DEVICE), everyone.
 
 #include <cstdint>
 #include <functional>

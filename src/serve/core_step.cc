@@ -53,6 +53,7 @@ void EngineCore::Run(std::span<const SliceRun> slices) {
   if (!cost) {
     ++stats_.failed_steps;
     for (const SliceRun& slice : slices) Close(*slice.state, Finish::kError, Text(cost.error()));
+    if (cost.error().code == "E_DEVICE") stats_.device_error = Text(cost.error());
     return;
   }
   Tally(slices, *cost);

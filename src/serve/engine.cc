@@ -51,6 +51,8 @@ tl::expected<StreamId, Rejection> Engine::Submit(Request request) {
     return tl::unexpected(std::move(rejection));
   };
   if (!text_max) return refuse({text_max.error(), 0});
+  if (!stats_.device_error.empty())
+    return refuse({{"E_DEVICE", "no new requests: the machine is lost (" + stats_.device_error + ")"}, 0});
   if (draining_) return refuse({{"E_DRAINING", "no new requests: the engine finishes what it has"}, 0});
   if (auto capped = CheckRoom(request, *text_max); !capped) return refuse(capped.error());
   const int64_t deadline_ms = request.deadline_ms;

@@ -20,6 +20,8 @@ struct ModelShape {
   int64_t kv_pages = 0;         // pages of the backbone's cache
   int64_t route_pages = 0;      // pages of the router's cache, kv_page_tokens each; 0 without experts
   int64_t step_tokens_max = 0;  // of one Run
+  // Prompts take another path than what is written: keys and values of a token depend on which of both it is.
+  bool prompts_apart = false;
 };
 
 // Consecutive tokens of one request in a pass, behind what its pages hold already.
@@ -29,6 +31,7 @@ struct TokenRun {
   int64_t position = 0;               // of ids[0]
   std::span<const int32_t> kv_pages;  // of positions [0, position + ids.size()), page k holds kv_page_tokens of them
   int64_t logits_from = 0;            // logits are wanted of ids[logits_from] and later; ids.size(): of none
+  int64_t prompt = 0;                 // so many of ids, from the beginning, belong to the prompt, the rest was written
 };
 
 // What one pass read and took, for metrics.
@@ -47,8 +50,9 @@ class Executor {
   // Bytes that every pass reads, whatever its experts.
   virtual int64_t FixedBytes() const = 0;
   // Runs all layers over the runs and writes keys and values into their pages; logits [rows, vocab], the wanted rows of
-  // all runs in order. The bits of a token's row depend on its own text and experts alone: not on other runs, not on
-  // how the text was cut into runs. After a failure the pages of these tokens are undefined, all others untouched.
+  // all runs in order. The bits of a token's row depend on its own text, its experts and, with prompts_apart, on where
+  // the prompt ends: not on other runs, not on how the text was cut into runs. After a failure the pages of these
+  // tokens are undefined, all others untouched; after E_DEVICE the machine is lost, and every further Run fails.
   virtual base::Result<RunCost> Run(std::span<const TokenRun> runs, std::span<float> logits) = 0;
 };
 

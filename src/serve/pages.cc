@@ -17,6 +17,7 @@ void Append(std::vector<int32_t>& to, const std::vector<int32_t>& from) {
 Pages::Pages(const ModelShape& shape, const EngineOptions& options)
     : page_tokens_(shape.kv_page_tokens),
       dense_(shape.experts == 0),
+      prompts_apart_(shape.prompts_apart),
       kv_(shape.kv_pages),
       route_(dense_ ? 0 : shape.route_pages),
       page_fault_(options.page_fault) {
@@ -59,6 +60,7 @@ void Pages::Match(RequestState& state) {
   if (state.echoes()) {  // the logits of every token of the prompt are wanted
     kv_.Release(match.kv_pages);
   } else {
+    if (prompts_apart_) LeaveWritten(state, match);
     Append(state.kv_pages, match.kv_pages);
     state.computed = match.tokens;
   }
@@ -70,10 +72,20 @@ void Pages::Match(RequestState& state) {
   }
 }
 
+// Keys and values in the cache are those of prompts: what this text wrote itself is computed again.
+void Pages::LeaveWritten(const RequestState& state, PrefixMatch& match) {
+  const auto whole = static_cast<size_t>(state.prompt_tokens() / page_tokens_);
+  if (match.kv_pages.size() <= whole) return;
+  kv_.Release(std::span(match.kv_pages).subspan(whole));
+  match.kv_pages.resize(whole);
+  match.tokens = static_cast<int64_t>(whole) * page_tokens_;
+}
+
 void Pages::Remember(const RequestState& state) {
   if (!tree_) return;
-  const auto computed = static_cast<size_t>(state.computed / page_tokens_);
-  PrefixText text{.ids = std::span(state.text).first(static_cast<size_t>(state.computed)),
+  const int64_t kept = prompts_apart_ ? std::min(state.computed, state.prompt_tokens()) : state.computed;
+  const auto computed = static_cast<size_t>(kept / page_tokens_);
+  PrefixText text{.ids = std::span(state.text).first(static_cast<size_t>(kept)),
                   .experts = {},
                   .kv_pages = std::span(state.kv_pages).first(computed),
                   .route_pages = {}};

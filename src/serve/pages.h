@@ -46,9 +46,11 @@ class Pages {
 
  private:
   bool Refused() { return page_fault_ && page_fault_(); }
+  void LeaveWritten(const RequestState& state, PrefixMatch& match);
 
   const int64_t page_tokens_;
   const bool dense_;
+  const bool prompts_apart_;
   KvPagePool kv_, route_;
   std::optional<PrefixTree> tree_;  // behind the pools, which outlive it
   const std::function<bool()> page_fault_;

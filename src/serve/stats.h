@@ -67,6 +67,8 @@ struct EngineStats {
   // Measured, for policies and admission; 0: not yet.
   double bytes_per_s = 0, token_s = 0, prefill_tokens_per_s = 0, goodput_tokens_per_s = 0;
 
+  std::string device_error;  // why the machine is lost; empty: it is not
+
   // Reason of each mode in which the engine does less than it should, with how often it was entered.
   std::map<std::string, int64_t> degraded;
 };

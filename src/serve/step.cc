@@ -107,6 +107,7 @@ base::Result<RunCost> RunSlices(Executor& executor, std::span<const SliceRun> sl
     }
     run.kv_pages = state.kv_pages;
     run.logits_from = slice.tokens - slice.rows;
+    run.prompt = std::clamp<int64_t>(state.prompt_tokens() - state.computed, 0, slice.tokens);
     rows += slice.rows;
     runs.push_back(run);
   }

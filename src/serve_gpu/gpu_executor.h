@@ -1,12 +1,18 @@
 #pragma once
-// Passes over planned tokens in bf16 on a GPU, everything resident; on any device through the reference form. A pass of
-// many tokens runs as groups of up to kRowsMax, one after another. One thread calls.
+// Passes over planned tokens in bf16 on a GPU, everything resident; on any device through the reference form. One
+// thread calls.
+//
+// What was written runs in groups of up to kRowsMax, each one graph. Prompts run in chunks of up to kChunkMax, whose
+// library products have kProductRows rows each. The two paths differ in the last bits; each has its bits from the text,
+// the experts and the end of the prompt alone (ModelShape::prompts_apart).
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "serve/cpu/pass_input.h"
@@ -16,16 +22,15 @@
 
 namespace outrider::serve_gpu {
 
+constexpr int64_t kProductRows = 256;  // of a library product over tokens of prompts
+
 struct PassForm {
-  // Library products have kRowsMax rows whatever the number of tokens, so that a token's bits do not depend on it.
+  // Library products have a fixed number of rows whatever the number of tokens, so that a token's bits do not depend on
+  // it.
   bool exact = true;
   bool reference = false;  // public operators where kernels would run
-};
-
-// Tokens of a Run that one graph runs.
-struct Group {
-  int64_t first = 0, count = 0;                // tokens of the Run
-  int64_t wanted_first = 0, wanted_count = 0;  // rows of the group from the first to the last whose logits are wanted
+  // Puts something around the device. For fault injection; empty: nothing.
+  std::function<std::unique_ptr<Device>(std::unique_ptr<Device>)> wrap = {};
 };
 
 class GpuExecutor : public serve::Executor {
@@ -37,7 +42,8 @@ class GpuExecutor : public serve::Executor {
   const serve::ModelShape& shape() const override { return shape_; }
   int64_t FfnBytes(uint16_t experts) const override { return model_.FfnBytes(experts); }
   int64_t FixedBytes() const override { return model_.LayerBytes() + model_.HeadBytes(); }
-  // Codes: E_SHAPE, E_EXPERTS, and those of PassTokens::Add. No page is touched then.
+  // Codes: E_SHAPE, E_EXPERTS, and those of PassTokens::Add, after which no page is touched; E_DEVICE the device is
+  // lost.
   base::Result<serve::RunCost> Run(std::span<const serve::TokenRun> runs, std::span<float> logits) override;
   // As Run, but logits stay on the device; best: the likeliest id of each wanted row.
   base::Result<serve::RunCost> RunGreedy(std::span<const serve::TokenRun> runs, std::span<int64_t> best);
@@ -49,30 +55,47 @@ class GpuExecutor : public serve::Executor {
   void FillPages();
 
  private:
+  // Rows of the output, where they come from on the device.
+  template <class Number>
+  struct Output {
+    std::span<Number> rows;
+    int64_t columns;
+    const at::Tensor& from;
+  };
+
   GpuExecutor(GpuModel model, const serve::ModelShape& shape, const PassForm& form);
   template <class Number>
-  base::Result<serve::RunCost> Pass(std::span<const serve::TokenRun> runs, std::span<Number> out, int64_t columns,
-                                    const at::Tensor& from);
-  std::span<const int64_t> WantedOf(const Group& group) const;
-  Group GroupAt(int64_t first) const;
-  void Stage(const Group& group);
-  void Launch(const Group& group);
+  base::Result<serve::RunCost> Pass(std::span<const serve::TokenRun> runs, const Output<Number>& out);
+  template <class Number>
+  void RunPrompts(const Output<Number>& out);
+  template <class Number>
+  void RunWritten(const Output<Number>& out);
+  void Launch(int64_t count, bool head);
+  void Layers(const Rows& rows, int64_t count, at::Tensor& x, int64_t product_rows);
+  at::Tensor ChunkBody(const Rows& rows, int64_t count);
   void Body(int64_t rows, bool head);
-  serve::RunCost Cost() const;
+  void Head(const at::Tensor& x);
+  void CountCost(const serve::PassInput& input, const Group& group, bool head);
 
   GpuModel model_;
   serve::ModelShape shape_;
   bool exact_ = true;
-  int64_t table_ = 0;  // pages of the longest text
-  at::Tensor staged_;
-  Rows rows_;
+  RowPlaces row_places_;
+  ChunkPlaces chunk_places_;
+  Staged staged_;
+  Rows rows_, chunk_rows_;
+  at::Tensor chunk_wanted_;
   at::Tensor frequencies_;
   std::vector<at::Tensor> keys_, values_;  // per layer; the last page takes what padding writes
   at::Tensor mixed_, ffn_, logits_, best_;
   std::unique_ptr<Device> device_;
+  std::string lost_;  // why every further pass fails
 
   // Of the pass that runs.
-  serve::PassInput input_;
+  SplitPass input_;
+  serve::RunCost cost_;
+  int64_t launched_count_ = 0;
+  bool launched_head_ = false;
 };
 
 }  // namespace outrider::serve_gpu

@@ -10,6 +10,24 @@
 namespace outrider::serve_gpu {
 
 using kernels::Signature;
+
+namespace {
+
+// What each expert has, for kernels that walk its channels.
+void ListChannels(const std::vector<Signature>& signatures, int64_t experts, at::Device device, GpuLayer& to) {
+  std::vector<int64_t> lists, list_at = {0};
+  for (int64_t e = 0; e < experts; ++e) {
+    for (size_t c = 0; c < signatures.size(); ++c)
+      if ((signatures[c] >> e & 1) != 0) lists.push_back(static_cast<int64_t>(c));
+    to.active_max = std::max(to.active_max, static_cast<int64_t>(lists.size()) - list_at.back());
+    list_at.push_back(static_cast<int64_t>(lists.size()));
+  }
+  to.lists = at::tensor(lists, at::kLong).to(at::kInt).to(device);
+  to.list_at = at::tensor(list_at, at::kLong).to(at::kInt).to(device);
+}
+
+}  // namespace
+
 base::Result<GpuModel> GpuModel::Pack(const spec::Config& config, const serve::ExpertMap& experts,
                                       const model::Parameters& parameters, at::Device device, at::ScalarType dtype) {
   if (config.mlp_bias)
@@ -35,6 +53,7 @@ base::Result<GpuModel> GpuModel::Pack(const spec::Config& config, const serve::E
                            1);
     const std::vector<int64_t> bits(live->signatures.begin(), live->signatures.end());
     to.signatures = at::tensor(bits, at::kLong).to(at::kShort).to(device);  // the upper bit wraps, the bits stay
+    ListChannels(live->signatures, std::max<int64_t>(packed.experts_, 1), device, to);
     signatures.push_back(std::move(live->signatures));
   }
   packed.embed_ = here(parameters.embed);

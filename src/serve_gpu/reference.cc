@@ -29,9 +29,10 @@ at::Tensor Turn(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& si
 
 class Reference final : public Device {
  public:
-  Reference(const GpuModel& model, const at::Tensor& staged) : config_(model.config()), staged_(staged) {
-    host_ = at::empty(staged.sizes(), at::kInt);
-  }
+  Reference(const GpuModel& model, const Staged& staged)
+      : config_(model.config()),
+        staged_(staged),
+        host_{at::empty(staged.rows.sizes(), at::kInt), at::empty(staged.chunk.sizes(), at::kInt)} {}
 
   void Attend(const Rows& rows, const AttendCall& call) override {
     const int64_t n = call.rows, dim = config_.head_dim, heads = config_.heads, kv = config_.kv_heads;
@@ -40,7 +41,9 @@ class Reference final : public Device {
     const at::Tensor q = Turn(all.slice(1, 0, heads), cos, sin);
     const at::Tensor k = Turn(all.slice(1, heads, heads + kv), cos, sin), v = all.slice(1, heads + kv);
     const at::Tensor positions = rows.positions.slice(0, 0, n).to(at::kLong);
-    const at::Tensor pages = rows.pages.slice(0, 0, n).to(at::kLong);
+    const at::Tensor pages =
+        (rows.chunk() ? rows.pages.index_select(0, rows.texts.slice(0, 0, n)) : rows.pages.slice(0, 0, n))
+            .to(at::kLong);
     const at::Tensor page = pages.gather(1, positions.div(kernels::kPageTokens, "floor").unsqueeze(1)).squeeze(1);
     const at::Tensor slot = positions.remainder(kernels::kPageTokens);
     call.keys.transpose(1, 2).index_put_({page, slot}, k);
@@ -74,27 +77,35 @@ class Reference final : public Device {
 
   void Run(int kind, const std::function<void()>& body) override {
     (void)kind;
-    staged_.copy_(host_);
+    staged_.rows.copy_(host_.rows);
     body();
   }
+  void RunChunk(const Rows& rows, int64_t count, const std::function<void()>& body) override {
+    (void)rows, (void)count;
+    staged_.chunk.copy_(host_.chunk);
+    body();
+  }
+  void RunBehind(const std::function<void()>& body) override { body(); }
 
   const void* Fetch(const at::Tensor& from, int64_t first, int64_t count) override {
     ++waits_;
     fetched_ = from.slice(0, first, first + count).to(at::kCPU);
     return fetched_.const_data_ptr();
   }
-  int32_t* staging() override { return host_.mutable_data_ptr<int32_t>(); }
+  int32_t* staging() override { return host_.rows.mutable_data_ptr<int32_t>(); }
+  int32_t* chunk_staging() override { return host_.chunk.mutable_data_ptr<int32_t>(); }
   int64_t waits() const override { return waits_; }
 
  private:
   const spec::Config config_;
-  at::Tensor staged_, host_, fetched_;
+  Staged staged_, host_;
+  at::Tensor fetched_;
   int64_t waits_ = 0;
 };
 
 }  // namespace
 
-std::unique_ptr<Device> MakeReference(const GpuModel& model, const at::Tensor& staged) {
+std::unique_ptr<Device> MakeReference(const GpuModel& model, const Staged& staged) {
   return std::make_unique<Reference>(model, staged);
 }
 

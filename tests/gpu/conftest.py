@@ -6,7 +6,7 @@ import sys
 import pytest
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
-for _folder in ("python", "examples", "tests/python"):
+for _folder in ("python", "examples", "tests/python", "tests/support", "tests/gpu"):
     sys.path.insert(0, str(_ROOT / _folder))
 
 

@@ -17,7 +17,8 @@ class _Engine(fake_engine.FakeEngine):
         folder: str,
         parent: str,
         *,
-        weight_format: str,
+        device: str,
+        weight_format: str = "float32",
         threads: int,
         policy: str,
         kv_tokens: int = 160,
@@ -25,7 +26,8 @@ class _Engine(fake_engine.FakeEngine):
     ) -> None:
         experts = 0 if Path(folder).name == "dense" else 7
         super().__init__(experts=experts, token_s=float(os.environ.get("FAKE_TOKEN_S", "0")))
-        self.info |= {"weight_format": weight_format, "policy": policy, "threads": threads, "kv_pages": kv_tokens // 16}
+        self.info |= {"weight_format": weight_format, "policy": policy, "device": device}
+        self.info |= {"threads": threads, "kv_pages": kv_tokens // 16}
         assert set(options) <= {"tpot_goal_ms"}, options
         self.info |= options
 

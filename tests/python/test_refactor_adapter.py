@@ -319,3 +319,16 @@ def test_a_dense_model_is_needed_to_write_text(made):
         mine.sample_texts([[5]], [([2], [], 0.0)], lambda *_: True, 1)
     with pytest.raises(ValueError, match="E_MODEL: expert_ids"):
         _core.Model.load(str(made.parent)).expert_ids(some_ids(1, 3))
+
+
+def test_the_gpu_executor_serves_it_beside_its_parent(made):
+    ids = list(range(5, 60, 3))
+    expected: list[int] = []
+    _core.Model.load_routed(str(made.adapter), str(made.parent)).generate(ids, expected.append, 8)
+    engine = _core.ServeEngine(str(made.adapter), str(made.parent), device="reference", threads=1, kv_tokens=512)
+    engine.submit(ids, max_tokens=8)
+    assert engine.wait_idle(60)
+    events = engine.poll(64)
+    engine.close()
+    assert [token for event in events for token in event["tokens"]] == expected
+    assert len(expected) == 8 and events[-1]["error"] == ""

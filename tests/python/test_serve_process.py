@@ -61,7 +61,7 @@ def served(*arguments: str, token_s: float = 0.0, port: int = 0) -> Iterator[Ser
 def test_greeting_a_pasted_line_and_ctrl_c(folder):
     with served(str(folder), "--weights", "int8", "--policy", "chunked_fcfs", "--option", "kv_tokens=320") as server:
         assert server.greeting.startswith("mine: 7 experts, int8, context 4096, policy chunked_fcfs\n")
-        assert "\nthreads 0, kv_pages 20\n" in server.greeting
+        assert "\ndevice cpu, threads 0, kv_pages 20\n" in server.greeting
         if not shutil.which("curl"):
             pytest.skip("no curl")
         line = next(line for line in server.greeting.splitlines() if line.startswith("curl "))

@@ -69,6 +69,7 @@ class FakeEngine:
             "context": context,
             "experts": experts,
             "policy": "outrider",
+            "device": "cpu",
             "weight_format": "float32",
             "end_ids": [END],
         }
@@ -77,6 +78,7 @@ class FakeEngine:
         self.fail_after: int | None = None  # tokens of a stream, then it ends with an error
         self.frozen = False  # no step finishes
         self.degraded: dict[str, int] = {}
+        self.device_error = ""
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK)
         self._drawn = script is None  # what the seed decides: where the repeated text begins
         self._script = script or (lambda prompt: [token for token in prompt if token >= len(SPECIAL)])
@@ -114,7 +116,9 @@ class FakeEngine:
         rejected = None
         tenant, most = params.get("tenant", ""), params.get("tenant_requests_max", 0)
         of_tenant = [stream for stream in self._streams.values() if stream.params.get("tenant", "") == tenant]
-        if self._draining:
+        if self.device_error:
+            rejected = ServeRejected("E_DEVICE", self.device_error)
+        elif self._draining:
             rejected = ServeRejected("E_DRAINING", "no new work")
         elif len(prompt) >= self.info["context"]:
             rejected = ServeRejected("E_CONTEXT", f"prompt: {len(prompt)} tokens, context {self.info['context']}")
@@ -156,6 +160,7 @@ class FakeEngine:
                 "expert_tokens": {0: self._written},
                 "rejected": dict(self._rejected),
                 "degraded": dict(self.degraded),
+                "device_error": self.device_error,
                 "step_seconds": {"bounds": [0.01, 0.1], "counts": [self._steps, 0, 0], "sum": 0.001 * self._steps},
             }
 

@@ -60,8 +60,9 @@ class FakeCells {
   std::vector<uint64_t> cells_;
 };
 
-inline uint64_t KvCell(int32_t id, ExpertId expert, int64_t position) {
-  return Mix(Mix(static_cast<uint64_t>(id), expert), static_cast<uint64_t>(position));
+// `written`: by a machine that takes prompts by another path.
+inline uint64_t KvCell(int32_t id, ExpertId expert, int64_t position, bool written) {
+  return Mix(Mix(static_cast<uint64_t>(id), expert), static_cast<uint64_t>(position) + (written ? 1'000'000 : 0));
 }
 
 inline float FakeLogit(uint64_t text, int64_t id) {
@@ -88,10 +89,11 @@ class FakeExecutor : public Executor {
       for (size_t i = 0; i < run.ids.size(); ++i) {
         const int64_t position = run.position + static_cast<int64_t>(i);
         const ExpertId expert = run.experts.empty() ? kNoExpert : run.experts[i];
-        cells_.At(run.kv_pages, position) = fails ? 0xBAD : KvCell(run.ids[i], expert, position);
+        const bool written = shape_.prompts_apart && static_cast<int64_t>(i) >= run.prompt;
+        cells_.At(run.kv_pages, position) = fails ? 0xBAD : KvCell(run.ids[i], expert, position, written);
       }
     }
-    if (fails) return base::Fail("E_FAKE", "the machine failed as told");
+    if (fails) return base::Fail(code, "the machine failed as told");
     auto out = logits.begin();
     for (const TokenRun& run : runs) {
       for (auto i = run.logits_from; i < static_cast<int64_t>(run.ids.size()); ++i) {
@@ -108,6 +110,7 @@ class FakeExecutor : public Executor {
 
   int64_t passes = 0;
   bool fails = false;  // the next passes
+  std::string code = "E_FAKE";
 
  private:
   const ModelShape shape_;
@@ -164,7 +167,7 @@ inline ReferenceText Reference(const Request& request, const ModelShape& shape =
       route = Mix(route, Mix(static_cast<uint64_t>(id), 77));
       out.experts.push_back(previous = FakeExpert(route, previous, shape.experts));
     }
-    kv = Mix(kv, KvCell(id, previous, position));
+    kv = Mix(kv, KvCell(id, previous, position, shape.prompts_apart && position >= prompt));
     if (position + 1 < prompt || position + 1 == end) continue;
     std::vector<float> logits(static_cast<size_t>(shape.vocab));
     for (int64_t v = 0; v < shape.vocab; ++v) logits[static_cast<size_t>(v)] = FakeLogit(kv, v);

@@ -112,9 +112,11 @@ async def page() -> HTMLResponse:
 
 @anyone.get("/health")
 async def health(request: Request) -> Response:
-    """503 when there is work and no step finished for some seconds."""
-    stalled = _state(request).hub.stalled
-    return JSONResponse({"status": "stalled" if stalled else "ok"}, status_code=503 if stalled else 200)
+    """503 when there is work and no step finished for some seconds, or the device is lost."""
+    state = _state(request)
+    status = "device lost" if state.hub.device_error else "stalled" if state.hub.stalled else "ok"
+    body = {"status": status, "device": state.info["device"]}
+    return JSONResponse(body, status_code=200 if status == "ok" else 503)
 
 
 @anyone.get("/ready")
@@ -122,6 +124,7 @@ async def ready(request: Request) -> Response:
     """503 while no new work is taken."""
     state = _state(request)
     reason = "draining" if state.draining else "stalled" if state.hub.stalled else None
+    reason = "device lost" if state.hub.device_error else reason
     return JSONResponse({"ready": reason is None, "reason": reason}, status_code=503 if reason else 200)
 
 
@@ -157,7 +160,7 @@ def _engine_keywords(request: Request) -> dict[str, Any]:
 
 def _model(state: ServeState) -> dict[str, Any]:
     info = state.info
-    about = {"experts": info["experts"], "policy": info["policy"], "weight_format": info["weight_format"]}
+    about = {name: info[name] for name in ("device", "experts", "policy", "weight_format")}
     head = {"id": state.name, "object": "model", "created": state.created, "owned_by": "outrider"}
     return head | {"max_model_len": info["context"], "outrider": about}
 

@@ -20,8 +20,11 @@ def serve_command(
     ),
     port: Annotated[int, typer.Option(help="0: any free one.", min=0, max=65535)] = 8000,
     parent: Annotated[Path | None, typer.Option(help="The parent of a folder without weights.")] = None,
-    weights: Annotated[str, typer.Option(help="float32, bfloat16 or int8.")] = "float32",
-    threads: Annotated[int, typer.Option(help="0: one per core.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    weights: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or int8; default: float32, on cuda bfloat16.")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="On the CPU; 0: one per core.", min=0)] = 0,
     policy: Annotated[str, typer.Option(help="Which tokens share a step; see docs/guide/serving.md.")] = "outrider",
     tpot_goal_ms: Annotated[int, typer.Option(help="Time per token that holding must keep; 0: no goal.", min=0)] = 0,
     api_keys: Annotated[Path | None, typer.Option(help="File of hashed keys; without it, loopback only.")] = None,
@@ -42,6 +45,7 @@ def serve_command(
             host=host,
             port=port,
             parent=parent,
+            device=device,
             weights=weights,
             threads=threads,
             policy=policy,

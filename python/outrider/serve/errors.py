@@ -43,6 +43,8 @@ def rejection(error: Any) -> ApiError:
     """The answer to a request that the engine did not take (`ServeRejected`)."""
     if error.code == "E_CONTEXT":
         return ApiError(400, str(error), code="context_length_exceeded")
+    if error.code == "E_DEVICE":
+        return ApiError(503, str(error), code="device_lost")
     if error.code == "E_REQUEST":
         return ApiError(400, str(error), code="invalid_value")
     code = {"E_DRAINING": "draining", "E_TENANT": "rate_limit_exceeded"}.get(error.code, "overloaded")

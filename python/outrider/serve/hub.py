@@ -133,6 +133,11 @@ class EngineHub:
         """Work exists and no step finished for STALL_S."""
         return time.monotonic() - self._progress[1] > STALL_S
 
+    @property
+    def device_error(self) -> str:
+        """Why the engine's machine is lost, and nothing will run any more; empty: it is not."""
+        return self.engine.stats().get("device_error", "")
+
     def _read(self) -> None:
         for event in self.engine.poll(POLL_EVENTS):
             mailbox = self._mailboxes.get(event["stream"])
@@ -147,6 +152,7 @@ class EngineHub:
         while True:
             stats, now = self.engine.stats(), time.monotonic()
             self._warn(stats.get("degraded", {}))
+            self._tell_loss(stats.get("device_error", ""))
             idle = not stats.get("running") and not stats.get("queued")
             if idle or stats.get("steps", 0) != self._progress[0]:
                 self._progress = (stats.get("steps", 0), now)
@@ -154,6 +160,11 @@ class EngineHub:
                 self.rate = (stats.get("written_tokens", 0) - written) / (now - then)
                 written, then = stats.get("written_tokens", 0), now
             await asyncio.sleep(WATCH_S)
+
+    def _tell_loss(self, error: str) -> None:
+        if error and error not in self._warned:
+            self._warned.add(error)
+            _log.error("no request can be served any more, start the server again: %s", error)
 
     def _warn(self, degraded: dict[str, int]) -> None:
         """Of each lesser mode once; how often it was entered is a metric."""

@@ -17,8 +17,18 @@ from outrider.serve.state import ServeState
 from outrider.serve.tokens import ServeTokenizer
 
 # Of the engine's `info`, what the first lines show.
-SHOWN = ("threads", "kv_pages", "kv_page_tokens", "decode_tokens", "prefill_tokens", "distinct_experts", "running_max")
+SHOWN = (
+    "device",
+    "threads",
+    "kv_pages",
+    "kv_page_tokens",
+    "decode_tokens",
+    "prefill_tokens",
+    "distinct_experts",
+    "running_max",
+)
 SHOWN += ("queued_max", "prefix_cache", "tpot_goal_ms")
+DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,8 @@ class ServeOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     parent: Path | None = None
-    weights: str = "float32"
+    device: str = "cpu"
+    weights: str | None = None  # what the device takes best
     threads: int = 0
     policy: str = "outrider"
     tpot_goal_ms: int = 0
@@ -39,8 +50,13 @@ class ServeOptions:
     drain_timeout_s: float = 30.0
     engine: dict[str, int | float | bool] = field(default_factory=dict)  # further keywords of `_core.ServeEngine`
 
-    def check(self) -> None:
+    def check(self, command: str = "outrider serve") -> None:
         """Raises InputError for what can be seen before the model is read."""
+        if self.device not in DEVICES:
+            raise InputError("E_USAGE", command, "--device", self.device, "cpu or cuda")
+        if self.device == "cuda" and self.weights not in (None, "bfloat16"):
+            expected = "bfloat16 with --device cuda, or --device cpu"
+            raise InputError("E_USAGE", command, "--weights", self.weights, expected)
         if self.api_keys is None and not is_loopback(self.host):
             found = f"{self.host} without API keys"
             raise InputError("E_USAGE", "outrider serve", "--host", found, "127.0.0.1, or --api-keys FILE")
@@ -86,7 +102,9 @@ def open_engine(options: ServeOptions) -> tuple[Any, type[Exception]]:
     from outrider import _runtime
 
     core = _runtime.core()
-    given: dict[str, Any] = {"weight_format": options.weights, "threads": options.threads, "policy": options.policy}
+    given: dict[str, Any] = {"device": options.device, "threads": options.threads, "policy": options.policy}
+    if options.weights:
+        given["weight_format"] = options.weights
     if options.tpot_goal_ms:
         given["tpot_goal_ms"] = options.tpot_goal_ms
     try:
@@ -118,7 +136,7 @@ def make_state(options: ServeOptions, inputs: Inputs, engine: Any, rejected: typ
     if tokenizer.vocab > info["vocab"]:
         expected = f"at most the {info['vocab']} rows of the embedding"
         raise InputError("E_VOCAB", options.model, "tokenizer", f"{tokenizer.vocab} entries", expected)
-    labels = {name: str(info[name]) for name in ("policy", "weight_format", "experts", "context")}
+    labels = {name: str(info[name]) for name in ("device", "policy", "weight_format", "experts", "context")}
     return ServeState(
         name=options.served_name,
         folder=options.model,

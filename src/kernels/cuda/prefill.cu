@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 }
 
 bool Fits(const Layer& layer, int tokens) {
-  return layer.width > 0 && layer.width % kWidthMultiple == 0 && layer.channels > 0 && layer.experts >= 1 &&
+  return layer.width > 0 && layer.width % kDepth == 0 && layer.channels > 0 && layer.experts >= 1 &&
          layer.experts <= kExpertsMax && layer.active_max >= 0 && layer.active_max <= layer.channels && tokens >= 0;
 }
 

@@ -3,6 +3,7 @@
 
 #include <ATen/cuda/CUDAGraph.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/ScalarType.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -14,6 +15,7 @@
 #include <map>
 #include <string>
 
+#include "kernels/cuda/chunk_attention.h"
 #include "kernels/cuda/paged_attention.h"
 #include "kernels/cuda/tied_ffn.h"
 
@@ -21,6 +23,7 @@ namespace outrider::serve_gpu {
 namespace {
 
 namespace cuda = kernels::cuda;
+static_assert(kTileRows == cuda::kAttentionTileRows && kTileNumbers == 4);
 
 // Host memory that the device copies from and to by itself.
 class PinnedBytes {
@@ -39,6 +42,9 @@ cuda::Layer LayerOf(const GpuModel& model, const GpuLayer& layer) {
   cuda::Layer out;
   out.records = layer.records.const_data_ptr();
   out.signatures = static_cast<const uint16_t*>(layer.signatures.const_data_ptr());
+  out.lists = layer.lists.const_data_ptr<int32_t>();
+  out.list_at = layer.list_at.const_data_ptr<int32_t>();
+  out.active_max = static_cast<int>(layer.active_max);
   out.channels = static_cast<int>(layer.records.size(0));
   out.width = static_cast<int>(layer.records.size(2));
   out.experts = static_cast<int>(std::max<int64_t>(model.experts(), 1));
@@ -47,26 +53,36 @@ cuda::Layer LayerOf(const GpuModel& model, const GpuLayer& layer) {
 
 class CudaDevice final : public Device {
  public:
-  CudaDevice(const GpuModel& model, const at::Tensor& staged)
+  CudaDevice(const GpuModel& model, const Staged& staged)
       : model_(model),
         staged_(staged),
         stream_(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, model.device().index())),
         pool_(at::cuda::graph_pool_handle()),
-        host_staged_(staged.nbytes()),
+        host_rows_(staged.rows.nbytes()),
+        host_chunk_(staged.chunk.nbytes()),
         host_fetched_(static_cast<size_t>(kRowsMax * model.config().vocab) * sizeof(float)) {
     const spec::Config& config = model.config();
     const c10::cuda::CUDAStreamGuard on_stream(stream_);
-    int64_t bytes = 0;
-    for (const GpuLayer& layer : model.layers())
-      bytes = std::max(bytes, cuda::DecodeBytes(LayerOf(model, layer), static_cast<int>(kRowsMax)));
-    ffn_scratch_ = at::empty({bytes}, staged.options().dtype(at::kByte));
+    const auto options = staged.rows.options();
+    int64_t bytes = 0, hidden_bytes = 0;
+    for (const GpuLayer& layer : model.layers()) {
+      const cuda::Layer one = LayerOf(model, layer);
+      bytes = std::max(bytes, cuda::DecodeBytes(one, static_cast<int>(kRowsMax)));
+      hidden_bytes = std::max(hidden_bytes, cuda::HiddenBytes(one, static_cast<int>(kChunkMax)));
+    }
+    ffn_scratch_ = at::empty({bytes}, options.dtype(at::kByte));
+    hidden_ = at::empty({hidden_bytes}, options.dtype(at::kByte));
+    order_ = at::empty({kChunkMax}, options);
+    order_at_ = at::empty({cuda::kExpertsMax + 1}, options);
+    C10_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, model.device().index()));
     attention_scratch_ = at::empty({cuda::AttentionFloats(static_cast<int>(kRowsMax), static_cast<int>(config.heads),
                                                           static_cast<int>(config.head_dim))},
-                                   staged.options().dtype(at::kFloat));
+                                   options.dtype(at::kFloat));
     C10_CUDA_CHECK(cudaDeviceSynchronize());  // weights and buffers were made on other streams
   }
 
   void Attend(const Rows& rows, const AttendCall& call) override {
+    if (rows.chunk()) return AttendChunk(rows, call);
     const spec::Config& config = model_.config();
     cuda::PagedAttention to;
     to.qkv = call.qkv.mutable_data_ptr();
@@ -89,6 +105,12 @@ class CudaDevice final : public Device {
   }
 
   void Ffn(const Rows& rows, const GpuLayer& layer, int64_t count, const at::Tensor& x, const at::Tensor& y) override {
+    if (rows.chunk()) {
+      C10_CUDA_CHECK(cuda::Prefill(LayerOf(model_, layer), Order(), x.const_data_ptr(), y.mutable_data_ptr(),
+                                   static_cast<int>(count), hidden_.mutable_data_ptr(), multiprocessors_, /*outputs=*/0,
+                                   stream_.stream()));
+      return;
+    }
     C10_CUDA_CHECK(cuda::Decode(LayerOf(model_, layer), rows.experts.const_data_ptr<uint8_t>(), x.const_data_ptr(),
                                 y.mutable_data_ptr(), static_cast<int>(count), ffn_scratch_.mutable_data_ptr(),
                                 stream_.stream()));
@@ -98,14 +120,28 @@ class CudaDevice final : public Device {
     const c10::cuda::CUDAStreamGuard on_stream(stream_);
     const auto found = graphs_.find(kind);
     if (found != graphs_.end()) return found->second.replay();
-    Upload();
+    Upload(staged_.rows, host_rows_);
     body();  // libraries prepare themselves, which no capture may contain
     C10_CUDA_CHECK(cudaStreamSynchronize(stream_.stream()));
     at::cuda::CUDAGraph& graph = graphs_[kind];
     graph.capture_begin(pool_, cudaStreamCaptureModeThreadLocal);
-    Upload();
+    Upload(staged_.rows, host_rows_);
     body();
     graph.capture_end();
+  }
+
+  void RunChunk(const Rows& rows, int64_t count, const std::function<void()>& body) override {
+    const c10::cuda::CUDAStreamGuard on_stream(stream_);
+    Upload(staged_.chunk, host_chunk_);
+    const auto experts = static_cast<int>(std::max<int64_t>(model_.experts(), 1));
+    C10_CUDA_CHECK(cuda::MakePlan(rows.experts.const_data_ptr<uint8_t>(), static_cast<int>(count), experts, Order(),
+                                  stream_.stream()));
+    body();
+  }
+
+  void RunBehind(const std::function<void()>& body) override {
+    const c10::cuda::CUDAStreamGuard on_stream(stream_);
+    body();
   }
 
   const void* Fetch(const at::Tensor& from, int64_t first, int64_t count) override {
@@ -119,45 +155,92 @@ class CudaDevice final : public Device {
     return host_fetched_.get();
   }
 
-  int32_t* staging() override { return static_cast<int32_t*>(host_staged_.get()); }
+  int32_t* staging() override { return static_cast<int32_t*>(host_rows_.get()); }
+  int32_t* chunk_staging() override { return static_cast<int32_t*>(host_chunk_.get()); }
   int64_t waits() const override { return waits_; }
 
  private:
-  void Upload() {
-    C10_CUDA_CHECK(cudaMemcpyAsync(staged_.mutable_data_ptr(), host_staged_.get(), staged_.nbytes(),
-                                   cudaMemcpyHostToDevice, stream_.stream()));
+  void AttendChunk(const Rows& rows, const AttendCall& call) {
+    const spec::Config& config = model_.config();
+    cuda::ChunkAttention to;
+    to.qkv = call.qkv.mutable_data_ptr();
+    to.cos = call.cos.const_data_ptr<float>();
+    to.sin = call.sin.const_data_ptr<float>();
+    to.positions = rows.positions.const_data_ptr<int32_t>();
+    to.texts = rows.texts.const_data_ptr<int32_t>();
+    to.pages = rows.pages.const_data_ptr<int32_t>();
+    to.tiles = rows.tiles.const_data_ptr<int32_t>();
+    to.keys = call.keys.mutable_data_ptr();
+    to.values = call.values.mutable_data_ptr();
+    to.out = call.out.mutable_data_ptr();
+    to.rows = static_cast<int>(call.rows);
+    to.tile_count = static_cast<int>(rows.tiles_used);
+    to.table = static_cast<int>(rows.pages.size(1));
+    to.heads = static_cast<int>(config.heads);
+    to.kv_heads = static_cast<int>(config.kv_heads);
+    to.head_dim = static_cast<int>(config.head_dim);
+    to.window = static_cast<int>(call.window);
+    to.scale = 1 / std::sqrt(static_cast<float>(config.head_dim));
+    C10_CUDA_CHECK(cuda::AttendChunk(to, stream_.stream()));
   }
 
+  void Upload(const at::Tensor& to, const PinnedBytes& from) {
+    C10_CUDA_CHECK(
+        cudaMemcpyAsync(to.mutable_data_ptr(), from.get(), to.nbytes(), cudaMemcpyHostToDevice, stream_.stream()));
+  }
+  cuda::Plan Order() const { return {order_.mutable_data_ptr<int32_t>(), order_at_.mutable_data_ptr<int32_t>()}; }
+
   const GpuModel model_;  // shares its tensors
-  at::Tensor staged_, ffn_scratch_, attention_scratch_;
+  Staged staged_;
+  at::Tensor ffn_scratch_, hidden_, order_, order_at_, attention_scratch_;
   c10::cuda::CUDAStream stream_;
   c10::MempoolId_t pool_;
-  PinnedBytes host_staged_, host_fetched_;
+  PinnedBytes host_rows_, host_chunk_, host_fetched_;
   std::map<int, at::cuda::CUDAGraph> graphs_;
+  int multiprocessors_ = 0;
   int64_t waits_ = 0;
 };
 
 }  // namespace
 
 base::Result<void> CheckCuda() {
-  if (c10::cuda::device_count() == 0) return base::Fail("E_CUDA", "device cuda: found no CUDA device, expected one");
+  if (c10::cuda::device_count() == 0)
+    return base::Fail("E_CUDA", "device cuda: found no CUDA device, expected one; serve with the device cpu");
   int major = 0, minor = 0;
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0));
   if (major != 9 || minor != 0)
     return base::Fail("E_CUDA", "device cuda: found compute capability " + std::to_string(major) + "." +
-                                    std::to_string(minor) + ", expected 9.0");
+                                    std::to_string(minor) + ", expected 9.0 (Hopper); serve with the device cpu");
   return {};
 }
 
-base::Result<std::unique_ptr<Device>> MakeCuda(const GpuModel& model, const at::Tensor& staged) {
+base::Result<void> CheckCudaShape(const spec::Config& config) {
+  const auto bad = [](const char* field, int64_t found, const std::string& expected) {
+    return base::Fail("E_CUDA", std::string("device cuda: ") + field + ": found " + std::to_string(found) +
+                                    ", expected " + expected + "; serve this model with the device cpu");
+  };
+  if (config.hidden_size % cuda::kWidthMultiple != 0)
+    return bad("hidden_size", config.hidden_size, "a multiple of " + std::to_string(cuda::kWidthMultiple));
+  if (config.head_dim != 32 && config.head_dim != 64 && config.head_dim != 128)
+    return bad("head_dim", config.head_dim, "32, 64 or 128");
+  return {};
+}
+
+CudaFacts CudaFactsNow() {
+  size_t free = 0, total = 0;
+  C10_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  cudaDeviceProp properties{};
+  C10_CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+  return {properties.name, static_cast<int64_t>(free)};
+}
+
+base::Result<std::unique_ptr<Device>> MakeCuda(const GpuModel& model, const Staged& staged) {
   if (auto ok = CheckCuda(); !ok) return tl::unexpected(ok.error());
-  const spec::Config& config = model.config();
-  const bool heads = config.head_dim == 32 || config.head_dim == 64 || config.head_dim == 128;
-  if (!heads || config.hidden_size % cuda::kWidthMultiple != 0 || model.dtype() != at::kBFloat16)
-    return base::Fail("E_CUDA", "found width " + std::to_string(config.hidden_size) + ", heads of " +
-                                    std::to_string(config.head_dim) + ", expected a multiple of " +
-                                    std::to_string(cuda::kWidthMultiple) + ", 32, 64 or 128, and bf16");
+  if (auto ok = CheckCudaShape(model.config()); !ok) return tl::unexpected(ok.error());
+  if (model.dtype() != at::kBFloat16)
+    return base::Fail(
+        "E_CUDA", std::string("device cuda: weights: found ") + c10::toString(model.dtype()) + ", expected BFloat16");
   return std::make_unique<CudaDevice>(model, staged);
 }
 

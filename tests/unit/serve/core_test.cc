@@ -109,6 +109,31 @@ TEST(Core, AFailureOfTheMachineEndsItsStepAlone) {
   ExpectClean(run);
 }
 
+TEST(Core, ALostMachineEndsEveryone) {
+  EngineOptions options = TestOptions();
+  options.limits.decode_tokens = 2;
+  options.running_max = 3;
+  CoreRun run(options);
+  for (int i = 0; i < 5; ++i) run.Submit(Plain(Counted(i, 6), 6));
+  run.Steps(2);
+  EXPECT_EQ(run.core.Stats().device_error, "");
+  run.executor.fails = true;
+  run.executor.code = "E_DEVICE";
+  run.Steps(2);
+  EXPECT_TRUE(run.core.Idle());
+  for (StreamId id = 1; id <= 5; ++id) {
+    EXPECT_THAT(run.told[id].finishes, ElementsAre(Finish::kError));
+    EXPECT_EQ(run.told[id].last.error, "E_DEVICE: the machine failed as told");
+  }
+  EXPECT_EQ(run.core.Stats().device_error, "E_DEVICE: the machine failed as told");
+  const int64_t passes = run.executor.passes;
+  const StreamId late = run.Submit(Plain(Counted(0, 6), 6));
+  run.Steps(1);
+  EXPECT_THAT(run.told[late].finishes, ElementsAre(Finish::kError));
+  EXPECT_EQ(run.executor.passes, passes) << "it is not tried again";
+  ExpectClean(run);
+}
+
 TEST(Core, AFailureOfTheRouterEndsThoseItRouted) {
   CoreRun run;
   const StreamId a = run.Submit(Plain(Counted(0, 9), 9));

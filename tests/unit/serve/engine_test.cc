@@ -265,6 +265,22 @@ TEST(Engine, AThrowingPolicyFailsItsRequestsAlone) {
 }
 
 // Several threads submit and cancel, one reads.
+TEST(Engine, ALostMachineTakesNoMoreRequests) {
+  const ModelShape shape = test::FakeShape();
+  auto executor = std::make_unique<FakeExecutor>(shape);
+  executor->fails = true;
+  executor->code = "E_DEVICE";
+  auto engine = *Engine::Make(std::move(executor), std::make_unique<FakePregate>(shape), test::TestOptions());
+  ASSERT_TRUE(engine->Submit(Plain({1, 2, 3}, 4)).has_value());
+  const ToldStreams told = WaitFor(*engine, 1);
+  EXPECT_EQ(told.at(1).last.finish, Finish::kError);
+  ASSERT_TRUE(engine->WaitIdle(Deadline::AfterMs(20'000)));
+  EXPECT_EQ(engine->Stats().device_error, "E_DEVICE: the machine failed as told");
+  const auto refused = engine->Submit(Plain({1, 2, 3}, 4));
+  ASSERT_FALSE(refused.has_value());
+  EXPECT_EQ(refused.error().error.code, "E_DEVICE");
+}
+
 TEST(Engine, ManyThreads) {
   EngineOptions options = test::TestOptions();
   options.running_max = 8;

@@ -25,6 +25,7 @@ struct Setting {
   EngineOptions::PrefixCache prefix_cache = EngineOptions::PrefixCache::kOn;
   int64_t kv_pages = 256, route_pages = 512;
   int64_t experts = 5;
+  bool prompts_apart = false;
 };
 
 ModelShape ShapeOf(const Setting& setting) {
@@ -32,6 +33,7 @@ ModelShape ShapeOf(const Setting& setting) {
   shape.kv_pages = setting.kv_pages;
   shape.route_pages = setting.route_pages;
   shape.experts = setting.experts;
+  shape.prompts_apart = setting.prompts_apart;
   return shape;
 }
 
@@ -120,6 +122,52 @@ TEST(Equality, PagesForOneTextOnly) {
         }
       }
     }
+  }
+}
+
+// On a machine whose keys and values of what was written are not those of the same tokens in a prompt.
+TEST(Equality, PromptsByAPathOfTheirOwn) {
+  for (const int64_t experts : {0, 5}) {
+    for (const int64_t kv_pages : {24, 30, 256}) {
+      for (const int64_t prefill : {1, 5, 48}) {
+        Setting setting;
+        setting.policy = experts > 0 ? "outrider" : "chunked_fcfs";
+        setting.experts = experts;
+        setting.kv_pages = kv_pages;
+        setting.prefill_tokens = prefill;
+        setting.prompts_apart = true;
+        if (kv_pages == 256) setting.running_max = 2;
+        const EngineStats stats = ExpectReferences(setting, RandomRequests(11, 24), 3);
+        if (kv_pages == 24) {
+          EXPECT_GT(stats.preemptions, 0);
+        }
+        if (kv_pages == 256) {
+          EXPECT_GT(stats.prefix_hit_tokens, 50);
+        }
+      }
+    }
+  }
+}
+
+TEST(Equality, WhatWasWrittenIsNoPrefixOfAPromptByAnotherPath) {
+  for (const bool apart : {false, true}) {
+    Setting setting;
+    setting.prompts_apart = apart;
+    const ModelShape shape = ShapeOf(setting);
+    CoreRun run(OptionsOf(setting), shape);
+    Request first;
+    first.prompt = {1, 2, 3, 4, 5, 6, 7, 8, 9};  // two pages and one token
+    first.max_tokens = 20;
+    run.Submit(first);
+    ASSERT_TRUE(run.ToTheEnd());
+    Request second = first;
+    second.prompt.insert(second.prompt.end(), run.told[1].tokens.begin(), run.told[1].tokens.end());
+    run.Submit(second);
+    ASSERT_TRUE(run.ToTheEnd());
+    EXPECT_EQ(run.told[2].tokens, Reference(second, shape).written);
+    EXPECT_EQ(run.told[2].last.cached_tokens, apart ? 8 : 28);
+    EXPECT_EQ(run.core.Stats().plan_hit_tokens, 28) << "plans are those of the text, whatever ran it";
+    EXPECT_EQ(run.core.Stats().first_violation, "");
   }
 }
 

@@ -3,10 +3,13 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/from_blob.h>
+#include <c10/util/Exception.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "unit/serve/cpu_support.h"
 
@@ -101,6 +104,104 @@ TEST(GpuExecutor, GreedyIdsAreThoseOfTheLogitsAndEachGroupWaitsOnce) {
   for (size_t t = 0; t < best.size(); ++t) {
     const auto row = logits.begin() + static_cast<int64_t>(t) * 101;
     EXPECT_EQ(best[t], std::max_element(row, row + 101) - row);
+  }
+}
+
+// A piece whose first tokens, up to `prompt` of the whole text, belong to the prompt.
+TokenRun PromptPiece(const Text& text, int64_t first, int64_t count, int64_t prompt) {
+  TokenRun run = Piece(text, first, count);
+  run.prompt = std::clamp<int64_t>(prompt - first, 0, count);
+  return run;
+}
+
+// Prompts in chunks, cut anywhere and beside others, and what was written behind them: rows in the order of the runs.
+TEST(GpuExecutor, PromptsAgreeWithTheCpuHoweverTheyAreCut) {
+  constexpr int64_t kPrompt = 61, kTokens = 70;
+  for (const Form& form : Forms()) {
+    const Case c(form);
+    const auto expected = RunWhole(*MakeExecutor(form.config, c.map, c.weights, kernels::Number::kF32, 1), c.text);
+    const float tolerance = 1e-5F * Largest(expected);
+    const Text apart = RandomText(form.config.vocab, form.experts, 70, 10, 9);
+    const auto vocab = static_cast<size_t>(form.config.vocab);
+    const auto executor = MakeGpu(form, c.map, c.weights, true);
+    EXPECT_TRUE(executor->shape().prompts_apart);
+    for (const int64_t size : {11, 33, 70}) {
+      for (int64_t first = 0; first < kTokens; first += size) {
+        const int64_t count = std::min(size, kTokens - first), before = std::min<int64_t>(count, 3);
+        TokenRun runs[] = {PromptPiece(apart, 0, before, before), PromptPiece(c.text, first, count, kPrompt),
+                           PromptPiece(apart, before, 2, 0)};
+        runs[0].logits_from = before - 1;
+        runs[2].logits_from = 1;
+        std::vector<float> logits(static_cast<size_t>(count + 2) * vocab);
+        const auto cost = executor->Run(runs, logits);
+        ASSERT_TRUE(cost) << cost.error().message;
+        EXPECT_GE(cost->weight_bytes, 2 * executor->FixedBytes()) << "both paths read the weights";
+        for (size_t i = 0; i < static_cast<size_t>(count) * vocab; ++i)
+          ASSERT_NEAR(logits[vocab + i], expected[static_cast<size_t>(first) * vocab + i], tolerance)
+              << form.name << " pieces of " << size << " at " << first;
+      }
+    }
+  }
+}
+
+TEST(GpuExecutor, AChunkWaitsOnceAndForEachTileOfLogits) {
+  const Case c(Forms()[1]);
+  const auto executor = MakeGpu(c.form, c.map, c.weights, true);
+  TokenRun run = PromptPiece(c.text, 0, 70, 70);
+  for (const auto& [from, waits] : {std::pair{70, 1}, std::pair{69, 1}, std::pair{0, 3}}) {
+    run.logits_from = from;
+    std::vector<int64_t> best(static_cast<size_t>(70 - from));
+    const int64_t before = executor->host_waits();
+    ASSERT_TRUE(executor->RunGreedy({&run, 1}, best));
+    EXPECT_EQ(executor->host_waits() - before, waits) << from;
+  }
+}
+
+// Passes everything on until it is told to fail as a library does.
+class Failing final : public Device {
+ public:
+  Failing(std::unique_ptr<Device> inner, const bool& fails) : inner_(std::move(inner)), fails_(fails) {}
+  void Attend(const Rows& rows, const AttendCall& call) override { inner_->Attend(rows, call); }
+  void Ffn(const Rows& rows, const GpuLayer& layer, int64_t count, const at::Tensor& x, const at::Tensor& y) override {
+    inner_->Ffn(rows, layer, count, x, y);
+  }
+  void Run(int kind, const std::function<void()>& body) override { inner_->Run(kind, body); }
+  void RunChunk(const Rows& rows, int64_t count, const std::function<void()>& body) override {
+    inner_->RunChunk(rows, count, body);
+  }
+  void RunBehind(const std::function<void()>& body) override { inner_->RunBehind(body); }
+  const void* Fetch(const at::Tensor& from, int64_t first, int64_t count) override {
+    TORCH_CHECK(!fails_, "CUDA error: an illegal memory access was encountered");
+    return inner_->Fetch(from, first, count);
+  }
+  int32_t* staging() override { return inner_->staging(); }
+  int32_t* chunk_staging() override { return inner_->chunk_staging(); }
+  int64_t waits() const override { return inner_->waits(); }
+
+ private:
+  const std::unique_ptr<Device> inner_;
+  const bool& fails_;
+};
+
+TEST(GpuExecutor, AFailedCallLosesTheDeviceForGood) {
+  const Case c(Forms()[1]);
+  bool fails = false;
+  PassForm form;
+  form.wrap = [&](std::unique_ptr<Device> inner) { return std::make_unique<Failing>(std::move(inner), fails); };
+  auto model = GpuModel::Pack(c.form.config, c.map, ParametersOf(c.form.config, c.weights), at::kCPU, at::kFloat);
+  const auto executor =
+      *GpuExecutor::Make(*std::move(model), {.kv_pages = 40, .route_pages = 40, .step_tokens_max = 160}, form);
+  RunWhole(*executor, c.text);
+  for (const int64_t prompt : {70, 0}) {
+    fails = true;
+    std::vector<float> logits(70 * 101);
+    const TokenRun run = PromptPiece(c.text, 0, 70, prompt);
+    const auto failed = executor->Run({&run, 1}, logits);
+    ASSERT_FALSE(failed);
+    EXPECT_EQ(failed.error().code, "E_DEVICE");
+    EXPECT_NE(failed.error().message.find("an illegal memory access"), std::string::npos);
+    fails = false;
+    EXPECT_EQ(executor->Run({&run, 1}, logits).error().code, "E_DEVICE") << "it is not tried again";
   }
 }
 

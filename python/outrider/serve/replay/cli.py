@@ -24,8 +24,9 @@ def bench_serve(
     model: Annotated[Path, typer.Argument(help="A model folder, refactored or dense.")],
     out: Annotated[Path, typer.Option(help="The JSON to write; a table goes beside it, as .md.")],
     parent: Annotated[Path | None, typer.Option(help="The parent of a folder without weights.")] = None,
-    weights: Annotated[str, typer.Option(help="float32, bfloat16 or int8.")] = "float32",
-    threads: Annotated[int, typer.Option(help="0: one per core.", min=0)] = 0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    weights: Annotated[str | None, typer.Option(help="As of `outrider serve`.")] = None,
+    threads: Annotated[int, typer.Option(help="On the CPU; 0: one per core.", min=0)] = 0,
     trace: Annotated[Path | None, typer.Option(help="Arrivals and lengths; without it, a seeded Poisson load.")] = None,
     texts: Annotated[Path | None, typer.Option(help="Folder of texts; without it, Python's own sources.")] = None,
     rows: Annotated[int, typer.Option(help="Requests to replay.", min=2)] = 200,
@@ -49,13 +50,15 @@ def bench_serve(
         if (ttft_ms is None) != (tpot_ms is None):
             raise InputError("E_USAGE", "outrider bench serve", "goals", "one", "--ttft-ms and --tpot-ms, or neither")
         more = start.engine_options("outrider bench serve", option or [])
-        options = start.ServeOptions(model=model, parent=parent, weights=weights, threads=threads, engine=more)
-        options.check()
+        options = start.ServeOptions(model, parent=parent, device=device, weights=weights, threads=threads, engine=more)
+        options.check("outrider bench serve")
         tokenizer = start.read_inputs(options).tokenizer
-        context = _context(options)
+        info = _info(options)
         source = load.read_trace(trace) if trace else load.poisson(rows, seed)
         scale = scale_lengths if trace else 1
-        shaped = load.shape(trace.name if trace else "poisson", source, count=rows, scale=scale, context=context)
+        shaped = load.shape(
+            trace.name if trace else "poisson", source, count=rows, scale=scale, context=info["context"]
+        )
         domains = text_source.domain_tokens(texts, lambda text: tokenizer.encode(text, special=False))
         plan = compare.Plan(
             open_engine=lambda name: start.open_engine(replace(options, policy=name)),
@@ -68,25 +71,19 @@ def bench_serve(
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
         result = compare.compare(plan)
-        about = {
-            "model": str(model),
-            "weights": weights,
-            "threads": threads,
-            "seed": seed,
-            "scale_lengths": scale,
-            "options": more,
-        }
+        about = {"model": str(model), "device": info["device"], "weights": info["weight_format"], "threads": threads}
+        about |= {"seed": seed, "scale_lengths": scale, "options": more}
         _write(out, about, result, routes)
         print(result["table"], end="")
 
 
-def _context(options: Any) -> int:
-    """Tokens that a text may have."""
+def _info(options: Any) -> dict[str, Any]:
+    """What an engine with these options says about itself."""
     from outrider.serve import start
 
     engine, _ = start.open_engine(options)
     try:
-        return engine.info["context"]
+        return engine.info
     finally:
         engine.close()
 
