@@ -51,7 +51,9 @@ struct Settings {
             {"distinct_experts", &limits.distinct_experts},
             {"age_max", &limits.age_max},
             {"tpot_goal_ms", &options.tpot_goal_ms},
+            {"ttft_goal_ms", &options.ttft_goal_ms},
             {"prefill_age_max", &limits.prefill_age_max},
+            {"prompt_hold_max", &limits.prompt_hold_max},
             {"ffn_bytes_max", &limits.ffn_bytes_max},
             {"running_max", &options.running_max},
             {"queued_max", &options.queued_max},
@@ -130,6 +132,8 @@ class ServeEngine {
     if (settings_.options.tpot_goal_ms > 0 && names_.policy != "outrider")
       throw py::value_error("error E_OPTION: tpot_goal_ms: found policy " + names_.policy +
                             ", expected outrider, which alone holds tokens");
+    // So that nothing waits for what the others never do: admission reckons with it.
+    if (names_.policy != "outrider") settings_.options.limits.prompt_hold_max = 0;
     const ServingOptions opening = Opening(names_, settings_);
     const py::gil_scoped_release unlocked;
     ServedModel served = Unwrap(OpenForServing(opening));

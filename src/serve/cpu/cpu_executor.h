@@ -33,6 +33,7 @@ class CpuExecutor : public Executor {
   CpuExecutor(CpuModel model, const ModelShape& shape, std::shared_ptr<kernels::Workers> workers);
   void Embed();
   void Attention(const CpuLayer& layer, size_t index);
+  void OrderForFfn();
   void Ffn(const CpuLayer& layer);
   void Head(std::span<float> logits);
   void Norm(const float* from, const float* weight, int64_t rows, float* to);
@@ -47,6 +48,8 @@ class CpuExecutor : public Executor {
 
   // Of the pass that runs.
   PassInput input_;
+  std::vector<int64_t> ffn_order_;    // tokens as the FFN takes them
+  std::vector<uint8_t> ffn_experts_;  // in that order
   std::vector<float> x_, normed_, qkv_, mixed_;  // [step_tokens_max, ...]
 };
 
