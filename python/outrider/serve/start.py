@@ -37,6 +37,7 @@ class ServeOptions:
     share_prefixes: bool = False
     name: str | None = None
     drain_timeout_s: float = 30.0
+    layer_router: Path | None = None  # a baseline: experts by layer, instead of the router of the folder
     engine: dict[str, int | float | bool] = field(default_factory=dict)  # further keywords of `_core.ServeEngine`
 
     def check(self) -> None:
@@ -89,6 +90,8 @@ def open_engine(options: ServeOptions) -> tuple[Any, type[Exception]]:
     given: dict[str, Any] = {"weight_format": options.weights, "threads": options.threads, "policy": options.policy}
     if options.tpot_goal_ms:
         given["tpot_goal_ms"] = options.tpot_goal_ms
+    if options.layer_router:
+        given["layer_router"] = str(options.layer_router)
     try:
         engine = core.ServeEngine(str(options.model), str(options.parent or ""), **given, **options.engine)
     except TypeError:

@@ -1,7 +1,8 @@
-"""`outrider bench serve`: policies against each other on one recorded load."""
+"""`outrider bench`: policies against each other on one recorded load, and what a server does when far too much comes."""
 
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,71 +14,146 @@ from outrider.refactor.errors import InputError
 
 bench_app = typer.Typer(help="Measurements on this machine.", no_args_is_help=True)
 
+Model = Annotated[Path, typer.Argument(help="A model folder, refactored or dense.")]
+Parent = Annotated[Path | None, typer.Option(help="The parent of a folder without weights.")]
+Weights = Annotated[str, typer.Option(help="float32, bfloat16 or int8.")]
+Threads = Annotated[int, typer.Option(help="0: one per core.", min=0)]
+Trace = Annotated[Path | None, typer.Option(help="Arrivals and lengths; without it, a seeded Poisson load.")]
+Texts = Annotated[Path | None, typer.Option(help="Folder of texts; without it, Python's own sources.")]
+Rows = Annotated[int, typer.Option(help="Requests to replay.", min=2)]
+Scale = Annotated[int, typer.Option(help="Divides the lengths of a trace.", min=1)]
+Context = Annotated[int, typer.Option(help="Longer requests are left out.", min=2)]
+Seed = Annotated[int, typer.Option(help="Of rows, load and texts.", min=0)]
+Prepared = Annotated[Path | None, typer.Option("--load", help="A file of `outrider bench load` instead of all these.")]
+Options = Annotated[list[str] | None, typer.Option("--option", help="Further options of the engine, as NAME=VALUE.")]
+
 
 @bench_app.callback()
 def _bench() -> None:
     """Measurements on this machine."""
 
 
+@bench_app.command("load")
+def bench_load(
+    tokenizer: Annotated[Path, typer.Argument(help="A folder with the model's tokenizer.")],
+    out: Annotated[Path, typer.Option(help="The JSON to write.")],
+    trace: Trace = None,
+    texts: Texts = None,
+    rows: Rows = 200,
+    scale_lengths: Scale = 8,
+    context: Context = 2048,
+    seed: Seed = 0,
+) -> None:
+    """Fixes a load, prompts as token ids, so that several models replay the same one; needs no model."""
+    from outrider.serve.replay.load_file import write_load
+    from outrider.serve.tokens import ServeTokenizer
+
+    with input_errors():
+        made = _make_load(ServeTokenizer(tokenizer), trace, texts, rows, scale_lengths, context, seed)
+        write_load(out, made)
+        print(json.dumps(made.summary()))
+
+
 @bench_app.command("serve")
 def bench_serve(
-    model: Annotated[Path, typer.Argument(help="A model folder, refactored or dense.")],
+    model: Model,
     out: Annotated[Path, typer.Option(help="The JSON to write; a table goes beside it, as .md.")],
-    parent: Annotated[Path | None, typer.Option(help="The parent of a folder without weights.")] = None,
-    weights: Annotated[str, typer.Option(help="float32, bfloat16 or int8.")] = "float32",
-    threads: Annotated[int, typer.Option(help="0: one per core.", min=0)] = 0,
-    trace: Annotated[Path | None, typer.Option(help="Arrivals and lengths; without it, a seeded Poisson load.")] = None,
-    texts: Annotated[Path | None, typer.Option(help="Folder of texts; without it, Python's own sources.")] = None,
-    rows: Annotated[int, typer.Option(help="Requests to replay.", min=2)] = 200,
-    scale_lengths: Annotated[int, typer.Option(help="Divides the lengths of a trace.", min=1)] = 8,
+    parent: Parent = None,
+    weights: Weights = "float32",
+    threads: Threads = 0,
+    trace: Trace = None,
+    texts: Texts = None,
+    rows: Rows = 200,
+    scale_lengths: Scale = 8,
+    load: Prepared = None,
     policy: Annotated[list[str] | None, typer.Option(help="Only this policy; may be repeated.")] = None,
     rate: Annotated[list[float] | None, typer.Option(help="Share of what chunked_fcfs does; may be repeated.")] = None,
     repetitions: Annotated[int, typer.Option(help="Interleaved.", min=1)] = 3,
+    equal_times: Annotated[
+        bool, typer.Option("--equal-times", help="Fewer rows at low rates: every run takes as long.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(help="Begin no run after these; the same call goes on. 0: all.")] = 0,
     ttft_ms: Annotated[float | None, typer.Option(help="Goal; both or none. Default: from requests alone.")] = None,
     tpot_ms: Annotated[float | None, typer.Option(help="Goal for the time per token.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="Further options of the engine, as NAME=VALUE.")] = None,
+    option: Options = None,
+    layer_router: Annotated[
+        Path | None, typer.Option(help="Routers of the layers: the policy `layerwise` serves with these.")
+    ] = None,
     routes: Annotated[Path | None, typer.Option(help="Also write the experts of all tokens: .safetensors.")] = None,
-    seed: Annotated[int, typer.Option(help="Of load and texts.", min=0)] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Replays one load through an engine per policy, and writes goodput, latency and bytes."""
     from outrider.serve import start
-    from outrider.serve.replay import compare, load
-    from outrider.serve.replay import texts as text_source
+    from outrider.serve.replay import compare
     from outrider.serve.replay.figures import Goal
 
+    began = time.monotonic()
     with input_errors():
         if (ttft_ms is None) != (tpot_ms is None):
             raise InputError("E_USAGE", "outrider bench serve", "goals", "one", "--ttft-ms and --tpot-ms, or neither")
         more = start.engine_options("outrider bench serve", option or [])
         options = start.ServeOptions(model=model, parent=parent, weights=weights, threads=threads, engine=more)
         options.check()
-        tokenizer = start.read_inputs(options).tokenizer
-        context = _context(options)
-        source = load.read_trace(trace) if trace else load.poisson(rows, seed)
-        scale = scale_lengths if trace else 1
-        shaped = load.shape(trace.name if trace else "poisson", source, count=rows, scale=scale, context=context)
-        domains = text_source.domain_tokens(texts, lambda text: tokenizer.encode(text, special=False))
+        start.check_checksums(options)
+        prepared = _load(options, load, trace, texts, rows, scale_lengths, seed)
+        policies = policy or [*compare.POLICIES, *([compare.LAYERWISE] if layer_router else [])]
         plan = compare.Plan(
-            open_engine=lambda name: start.open_engine(replace(options, policy=name)),
-            load=shaped,
-            prompts=text_source.prompts_of(shaped, domains, seed),
-            policies=tuple(policy or compare.POLICIES),
+            open_engine=lambda name: start.open_engine(_of_policy(options, name, layer_router)),
+            prepared=prepared,
+            policies=tuple(policies),
             rates=tuple(rate or compare.RATES),
             repetitions=repetitions,
             goal=Goal(ttft_ms / 1000, tpot_ms / 1000) if ttft_ms and tpot_ms else None,
+            equal_times=equal_times,
+            about={"weights": weights, "threads": threads, "options": more, "policies": list(policies)},
             say=lambda line: print(line, file=sys.stderr, flush=True),
         )
-        result = compare.compare(plan)
-        about = {
-            "model": str(model),
-            "weights": weights,
-            "threads": threads,
-            "seed": seed,
-            "scale_lengths": scale,
-            "options": more,
-        }
-        _write(out, about, result, routes)
-        print(result["table"], end="")
+        found = _so_far(out)
+        result = compare.compare(
+            plan, found, lambda state: _write(out, state), lambda: 0 < seconds < time.monotonic() - began
+        )
+        if routes:
+            _write_routes(routes, compare.routes(plan), prepared.sha256)
+        print(result.get("table", ""), end="")
+        if not result["done"]:
+            print("not all of it: the same call goes on", file=sys.stderr)
+
+
+def _of_policy(options: Any, name: str, layer_router: Path | None) -> Any:
+    from outrider.serve.replay import compare
+
+    if name != compare.LAYERWISE:
+        return replace(options, policy=name)
+    if layer_router is None:
+        raise InputError("E_USAGE", "outrider bench serve", "policy", name, "--layer-router FILE beside it")
+    return replace(options, policy=compare.BASE, layer_router=layer_router)
+
+
+def _load(options: Any, given: Path | None, trace: Path | None, texts: Path | None, *rest: int) -> Any:
+    from outrider.serve import start
+    from outrider.serve.replay.load_file import read_load
+
+    if given is not None:
+        return read_load(given)
+    rows, scale, seed = rest
+    return _make_load(start.tokenizer_of(options), trace, texts, rows, scale, _context(options), seed)
+
+
+def _make_load(
+    tokenizer: Any, trace: Path | None, texts: Path | None, rows: int, scale: int, context: int, seed: int
+) -> Any:
+    from outrider.serve.replay import load
+    from outrider.serve.replay import texts as text_source
+    from outrider.serve.replay.load_file import Prepared
+
+    source = load.read_trace(trace) if trace else load.poisson(rows, seed)
+    scale = scale if trace else 1
+    shaped = load.shape(
+        trace.name if trace else "poisson", source, count=rows, scale=scale, context=context, seed=seed
+    )
+    domains = text_source.domain_tokens(texts, lambda text: tokenizer.encode(text, special=False))
+    about = {"seed": seed, "scale_lengths": scale, "context": context, "domains": sorted(domains)}
+    return Prepared(shaped, text_source.prompts_of(shaped, domains, seed), about)
 
 
 def _context(options: Any) -> int:
@@ -91,19 +167,30 @@ def _context(options: Any) -> int:
         engine.close()
 
 
-def _write(out: Path, about: dict[str, Any], result: dict[str, Any], routes: Path | None) -> None:
-    """JSON, the table beside it, and the experts of each request's tokens where a file is named."""
+def _so_far(out: Path) -> Any:
+    """Results that the same call began: what is there is not measured again."""
+    if not out.is_file():
+        return None
+    try:
+        return json.loads(out.read_text("utf-8"))
+    except ValueError:
+        raise InputError("E_READ", out, "results so far", "no JSON", "what `outrider bench serve` wrote") from None
+
+
+def _write(out: Path, result: dict[str, Any]) -> None:
+    """JSON, and the table beside it."""
     from outrider.refactor.atomic import write_file
 
-    experts = result.pop("experts")
-    rest = {name: value for name, value in result.items() if name != "table"}
-    write_file(out, json.dumps({"program": "outrider bench serve", **about, **rest}, indent=1) + "\n")
-    write_file(out.with_suffix(".md"), result["table"])
-    if routes:
-        import numpy
-        from safetensors.numpy import save
+    write_file(out, json.dumps({"program": "outrider bench serve", **result}, indent=1) + "\n")
+    write_file(out.with_suffix(".md"), result.get("table", ""))
 
-        begins = numpy.cumsum([0, *map(len, experts)], dtype=numpy.int64)
-        ids = numpy.frombuffer(b"".join(map(bytes, experts)), dtype=numpy.uint8)
-        metadata = {"format": "1", "model": about["model"], "load_sha256": result["load"]["sha256"]}
-        write_file(routes, save({"experts": ids, "begins": begins}, metadata))
+
+def _write_routes(path: Path, experts: list[list[int]], sha256: str) -> None:
+    import numpy
+    from safetensors.numpy import save
+
+    from outrider.refactor.atomic import write_file
+
+    begins = numpy.cumsum([0, *map(len, experts)], dtype=numpy.int64)
+    ids = numpy.frombuffer(b"".join(map(bytes, experts)), dtype=numpy.uint8)
+    write_file(path, save({"experts": ids, "begins": begins}, {"format": "1", "load_sha256": sha256}))
