@@ -1,5 +1,6 @@
 """Replay of loads: traces are read as published, runs and figures add up; over the double of the engine."""
 
+import asyncio
 import json
 import lzma
 import math
@@ -11,11 +12,12 @@ from fake_engine import FakeEngine, ServeRejected, make_folder
 from outrider import cli
 from outrider.refactor.errors import InputError
 from outrider.serve import start
-from outrider.serve.replay import compare, drive, figures, load, texts
+from outrider.serve.replay import compare, drive, figures, http_overload, load, overload, texts
 from outrider.serve.replay.drive import Record, RunResult
 from outrider.serve.replay.figures import Goal
 from outrider.serve.replay.load_file import Prepared, read_load, write_load
 from safetensors.numpy import load_file
+from serve_fixtures import running, writes
 from typer.testing import CliRunner
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n"
@@ -203,3 +205,38 @@ def test_the_command(tmp_path, monkeypatch):
     assert routes["begins"][-1] == len(routes["experts"]) and len(routes["begins"]) == 6
     bad = CliRunner().invoke(cli.app, [*arguments[:5], "--ttft-ms", "5"])
     assert bad.exit_code == 2 and "--tpot-ms" in bad.stderr
+
+
+def test_overload_measures_what_is_kept_and_how_fast_the_rest_is_refused():
+    opened = []
+
+    def open_engine(goal):
+        opened.append(goal)
+        return FakeEngine(token_s=0.002, streams_max=3, script=lambda prompt: prompt * 50), ServeRejected
+
+    shaped = load.shape("p", load.poisson(12, 3, prompt_mean=8, written_mean=6), count=12, scale=1, context=200)
+    prepared = Prepared(shaped, texts.prompts_of(shaped, {"a": list(range(3, 200))}, 0))
+    plan = overload.Plan(open_engine, prepared, (1.0, 6.0), 0.5, factors=(50, 50), say=lambda _: None)
+    found = overload.overload(plan)
+    assert opened[:2] == [None, None] and opened[2] == opened[3] == Goal(**found["goal"])
+    calm, crowd = found["shares"]
+    assert crowd["requests"] > 4 * calm["requests"] and crowd["rejected"] > crowd["requests"] / 3
+    assert found["verdict"]["refused_s_p99"] == crowd["refused_s_p99"] < 0.05
+    best = max(calm["goodput_tokens_per_s"], crowd["goodput_tokens_per_s"])
+    assert found["verdict"]["kept_of_peak"] == pytest.approx(crowd["goodput_tokens_per_s"] / best)
+
+
+def test_rows_repeat_at_a_rate():
+    shaped = load.shape("p", load.poisson(10, 3), count=10, scale=1, context=10_000)
+    again, due = overload.repeated(Prepared(shaped, [[number] for number in range(10)]), 5.0, 6.0)
+    assert [prompt[0] for prompt in again.prompts] == [*range(10)] * 3 and due == sorted(due)
+    assert due[10] == pytest.approx(2.0) and due[-1] == pytest.approx(6.0, abs=0.3)
+
+
+def test_refusals_over_http(tmp_path):
+    folder = make_folder(tmp_path / "m")
+    with running(folder, token_s=0.01, streams_max=2, script=writes(folder, "x" * 20)) as server:
+        bodies = [json.dumps({"prompt": [5, 6], "max_tokens": 20, "stream": True}).encode()] * 8
+        answers = asyncio.run(http_overload.send_all(server.port, bodies, [0.0] * 8))
+    assert sorted(status for status, _ in answers) == [200] * 2 + [429] * 6
+    assert all(0 < took < 5 for _, took in answers)

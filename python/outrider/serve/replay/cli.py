@@ -25,6 +25,8 @@ Scale = Annotated[int, typer.Option(help="Divides the lengths of a trace.", min=
 Context = Annotated[int, typer.Option(help="Longer requests are left out.", min=2)]
 Seed = Annotated[int, typer.Option(help="Of rows, load and texts.", min=0)]
 Prepared = Annotated[Path | None, typer.Option("--load", help="A file of `outrider bench load` instead of all these.")]
+TtftFactor = Annotated[float, typer.Option(help="The goal is so many times what a request has alone.", min=0)]
+TpotFactor = Annotated[float, typer.Option(help="Likewise of the time per token.", min=0)]
 Options = Annotated[list[str] | None, typer.Option("--option", help="Further options of the engine, as NAME=VALUE.")]
 
 
@@ -75,6 +77,8 @@ def bench_serve(
     seconds: Annotated[float, typer.Option(help="Begin no run after these; the same call goes on. 0: all.")] = 0,
     ttft_ms: Annotated[float | None, typer.Option(help="Goal; both or none. Default: from requests alone.")] = None,
     tpot_ms: Annotated[float | None, typer.Option(help="Goal for the time per token.")] = None,
+    ttft_factor: TtftFactor = 10.0,
+    tpot_factor: TpotFactor = 4.0,
     option: Options = None,
     layer_router: Annotated[
         Path | None, typer.Option(help="Routers of the layers: the policy `layerwise` serves with these.")
@@ -104,6 +108,7 @@ def bench_serve(
             rates=tuple(rate or compare.RATES),
             repetitions=repetitions,
             goal=Goal(ttft_ms / 1000, tpot_ms / 1000) if ttft_ms and tpot_ms else None,
+            factors=(ttft_factor, tpot_factor),
             equal_times=equal_times,
             about={"weights": weights, "threads": threads, "options": more, "policies": list(policies)},
             say=lambda line: print(line, file=sys.stderr, flush=True),
@@ -117,6 +122,61 @@ def bench_serve(
         print(result.get("table", ""), end="")
         if not result["done"]:
             print("not all of it: the same call goes on", file=sys.stderr)
+
+
+@bench_app.command("overload")
+def bench_overload(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The JSON to write.")],
+    parent: Parent = None,
+    weights: Weights = "float32",
+    threads: Threads = 0,
+    trace: Trace = None,
+    texts: Texts = None,
+    rows: Rows = 200,
+    scale_lengths: Scale = 8,
+    load: Prepared = None,
+    times: Annotated[float, typer.Option(help="The offered load, in what chunked_fcfs does at most.")] = 5.0,
+    seconds: Annotated[float, typer.Option(help="That requests keep coming, for each rate.")] = 30.0,
+    http: Annotated[bool, typer.Option("--http", help="Over HTTP as well, from a server of its own.")] = False,
+    ttft_factor: TtftFactor = 10.0,
+    tpot_factor: TpotFactor = 4.0,
+    option: Options = None,
+    seed: Seed = 0,
+) -> None:
+    """Offers far more than the engine can do: goodput against its best, and how long refusals take."""
+    from outrider.refactor.atomic import write_file
+    from outrider.serve import start
+    from outrider.serve.replay import http_overload, overload
+
+    with input_errors():
+        more = start.engine_options("outrider bench overload", option or []) | {"prefix_cache": 0}
+        options = start.ServeOptions(model=model, parent=parent, weights=weights, threads=threads, engine=more)
+        options.check()
+        start.check_checksums(options)
+        plan = overload.Plan(
+            open_engine=lambda goal: start.open_engine(_with_goal(options, goal)),
+            prepared=_load(options, load, trace, texts, rows, scale_lengths, seed),
+            shares=(*overload.SHARES[:-1], times),
+            seconds=seconds,
+            factors=(ttft_factor, tpot_factor),
+            about={"weights": weights, "threads": threads, "options": more},
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+        result = overload.overload(plan)
+        if http:
+            rate = times * result["saturation_requests_per_s"]
+            options = _with_goal(options, overload.Goal(**result["goal"]))
+            result["http"] = http_overload.measure(options, plan.prepared, rate, seconds)
+        write_file(out, json.dumps({"program": "outrider bench overload", **result}, indent=1) + "\n")
+        print(json.dumps({**result["verdict"], **({"http": result["http"]} if http else {})}, indent=1))
+
+
+def _with_goal(options: Any, goal: Any) -> Any:
+    """So that the engine refuses what would miss the goal for the first token."""
+    if goal is None:
+        return replace(options, policy="chunked_fcfs")
+    return replace(options, engine=options.engine | {"ttft_goal_ms": max(1, round(1000 * goal.ttft_s))})
 
 
 def _of_policy(options: Any, name: str, layer_router: Path | None) -> Any:

@@ -33,6 +33,7 @@ class Plan:
     rates: Sequence[float] = RATES
     repetitions: int = 3
     goal: Goal | None = None
+    factors: tuple[float, float] = (TTFT_FACTOR, TPOT_FACTOR)  # of the goals, where none are given
     equal_times: bool = False  # fewer rows at low rates, so that all runs take about as long
     about: dict[str, Any] = field(default_factory=dict)  # what a run that goes on must have in common with its beginning
     say: Callable[[str], None] = print
@@ -58,7 +59,7 @@ def compare(
     Raises:
         InputError: E_USAGE when `found` is of another load or other options.
     """
-    result = _begin(plan) if found is None else _resumed(plan, found)
+    result = begin(plan) if found is None else _resumed(plan, found)
     goal = Goal(**result["goal"])
     most = result["saturation_requests_per_s"]
     keep(result)
@@ -88,7 +89,8 @@ def _cases(plan: Plan) -> list[tuple[int, float, str]]:
     return list(ordered())
 
 
-def _begin(plan: Plan) -> dict[str, Any]:
+def begin(plan: Plan) -> dict[str, Any]:
+    """Goals, and the rate that the base policy keeps up with; no run yet."""
     alone, more = _alone(plan)
     goal = plan.goal or alone
     most = saturation(plan)
@@ -159,8 +161,8 @@ def _alone(plan: Plan) -> tuple[Goal, dict[str, float]]:
     finally:
         engine.close()
     found = {"ttft_s_p95": percentile(ttft, 0.95) or 0.0, "tpot_s_median": percentile(tpot, 0.5) or 0.0}
-    goal = Goal(TTFT_FACTOR * found["ttft_s_p95"], TPOT_FACTOR * found["tpot_s_median"])
-    return goal, found | {"requests": len(rows), "ttft_factor": TTFT_FACTOR, "tpot_factor": TPOT_FACTOR}
+    goal = Goal(plan.factors[0] * found["ttft_s_p95"], plan.factors[1] * found["tpot_s_median"])
+    return goal, found | {"requests": len(rows), "ttft_factor": plan.factors[0], "tpot_factor": plan.factors[1]}
 
 
 def _at_rate(plan: Plan, policy: str, share: float, most: float) -> RunResult:
