@@ -91,6 +91,7 @@ constexpr int64_t kPageTokens = 16;  // sizes are told in tokens; the machine's 
 struct Names {
   std::string folder, parent, weight_format, policy;
   int threads = 0;
+  std::string layer_router;
 };
 
 ServingOptions Opening(const Names& names, const Settings& settings) {
@@ -104,6 +105,7 @@ ServingOptions Opening(const Names& names, const Settings& settings) {
   ServingOptions opening;
   opening.folder = names.folder;
   opening.parent = names.parent;
+  opening.layer_router = names.layer_router;
   opening.format = format->second;
   opening.threads =
       names.threads > 0 ? names.threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
@@ -228,8 +230,9 @@ serve::StreamId Submit(ServeEngine& self, std::vector<int32_t> prompt, int64_t m
 
 std::unique_ptr<ServeEngine> Open(const std::string& folder, const std::string& parent,
                                   const std::string& weight_format, int threads, const std::string& policy,
-                                  const py::kwargs& options) {
-  return std::make_unique<ServeEngine>(Names{folder, parent, weight_format, policy, threads}, Parse(options));
+                                  const std::string& layer_router, const py::kwargs& options) {
+  return std::make_unique<ServeEngine>(Names{folder, parent, weight_format, policy, threads, layer_router},
+                                       Parse(options));
 }
 
 }  // namespace
@@ -244,7 +247,7 @@ void DefineServe(py::module_& m) {
       "weights are not in the folder). Further keywords: sizes and caps by the names that `info` "
       "shows. Raises ValueError(\"error CODE: message\").")
       .def(py::init(&Open), py::arg("folder"), py::arg("parent") = "", py::arg("weight_format") = "float32",
-           py::arg("threads") = 0, py::arg("policy") = "outrider")
+           py::arg("threads") = 0, py::arg("policy") = "outrider", py::arg("layer_router") = "")
       .def_property_readonly("info", &ServeEngine::Info)
       .def_property_readonly("event_fd", &ServeEngine::EventFd, "Readable while events wait. Owned by the engine.")
       .def("submit", &Submit, py::arg("prompt"), py::kw_only(), py::arg("max_tokens") = 0, py::arg("temperature") = 0.0,

@@ -13,6 +13,7 @@
 #include "model/tensor_store.h"
 #include "moe/artifact.h"
 #include "moe/block_table.h"
+#include "moe/tensor_file.h"
 #include "serve/cpu/cpu_router.h"
 
 namespace base = outrider::base;
@@ -115,6 +116,22 @@ base::Result<Opened> OpenRouted(const ServingOptions& options) {
   return opened;
 }
 
+// Adds [L, N, d] and [L, N] as rows of all layers behind each other.
+base::Result<void> AddLayerRouter(const std::string& path, Opened& opened) {
+  if (opened.experts.experts < 2)
+    return base::Fail("E_EXPERTS", path + ": found a model of one expert, expected several to choose from");
+  const auto file = moe::LoadTensors(path);
+  if (!file) return tl::unexpected(file.error());
+  for (const moe::NamedTensor& t : file->tensors) {
+    if (t.tensor.dim() < 2)
+      return base::Fail("E_SHAPE", path + ": " + t.name + ": found " + std::to_string(t.tensor.dim()) +
+                                       " dimensions, expected layers and experts first");
+    opened.source.Add("layer_router." + t.name, t.tensor.flatten(0, 1));
+  }
+  opened.router.reset();
+  return {};
+}
+
 }  // namespace
 
 base::Result<ServedModel> OpenForServing(const ServingOptions& options) {
@@ -124,8 +141,11 @@ base::Result<ServedModel> OpenForServing(const ServingOptions& options) {
   if (options.threads < 1)
     return base::Fail("E_OPTION", "threads: found " + std::to_string(options.threads) + ", expected at least 1");
   const bool routed = std::filesystem::exists(options.folder + "/outrider.json");
-  const auto opened = routed ? OpenRouted(options) : OpenDense(options);
+  auto opened = routed ? OpenRouted(options) : OpenDense(options);
   if (!opened) return tl::unexpected(opened.error());
+  if (!options.layer_router.empty()) {
+    if (auto added = AddLayerRouter(options.layer_router, *opened); !added) return tl::unexpected(added.error());
+  }
   auto packed = serve::CpuModel::Pack(opened->config, opened->experts, opened->source.source(), *number);
   if (!packed) return tl::unexpected(packed.error());
   const auto workers = std::make_shared<kernels::Workers>(options.threads);

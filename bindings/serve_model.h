@@ -23,6 +23,7 @@ struct ServingOptions {
   std::string format;  // of the weights: f32, bf16 or int8
   int threads = 1;     // of the executor, that of the caller included
   outrider::serve::PassLimits limits;
+  std::string layer_router;  // a file: experts by layer, a baseline (CpuModel::Pack), instead of the folder's router
 };
 
 // A dense model folder, or a refactored model. Executor and pregate share their threads: one thread calls both. Codes:

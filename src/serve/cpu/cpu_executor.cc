@@ -19,7 +19,7 @@ namespace outrider::serve {
 base::Result<std::unique_ptr<CpuExecutor>> CpuExecutor::Make(CpuModel model, const PassLimits& limits,
                                                              std::shared_ptr<kernels::Workers> workers) {
   const spec::Config& config = model.config();
-  const auto shape = ShapeOf(config, model.experts(), limits);
+  const auto shape = ShapeOf(config, model.layerwise() ? 0 : model.experts(), limits);
   if (!shape) return tl::unexpected(shape.error());
   return std::unique_ptr<CpuExecutor>(new CpuExecutor(std::move(model), *shape, std::move(workers)));
 }
@@ -45,7 +45,8 @@ base::Result<RunCost> CpuExecutor::Run(std::span<const TokenRun> runs, std::span
   if (auto fits = input_.CheckRows(logits.size(), shape_.vocab); !fits) return tl::unexpected(fits.error());
   if (input_.tokens.count() == 0) return RunCost{};
   rotary_.Fill(input_.tokens.positions);
-  OrderForFfn();
+  if (!model_.layerwise()) OrderForFfn();
+  chosen_bytes_ = 0;
   Embed();
   for (size_t i = 0; i < model_.layers().size(); ++i) {
     Attention(model_.layers()[i], i);
@@ -83,6 +84,23 @@ void CpuExecutor::Attention(const CpuLayer& layer, size_t index) {
                   *workers_);
 }
 
+// By the layer's own router, the best of each token; the lowest of equals.
+void CpuExecutor::ChooseExperts(const CpuLayer& layer) {
+  const int64_t count = input_.tokens.count(), experts = model_.experts();
+  Norm(x_.data(), layer.ffn_norm.data(), count, normed_.data());
+  chosen_.resize(static_cast<size_t>(count * experts));
+  kernels::Linear(layer.router, {normed_.data(), count, chosen_.data(), experts}, scratch_, *workers_);
+  uint32_t set = 0;
+  for (int64_t t = 0; t < count; ++t) {
+    const auto first = chosen_.begin() + t * experts;
+    const auto best = std::max_element(first, first + experts) - first;
+    input_.experts[static_cast<size_t>(t)] = static_cast<uint8_t>(best);
+    set |= 1U << best;
+  }
+  chosen_bytes_ += layer.ffn_bytes[set];
+  OrderForFfn();
+}
+
 // The FFN takes kDecodeTokensMax tokens at a time. A token has one expert in all layers, so one order for the whole pass
 // lets each such group read few experts; a token's result does not depend on its group.
 void CpuExecutor::OrderForFfn() {
@@ -95,6 +113,7 @@ void CpuExecutor::OrderForFfn() {
 }
 
 void CpuExecutor::Ffn(const CpuLayer& layer) {
+  if (model_.layerwise()) ChooseExperts(layer);
   const int64_t width = model_.config().hidden_size, count = input_.tokens.count();
   const auto eps = static_cast<float>(model_.config().rms_eps);
   const kernels::TokenEngine& token_engine = *kernels::TokenEngines().front();
@@ -130,7 +149,7 @@ RunCost CpuExecutor::Cost() const {
   uint16_t set = 0;
   for (const uint8_t e : input_.experts) set = static_cast<uint16_t>(set | 1U << e);
   RunCost cost;
-  cost.ffn_bytes = model_.FfnBytes(set);
+  cost.ffn_bytes = model_.layerwise() ? chosen_bytes_ : model_.FfnBytes(set);
   cost.weight_bytes = cost.ffn_bytes + model_.LayerBytes();
   if (!input_.wanted.empty()) cost.weight_bytes += model_.HeadBytes();
   if (input_.wanted.empty() || !model_.config().tied) {
