@@ -70,7 +70,7 @@ class CpuPasses {
 
 CpuPasses* Open(const std::string& folder, const std::string& parent, const std::string& format, int threads,
                 int64_t context, int64_t pages, int64_t step_tokens) {
-  return new CpuPasses({folder, parent, format, threads, {context, pages, pages, step_tokens}});
+  return new CpuPasses({folder, parent, format, threads, {context, pages, pages, step_tokens}, ""});
 }
 
 }  // namespace

@@ -27,6 +27,8 @@ Seed = Annotated[int, typer.Option(help="Of rows, load and texts.", min=0)]
 Prepared = Annotated[Path | None, typer.Option("--load", help="A file of `outrider bench load` instead of all these.")]
 TtftFactor = Annotated[float, typer.Option(help="The goal is so many times what a request has alone.", min=0)]
 TpotFactor = Annotated[float, typer.Option(help="Likewise of the time per token.", min=0)]
+EqualTimes = Annotated[bool, typer.Option("--equal-times", help="Fewer rows at low rates: runs take as long.")]
+LayerRouter = Annotated[Path | None, typer.Option(help="A router for every layer: adds the policy `layerwise`.")]
 Options = Annotated[list[str] | None, typer.Option("--option", help="Further options of the engine, as NAME=VALUE.")]
 
 
@@ -71,18 +73,14 @@ def bench_serve(
     policy: Annotated[list[str] | None, typer.Option(help="Only this policy; may be repeated.")] = None,
     rate: Annotated[list[float] | None, typer.Option(help="Share of what chunked_fcfs does; may be repeated.")] = None,
     repetitions: Annotated[int, typer.Option(help="Interleaved.", min=1)] = 3,
-    equal_times: Annotated[
-        bool, typer.Option("--equal-times", help="Fewer rows at low rates: every run takes as long.")
-    ] = False,
+    equal_times: EqualTimes = False,
     seconds: Annotated[float, typer.Option(help="Begin no run after these; the same call goes on. 0: all.")] = 0,
     ttft_ms: Annotated[float | None, typer.Option(help="Goal; both or none. Default: from requests alone.")] = None,
     tpot_ms: Annotated[float | None, typer.Option(help="Goal for the time per token.")] = None,
     ttft_factor: TtftFactor = 10.0,
     tpot_factor: TpotFactor = 4.0,
     option: Options = None,
-    layer_router: Annotated[
-        Path | None, typer.Option(help="Routers of the layers: the policy `layerwise` serves with these.")
-    ] = None,
+    layer_router: LayerRouter = None,
     routes: Annotated[Path | None, typer.Option(help="Also write the experts of all tokens: .safetensors.")] = None,
     seed: Seed = 0,
 ) -> None:
@@ -99,11 +97,10 @@ def bench_serve(
         options = start.ServeOptions(model=model, parent=parent, weights=weights, threads=threads, engine=more)
         options.check()
         start.check_checksums(options)
-        prepared = _load(options, load, trace, texts, rows, scale_lengths, seed)
         policies = policy or [*compare.POLICIES, *([compare.LAYERWISE] if layer_router else [])]
         plan = compare.Plan(
             open_engine=lambda name: start.open_engine(_of_policy(options, name, layer_router)),
-            prepared=prepared,
+            prepared=_load(options, load, trace, texts, rows, scale_lengths, seed),
             policies=tuple(policies),
             rates=tuple(rate or compare.RATES),
             repetitions=repetitions,
@@ -111,17 +108,13 @@ def bench_serve(
             factors=(ttft_factor, tpot_factor),
             equal_times=equal_times,
             about={"weights": weights, "threads": threads, "options": more, "policies": list(policies)},
-            say=lambda line: print(line, file=sys.stderr, flush=True),
+            say=_say,
         )
-        found = _so_far(out)
-        result = compare.compare(
-            plan, found, lambda state: _write(out, state), lambda: 0 < seconds < time.monotonic() - began
-        )
+        late = lambda: 0 < seconds < time.monotonic() - began  # noqa: E731
+        result = compare.compare(plan, _so_far(out), lambda state: _write(out, state), late)
         if routes:
-            _write_routes(routes, compare.routes(plan), prepared.sha256)
-        print(result.get("table", ""), end="")
-        if not result["done"]:
-            print("not all of it: the same call goes on", file=sys.stderr)
+            _write_routes(routes, compare.routes(plan), plan.prepared.sha256)
+        print(result.get("table", "") if result["done"] else "not all of it: the same call goes on")
 
 
 @bench_app.command("overload")
@@ -161,7 +154,7 @@ def bench_overload(
             seconds=seconds,
             factors=(ttft_factor, tpot_factor),
             about={"weights": weights, "threads": threads, "options": more},
-            say=lambda line: print(line, file=sys.stderr, flush=True),
+            say=_say,
         )
         result = overload.overload(plan)
         if http:
@@ -177,6 +170,10 @@ def _with_goal(options: Any, goal: Any) -> Any:
     if goal is None:
         return replace(options, policy="chunked_fcfs")
     return replace(options, engine=options.engine | {"ttft_goal_ms": max(1, round(1000 * goal.ttft_s))})
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _of_policy(options: Any, name: str, layer_router: Path | None) -> Any:
