@@ -22,6 +22,7 @@
 #include "serve.h"
 #include "serve_cpu.h"
 #include "serve_gpu.h"
+#include "serve_simulate.h"
 
 namespace py = pybind11;
 using outrider::coexec::Session;
@@ -222,6 +223,7 @@ PYBIND11_MODULE(_core, m) {
   DefineMoe(m);
   DefineKernels(m);
   DefineCpuPasses(m);
+  DefineSimulate(m);
   DefineGpuPasses(m);
   DefineServe(m);
 }

@@ -54,7 +54,9 @@ struct Settings {
             {"distinct_experts", &limits.distinct_experts},
             {"age_max", &limits.age_max},
             {"tpot_goal_ms", &options.tpot_goal_ms},
+            {"ttft_goal_ms", &options.ttft_goal_ms},
             {"prefill_age_max", &limits.prefill_age_max},
+            {"prompt_hold_max", &limits.prompt_hold_max},
             {"ffn_bytes_max", &limits.ffn_bytes_max},
             {"running_max", &options.running_max},
             {"queued_max", &options.queued_max},
@@ -91,6 +93,7 @@ constexpr int64_t kPageTokens = 16;  // sizes are told in tokens; the machine's 
 struct Names {
   std::string folder, parent, device, weight_format, policy;
   int threads = 0;
+  std::string layer_router;
 };
 
 // Empty: what the device takes best.
@@ -108,6 +111,7 @@ ServingOptions Opening(const Names& names, const Settings& settings) {
   opening.folder = names.folder;
   opening.parent = names.parent;
   opening.device = names.device;
+  opening.layer_router = names.layer_router;
   opening.format = format->second;
   opening.threads =
       names.threads > 0 ? names.threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
@@ -138,6 +142,8 @@ class ServeEngine {
     if (settings_.options.tpot_goal_ms > 0 && names_.policy != "outrider")
       throw py::value_error("error E_OPTION: tpot_goal_ms: found policy " + names_.policy +
                             ", expected outrider, which alone holds tokens");
+    // So that nothing waits for what the others never do: admission reckons with it.
+    if (names_.policy != "outrider") settings_.options.limits.prompt_hold_max = 0;
     const ServingOptions opening = Opening(names_, settings_);
     // What an engine before this one held is free for its pages.
     if (names_.device == "cuda") py::module_::import("torch.cuda").attr("empty_cache")();
@@ -240,8 +246,9 @@ serve::StreamId Submit(ServeEngine& self, std::vector<int32_t> prompt, int64_t m
 
 std::unique_ptr<ServeEngine> Open(const std::string& folder, const std::string& parent, const std::string& device,
                                   const std::string& weight_format, int threads, const std::string& policy,
-                                  const py::kwargs& options) {
-  return std::make_unique<ServeEngine>(Names{folder, parent, device, weight_format, policy, threads}, Parse(options));
+                                  const std::string& layer_router, const py::kwargs& options) {
+  return std::make_unique<ServeEngine>(Names{folder, parent, device, weight_format, policy, threads, layer_router},
+                                       Parse(options));
 }
 
 }  // namespace
@@ -257,7 +264,8 @@ void DefineServe(py::module_& m) {
       "`info` "
       "shows. Raises ValueError(\"error CODE: message\").")
       .def(py::init(&Open), py::arg("folder"), py::arg("parent") = "", py::arg("device") = "cpu",
-           py::arg("weight_format") = "", py::arg("threads") = 0, py::arg("policy") = "outrider")
+           py::arg("weight_format") = "", py::arg("threads") = 0, py::arg("policy") = "outrider",
+           py::arg("layer_router") = "")
       .def_property_readonly("info", &ServeEngine::Info)
       .def_property_readonly("event_fd", &ServeEngine::EventFd, "Readable while events wait. Owned by the engine.")
       .def("submit", &Submit, py::arg("prompt"), py::kw_only(), py::arg("max_tokens") = 0, py::arg("temperature") = 0.0,

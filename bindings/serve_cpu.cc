@@ -75,7 +75,8 @@ CpuPasses* Open(const std::string& folder, const std::string& parent, const std:
                         .device = "cpu",
                         .format = format,
                         .threads = threads,
-                        .limits = {context, pages, pages, step_tokens}});
+                        .limits = {context, pages, pages, step_tokens},
+                        .layer_router = ""});
 }
 
 }  // namespace

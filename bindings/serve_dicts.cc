@@ -85,6 +85,7 @@ py::dict ToDict(const serve::EngineStats& stats) {
       {"since_step_s", stats.since_step_s},
       {"bytes_per_s", stats.bytes_per_s},
       {"token_s", stats.token_s},
+      {"step_p95_s", stats.step_p95_s},
       {"prefill_tokens_per_s", stats.prefill_tokens_per_s},
       {"goodput_tokens_per_s", stats.goodput_tokens_per_s},
   };

@@ -15,6 +15,7 @@
 #include "model/tensor_store.h"
 #include "moe/artifact.h"
 #include "moe/block_table.h"
+#include "moe/tensor_file.h"
 #include "serve/cpu/cpu_router.h"
 #include "serve_gpu/gpu_executor.h"
 #include "serve_gpu/kv_memory.h"
@@ -91,11 +92,13 @@ struct Opened {
   serve::ExpertMap experts;
   std::optional<serve::RouterSpec> router;
   Source router_source;
+  std::vector<moe::NamedTensor> layer_router;
 
-  // Those of the backbone; a tied head is no tensor of its own.
+  // Those of the backbone, and of routers in its layers; a tied head is no tensor of its own.
   Source Backbone() {
     Source source;
     for (const model::NamedTensor& t : model::NamedTensors(config, parameters)) source.Add(t.name, *t.tensor);
+    for (const moe::NamedTensor& t : layer_router) source.Add(t.name, t.tensor);
     return source;
   }
 };
@@ -182,6 +185,8 @@ base::Result<void> CheckDevice(const ServingOptions& options) {
   if (options.threads < 1)
     return base::Fail("E_OPTION", "threads: found " + std::to_string(options.threads) + ", expected at least 1");
   if (options.device == "cpu") return {};
+  if (!options.layer_router.empty())
+    return base::Fail("E_OPTION", "device: found " + options.device + ", expected cpu for a router in every layer");
   if (options.format == "int8" || (options.device == "cuda" && options.format == "f32"))
     return base::Fail("E_OPTION", "weights: found " + options.format + ", expected bf16 with the device " +
                                       options.device + ", or the device cpu");
@@ -190,6 +195,22 @@ base::Result<void> CheckDevice(const ServingOptions& options) {
   const auto config = model::LoadConfig(options.parent.empty() ? options.folder : options.parent);
   if (!config) return tl::unexpected(config.error());
   return serve_gpu::CheckCudaShape(*config);
+}
+
+// Adds [L, N, d] and [L, N] as rows of all layers behind each other.
+base::Result<void> AddLayerRouter(const std::string& path, Opened& opened) {
+  if (opened.experts.experts < 2)
+    return base::Fail("E_EXPERTS", path + ": found a model of one expert, expected several to choose from");
+  const auto file = moe::LoadTensors(path);
+  if (!file) return tl::unexpected(file.error());
+  for (const moe::NamedTensor& t : file->tensors) {
+    if (t.tensor.dim() < 2)
+      return base::Fail("E_SHAPE", path + ": " + t.name + ": found " + std::to_string(t.tensor.dim()) +
+                                       " dimensions, expected layers and experts first");
+    opened.layer_router.push_back({"layer_router." + t.name, t.tensor.flatten(0, 1)});
+  }
+  opened.router.reset();
+  return {};
 }
 
 }  // namespace
@@ -202,6 +223,9 @@ base::Result<ServedModel> OpenForServing(const ServingOptions& options) {
   if (!number) return tl::unexpected(number.error());
   auto opened = std::filesystem::exists(options.folder + "/outrider.json") ? OpenRouted(options) : OpenDense(options);
   if (!opened) return tl::unexpected(opened.error());
+  if (!options.layer_router.empty()) {
+    if (auto added = AddLayerRouter(options.layer_router, *opened); !added) return tl::unexpected(added.error());
+  }
   const auto workers = std::make_shared<kernels::Workers>(options.threads);
   serve::PassLimits limits = options.limits;
   if (limits.kv_pages == 0 && options.device != "cuda") limits.kv_pages = kCpuPages;

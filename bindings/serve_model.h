@@ -30,6 +30,7 @@ struct ServingOptions {
   outrider::serve::PassLimits limits;
   int64_t kv_memory_percent = 90;
   int64_t texts_max = 64;
+  std::string layer_router;  // a file: experts by layer, a baseline (CpuModel::Pack), instead of the folder's router
 };
 
 // A dense model folder, or a refactored model. Executor and pregate share their threads: one thread calls both. Codes:

@@ -26,4 +26,15 @@ int64_t HoldingAge(double tpot_goal_s, double step_p95_s, const HoldingCase& of)
   return std::max<int64_t>(0, steps - DelayBound(0, of) - 1);
 }
 
+int64_t PromptHoldAge(const StepLimits& limits) {
+  return limits.prefill_age_max > 0 ? std::min(limits.prompt_hold_max, limits.prefill_age_max) : limits.prompt_hold_max;
+}
+
+int64_t PromptHoldSteps(const StepLimits& limits, int64_t prompt_tokens, int64_t before) {
+  OUTRIDER_CHECK(limits.prefill_tokens > 0, "a prefill lane of ", limits.prefill_tokens, " tokens");
+  if (before <= limits.decode_tokens) return 0;
+  const int64_t chunks = (prompt_tokens + limits.prefill_tokens - 1) / limits.prefill_tokens;
+  return chunks * PromptHoldAge(limits);
+}
+
 }  // namespace outrider::sched

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "sched/expert_choice.h"
+#include "sched/holding.h"
 #include "sched/item_order.h"
 #include "sched/plan_builder.h"
 #include "sched/step_cost.h"
@@ -27,7 +28,7 @@ class OutriderPlanner {
     } else {
       TakeAllDecode();
     }
-    FillPrefillLane();
+    FillOrHoldPrompts();
     if (snapshot_.experts > 0) TakeOf(plan_.experts());
     HoldRest();
     StepPlan plan = std::move(plan_).Finish();
@@ -89,6 +90,28 @@ class OutriderPlanner {
     const int64_t tokens = std::min(limits_.prefill_tokens, At(item).tokens);
     const auto with = static_cast<ExpertSet>(plan_.experts() | ExpertsOf(At(item), 0, tokens));
     return FfnBytes(snapshot_, with) - FfnBytes(snapshot_, plan_.experts());
+  }
+
+  // Prompts that make the step longer wait, while decode items wait anyway: the longer the more steps.
+  void FillOrHoldPrompts() {
+    PlanBuilder without = plan_;
+    FillPrefillLane();
+    if (limits_.prompt_hold_max <= 0 || static_cast<int64_t>(decode_.size()) <= limits_.decode_tokens) return;
+    const double share = 1 - Seconds(without) / Seconds(plan_);
+    const double age_max = share * static_cast<double>(PromptHoldAge(limits_));
+    const std::vector<size_t> prompts = ItemsOf(snapshot_, Lane::kPrefill);
+    const auto urgent = [&](size_t item) {
+      return At(item).priority > 0 || static_cast<double>(snapshot_.step - At(item).ready_since) >= age_max;
+    };
+    if (std::ranges::any_of(prompts, urgent)) return;
+    plan_ = std::move(without);
+    for (const size_t item : prompts) plan_.Hold(item);
+  }
+
+  double Seconds(const PlanBuilder& plan) const {
+    int64_t tokens = 0;
+    for (size_t item = 0; item < snapshot_.items.size(); ++item) tokens += plan.Taken(item);
+    return StepSeconds(snapshot_, plan.experts(), tokens);
   }
 
   void FillPrefillLane() {

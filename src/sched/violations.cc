@@ -135,7 +135,7 @@ std::vector<std::string> SnapshotViolations(const Snapshot& snapshot) {
                   std::to_string(snapshot.ffn_bytes.size()), " sets of ", std::to_string(experts), " experts");
   const StepLimits& limits = snapshot.limits;
   for (const int64_t limit : {limits.decode_tokens, limits.prefill_tokens, limits.distinct_experts, limits.age_max,
-                              limits.prefill_age_max, limits.ffn_bytes_max}) {
+                              limits.prefill_age_max, limits.prompt_hold_max, limits.ffn_bytes_max}) {
     findings.Expect(limit >= 0, "a limit of ", std::to_string(limit));
   }
   findings.Expect(limits.hold_gain_min >= 1, "a least gain of holding of ", std::to_string(limits.hold_gain_min));

@@ -5,6 +5,8 @@
 #include <string>
 #include <utility>
 
+#include "sched/holding.h"
+
 namespace outrider::serve {
 namespace {
 
@@ -90,6 +92,12 @@ const char* CodeOf(sched::Verdict verdict) {
   }
 }
 
+// By when the first token has to be there; 0: at any time.
+int64_t FirstTokenMs(const Request& request, const EngineOptions& options) {
+  if (request.deadline_ms == 0 || options.ttft_goal_ms == 0) return std::max(request.deadline_ms, options.ttft_goal_ms);
+  return std::min(request.deadline_ms, options.ttft_goal_ms);
+}
+
 // "0: no cap", as the caps of a tenant are.
 std::string CapText(int64_t cap) { return cap > 0 ? std::to_string(cap) : "any"; }
 
@@ -134,7 +142,7 @@ tl::expected<void, Rejection> CheckCaps(const Request& request, int64_t text_max
   sched::Ask ask;
   ask.prompt_tokens = prompt;
   ask.max_tokens = text_max - prompt;
-  ask.deadline_s = static_cast<double>(request.deadline_ms) * 1e-3;
+  ask.deadline_s = static_cast<double>(FirstTokenMs(request, options)) * 1e-3;
   sched::Load load;
   load.total = admitted.total;
   load.key = admitted.tenant;
@@ -142,6 +150,8 @@ tl::expected<void, Rejection> CheckCaps(const Request& request, int64_t text_max
   load.backlog_tokens = stats.backlog_tokens + admitted.waiting_tokens;
   load.prefill_tokens_per_s = stats.prefill_tokens_per_s;
   load.goodput_tokens_per_s = stats.goodput_tokens_per_s;
+  load.hold_bound_s =
+      static_cast<double>(sched::PromptHoldSteps(options.limits, prompt, admitted.total.requests)) * stats.step_p95_s;
   sched::AdmissionLimits limits;
   limits.total = {options.running_max + options.queued_max, options.tokens_admitted_max};
   limits.per_key = {request.tenant.requests_max, request.tenant.tokens_max};
@@ -160,6 +170,7 @@ base::Result<EngineOptions> CompleteOptions(EngineOptions options, const ModelSh
   if (options.tpot_goal_ms < 0 || (options.tpot_goal_ms > 0 && shape.experts == 0))
     return refuse("tpot_goal_ms", options.tpot_goal_ms,
                   shape.experts > 0 ? "0 or more" : "0: a dense model holds nothing");
+  if (options.ttft_goal_ms < 0) return refuse("ttft_goal_ms", options.ttft_goal_ms, "0 or more");
   const int64_t step = options.limits.decode_tokens + options.limits.prefill_tokens;
   if (options.limits.decode_tokens < 1) return refuse("decode_tokens", options.limits.decode_tokens, "at least 1");
   if (options.limits.prefill_tokens < 1) return refuse("prefill_tokens", options.limits.prefill_tokens, "at least 1");

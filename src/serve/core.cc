@@ -89,7 +89,8 @@ bool EngineCore::Step() {
     EndAll(Finish::kError, stats_.device_error);
     return true;
   }
-  const int64_t tokens_before = stats_.prefill_tokens + stats_.decode_tokens, prefill_before = stats_.prefill_tokens;
+  const int64_t tokens_before = stats_.prefill_tokens + stats_.decode_tokens, prompts_before = PromptTokensDone();
+  const bool prompts_wait = PromptsWait();
   const double others_before = stats_.executor_s + stats_.router_s + stats_.policy_s;
   const int64_t start_ns = base::NowNs();
   EndOverdue();
@@ -107,8 +108,7 @@ bool EngineCore::Step() {
   if (options_.self_check == EngineOptions::SelfCheck::kOn) Count(Violations());
   const double seconds = static_cast<double>(base::NowNs() - start_ns) * 1e-9;
   goodput_rate_.Observe(static_cast<double>(stats_.prefill_tokens + stats_.decode_tokens - tokens_before), seconds);
-  if (stats_.prefill_tokens > prefill_before)
-    prefill_rate_.Observe(static_cast<double>(stats_.prefill_tokens - prefill_before), seconds);
+  if (prompts_wait) prefill_rate_.Observe(static_cast<double>(PromptTokensDone() - prompts_before), seconds);
   if (step_ % kCachedPagesEvery == 0) stats_.kv_pages_cached = pages_.KvCached();
   if (!items.empty()) ObserveStep(seconds);
   stats_.step_seconds.Add(seconds);
@@ -118,7 +118,12 @@ bool EngineCore::Step() {
   return true;
 }
 
+bool EngineCore::PromptsWait() const {
+  return !queue_.empty() || std::ranges::any_of(running_, [](const StatePtr& state) { return !state->decodes(); });
+}
+
 void EngineCore::ObserveStep(double seconds) {
+  step_times_.Add(seconds);
   if (!goal_age_) return;
   if (goal_age_->Add(seconds)) ++stats_.degraded["nothing is held: the goal of time per token leaves no room"];
   limits_.age_max = goal_age_->age();
@@ -280,6 +285,7 @@ EngineStats EngineCore::Stats() const {
   out.hold_age_max = limits_.age_max;
   out.bytes_per_s = rates_.bytes_per_s();
   out.token_s = rates_.token_s();
+  out.step_p95_s = step_times_.P95();
   out.prefill_tokens_per_s = prefill_rate_.PerSecond();
   out.goodput_tokens_per_s = goodput_rate_.PerSecond();
   return out;

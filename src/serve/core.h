@@ -23,6 +23,7 @@
 #include "serve/request_state.h"
 #include "serve/stats.h"
 #include "serve/step.h"
+#include "serve/step_times.h"
 
 namespace outrider::serve {
 
@@ -70,6 +71,8 @@ class EngineCore {
   void Draw(const SliceRun& slice, std::span<const float> logits, Event& event);
   void RouteDrawn(std::span<const SliceRun> slices, std::span<Event> events);
   void TellEvents(std::span<const SliceRun> slices, std::vector<Event> events);
+  int64_t PromptTokensDone() const { return stats_.prefill_tokens + stats_.prefix_hit_tokens; }
+  bool PromptsWait() const;
   void ObserveStep(double seconds);
   void Count(const std::vector<std::string>& violations);
 
@@ -84,6 +87,7 @@ class EngineCore {
   Rates rates_;
   sched::StepLimits limits_;         // of the options, with the age that holds now
   std::optional<GoalAge> goal_age_;  // with a goal of time per token
+  StepTimes step_times_;
   sched::RateEwma prefill_rate_{kRateHalfLifeS}, goodput_rate_{kRateHalfLifeS};
   RunningList queue_, running_;  // both by id, ascending
   std::vector<float> logits_;

@@ -68,7 +68,7 @@ void EngineCore::Tally(std::span<const SliceRun> slices, const RunCost& cost) {
   uint32_t distinct = 0;
   for (const SliceRun& slice : slices) {
     const RequestState& state = *slice.state;
-    (state.rest() == 1 ? decode : prefill) += slice.tokens;
+    (state.decodes() ? decode : prefill) += slice.tokens;
     if (state.experts.empty()) continue;
     for (int64_t i = 0; i < slice.tokens; ++i) {
       const ExpertId expert = state.experts[static_cast<size_t>(state.computed + i)];

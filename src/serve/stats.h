@@ -65,7 +65,9 @@ struct EngineStats {
   std::string first_violation;
 
   // Measured, for policies and admission; 0: not yet.
-  double bytes_per_s = 0, token_s = 0, prefill_tokens_per_s = 0, goodput_tokens_per_s = 0;
+  double bytes_per_s = 0, token_s = 0, goodput_tokens_per_s = 0;
+  double prefill_tokens_per_s = 0;  // of prompts, cached tokens included, over the time that some wait
+  double step_p95_s = 0;            // of the last steps
 
   std::string device_error;  // why the machine is lost; empty: it is not
 

@@ -31,7 +31,7 @@ std::vector<sched::ReadyItem> ReadyItems(const RunningList& running) {
     std::span<const uint8_t> experts;
     if (!state->experts.empty()) experts = std::span(state->experts).subspan(static_cast<size_t>(state->computed));
     items.push_back({.request = sched::RequestId(state->id),
-                     .lane = rest == 1 ? sched::Lane::kDecode : sched::Lane::kPrefill,
+                     .lane = state->decodes() ? sched::Lane::kDecode : sched::Lane::kPrefill,
                      .experts = experts,
                      .tokens = rest,
                      .ready_since = state->ready_since,

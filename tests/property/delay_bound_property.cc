@@ -141,19 +141,53 @@ TEST(DelayBound, IsNearlyAttainedAndBrokenByGreedyQueues) {
   EXPECT_GT(broken_by_greedy, 50);
 }
 
+// A prompt waits for decode items only while they are more than a step takes, and never beyond its age.
+RC_GTEST_PROP(DelayBoundProperty, PromptsAreHeldForDecodeItemsNoLongerThanTheyMay, ()) {
+  const auto experts = static_cast<int64_t>(1 + Below(8));
+  const std::vector<int64_t> bytes = OverlappingBytes(experts, 0.5, Below(1000), 16);
+  std::vector<std::vector<uint8_t>> kept(1 + Below(20));
+  std::vector<ReadyItem> items(kept.size());
+  Snapshot snapshot;
+  snapshot.step = 20;
+  snapshot.experts = experts;
+  snapshot.ffn_bytes = bytes;
+  snapshot.bytes_per_s = 1'000;
+  snapshot.token_s = Below(3);
+  snapshot.limits = {.decode_tokens = 1 + Below(6), .prefill_tokens = 1 + Below(6), .age_max = Below(4)};
+  snapshot.limits.prompt_hold_max = Below(9);
+  int64_t decode = 0, oldest = -1;
+  for (size_t i = 0; i < items.size(); ++i) {
+    items[i].request = RequestId{i};
+    items[i].lane = Below(2) == 0 ? Lane::kPrefill : Lane::kDecode;
+    items[i].tokens = items[i].lane == Lane::kPrefill ? 1 + Below(5) : 1;
+    for (int64_t t = 0; t < items[i].tokens; ++t)
+      kept[i].push_back(static_cast<uint8_t>(Below(static_cast<uint32_t>(experts))));
+    items[i].experts = kept[i];
+    items[i].ready_since = snapshot.step - Below(12);
+    if (items[i].lane == Lane::kDecode) ++decode;
+    if (items[i].lane == Lane::kPrefill) oldest = std::max(oldest, snapshot.step - items[i].ready_since);
+  }
+  snapshot.items = items;
+  const StepPlan plan = PlanOutrider(snapshot);
+  const bool runs = std::ranges::any_of(plan.slices, [](const Slice& s) { return s.lane == Lane::kPrefill; });
+  const bool may_wait = decode > snapshot.limits.decode_tokens && oldest < snapshot.limits.prompt_hold_max;
+  RC_ASSERT(oldest < 0 || runs || may_wait);
+}
+
 // Prompts in chunks: the bound of their lane is W_p + R_p - 1, whatever the limit on bytes and the decode lane.
 RC_GTEST_PROP(DelayBoundProperty, HoldsForPrompts, ()) {
   const auto experts = static_cast<int64_t>(1 + Below(8));
   const std::vector<int64_t> bytes = OverlappingBytes(experts, 0.5, Below(1000), 16);
   std::mt19937_64 random(Below(1'000'000));
   const auto any_expert = [&] { return static_cast<uint8_t>(random() % static_cast<uint64_t>(experts)); };
-  const size_t prompts = 1 + Below(6), running = Below(4);
+  const size_t prompts = 1 + Below(6), running = Below(8);
   Snapshot snapshot;
   snapshot.experts = experts;
   snapshot.ffn_bytes = bytes;
   snapshot.limits = {.decode_tokens = 4, .prefill_tokens = 1 + Below(6), .distinct_experts = 2, .age_max = 2};
   snapshot.limits.prefill_age_max = 1 + Below(5);
   snapshot.limits.ffn_bytes_max = 1000 * Below(16);
+  snapshot.limits.prompt_hold_max = Below(9);  // changes nothing: prompts that are overdue are not held
   const int64_t bound = snapshot.limits.prefill_age_max + static_cast<int64_t>(prompts) - 1;
   std::vector<std::vector<uint8_t>> left(prompts + running);
   std::vector<int64_t> ready_since(prompts + running, 0);

@@ -1,5 +1,6 @@
 """Clients that leave, stop reading or speak no HTTP; draining; health."""
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -7,9 +8,10 @@ import time
 
 import openai
 import pytest
-from fake_engine import make_folder
-from outrider.serve import hub, protocol
+from fake_engine import FakeEngine, ServeRejected, make_folder
+from outrider.serve import app, chat, hub, protocol, schema, sse, start
 from serve_fixtures import running, wait_for, writes
+from starlette.requests import Request
 
 ASK = [{"role": "user", "content": "Where?"}]
 CHAT = "/v1/chat/completions"
@@ -38,6 +40,44 @@ def test_a_client_that_leaves_cancels_its_request(folder, stream):
         wait_for(lambda: server.engine.stats()["running"] == 0, 3)
         assert _cancelled(server) == 2 and server.state.hub.open_streams == 0
         wait_for(lambda: b'outcome="disconnected"} 1.0' in server.request("GET", "/metrics")[2])
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_before_the_first_chunk(folder, stream):
+    """Its work ends before it began, so nothing but the response can count it."""
+
+    async def one() -> bytes:
+        options = start.ServeOptions(model=folder, name="tiny")
+        engine = FakeEngine(token_s=0.02, script=writes(folder, "x" * 3000))
+        state = start.make_state(options, start.read_inputs(options), engine, ServeRejected)
+        try:
+            run = chat.start_chat(state, schema.parse_chat({"messages": ASK, "stream": stream}), [5, 6], {})
+            if stream:
+                await sse.EventStream(chat.chat_chunks(run), run)({"type": "http"}, _gone, _never)
+            else:
+                with pytest.raises(sse.ClientGone):
+                    await app._answer(Request({"type": "http"}, _gone), run, _begun_never())
+            assert [name for name, _ in engine.calls] == ["submit", "cancel"] and state.hub.open_streams == 0
+            run.close("stop")  # what ended once is not counted again
+            return state.metrics.text()
+        finally:
+            engine.close()
+
+    text = asyncio.run(one())
+    assert b'outrider_requests_total{outcome="disconnected"} 1.0' in text and b'outcome="stop"' not in text
+
+
+async def _gone() -> dict:
+    return {"type": "http.disconnect"}
+
+
+async def _never(_: dict) -> None:
+    await asyncio.Event().wait()
+
+
+async def _begun_never() -> dict:
+    await asyncio.Event().wait()
+    return {}
 
 
 def test_a_client_that_closes_its_stream(folder):

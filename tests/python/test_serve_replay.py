@@ -1,5 +1,6 @@
 """Replay of loads: traces are read as published, runs and figures add up; over the double of the engine."""
 
+import asyncio
 import json
 import lzma
 import math
@@ -11,10 +12,12 @@ from fake_engine import FakeEngine, ServeRejected, make_folder
 from outrider import cli
 from outrider.refactor.errors import InputError
 from outrider.serve import start
-from outrider.serve.replay import compare, drive, figures, load, texts
+from outrider.serve.replay import compare, drive, figures, http_overload, load, overload, texts
 from outrider.serve.replay.drive import Record, RunResult
 from outrider.serve.replay.figures import Goal
+from outrider.serve.replay.load_file import Prepared, read_load, write_load
 from safetensors.numpy import load_file
+from serve_fixtures import running, writes
 from typer.testing import CliRunner
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n"
@@ -37,6 +40,10 @@ def test_traces_as_published(tmp_path):
     assert [row.prompt_tokens for row in load.read_trace(_trace(tmp_path / "b.csv", BURST))] == [472]
     moon = list(load.read_trace(_trace(tmp_path / "m.jsonl", MOON)))
     assert moon[1] == load.Row(2.5, 1030, 6, (0, 1, 9))
+    own = "arrival_s,prompt_tokens,output_tokens\n0,12,3\n1.5,8,4\n"
+    lines = '{"arrival_s": 0, "prompt_tokens": 12, "output_tokens": 3}\n{"arrival_s": 1.5, "prompt_tokens": 8, "output_tokens": 4}\n'
+    for text in (own, lines):
+        assert list(load.read_trace(_trace(tmp_path / "o", text))) == [load.Row(0.0, 12, 3), load.Row(1.5, 8, 4)]
     shaped = load.shape("a", azure, count=5, scale=8, context=100)
     assert (shaped.dropped, shaped.rows) == (1, [load.Row(0.0, 46, 5, (), 64)])
 
@@ -118,15 +125,69 @@ def test_policies_on_one_load():
     shaped = load.shape("p", load.poisson(12, 3, prompt_mean=8, written_mean=6), count=12, scale=1, context=200)
     prompts = texts.prompts_of(shaped, {"a": list(range(3, 200))}, 0)
     policies = ("chunked_fcfs", "prefill_first")
-    plan = compare.Plan(open_engine, shaped, prompts, policies, (0.5,), 2, say=lambda _: None)
+    plan = compare.Plan(open_engine, Prepared(shaped, prompts), policies, (0.5,), 2, say=lambda _: None)
     found = compare.compare(plan)
     assert opened == ["chunked_fcfs"] * 3 + ["prefill_first"] * 2 + ["chunked_fcfs"]
-    assert len(found["runs"]) == 4 and len(set(found["experts_sha256"].values())) == 1
+    assert len(found["runs"]) == 4 and found["texts_equal"] and found["done"]
     fast, slow = found["summary"]
     assert (fast["policy"], fast["repetitions"], slow["policy"]) == ("chunked_fcfs", 2, "prefill_first")
     assert slow["tpot_s_mean"]["low"] > fast["tpot_s_mean"]["high"]
     assert found["table"].count("\n") == 4 and "| 0.5 | prefill_first |" in found["table"]
-    assert replace(plan, prompts=[]).goal is None
+    assert found["alone"]["ttft_factor"] * found["alone"]["ttft_s_p95"] == pytest.approx(found["goal"]["ttft_s"])
+
+
+def test_a_comparison_goes_on_where_it_was_cut(tmp_path):
+    shaped = load.shape("p", load.poisson(12, 3, prompt_mean=8, written_mean=6), count=12, scale=1, context=200)
+    prepared = Prepared(shaped, texts.prompts_of(shaped, {"a": list(range(3, 200))}, 0))
+
+    def open_engine(_):
+        return FakeEngine(token_s=0.001, script=lambda prompt: prompt * 50), ServeRejected
+
+    policies = ("chunked_fcfs", "outrider")
+    plan = compare.Plan(open_engine, prepared, policies, (0.5, 1.0), 1, about={"a": 1}, say=lambda _: None)
+    kept, left = [], [False, True, True]
+    first = compare.compare(plan, None, kept.append, lambda: not left.pop())
+    assert len(first["runs"]) == 2 and not first["done"] and kept[-1] is first
+    again = json.loads(json.dumps(first))
+    whole = compare.compare(plan, again)
+    assert [(one["rate_share"], one["policy"]) for one in whole["runs"]] == [
+        (share, policy) for share in (0.5, 1.0) for policy in policies
+    ]
+    assert whole["done"] and whole["runs"][:2] == first["runs"] and whole["goal"] == first["goal"]
+    with pytest.raises(InputError, match="about"):
+        compare.compare(replace(plan, about={"a": 2}), again)
+    with pytest.raises(InputError, match="load"):
+        compare.compare(replace(plan, prepared=prepared.first(11)), again)
+
+
+def test_runs_at_low_rates_have_fewer_rows():
+    shaped = load.shape("p", load.poisson(100, 3), count=100, scale=1, context=10_000)
+    plan = compare.Plan(lambda _: None, Prepared(shaped, [[1]] * 100), equal_times=True)
+    assert [plan.rows_at(share) for share in (0.3, 0.9, 1.2, 0.01)] == [25, 75, 100, 8]
+    assert replace(plan, equal_times=False).rows_at(0.3) == 100
+
+
+def test_rows_are_neighbours_that_fit():
+    rows = [load.Row(float(i), 10 if i % 3 else 999, 1) for i in range(100)]
+    chosen, dropped = load.window(rows, 20, lambda row: row.prompt_tokens < 100, 5)
+    times = [row.arrival_s for row in chosen]
+    assert (len(chosen), dropped) == (20, 34) and times == sorted(times) and times[-1] - times[0] in (28, 29)
+    assert load.window(rows, 20, lambda row: row.prompt_tokens < 100, 6)[0] != chosen
+    assert load.window(rows, 500, lambda row: row.prompt_tokens < 100, 6)[0] == [r for r in rows if r.prompt_tokens == 10]
+    assert load.window(rows, 5, lambda _: False, 0) == ([], 100)
+
+
+def test_a_load_survives_its_file(tmp_path):
+    shaped = load.shape("p", load.poisson(5, 3), count=5, scale=1, context=10_000)
+    prepared = Prepared(shaped, texts.prompts_of(shaped, {"a": list(range(300))}, 0), {"seed": 3})
+    write_load(tmp_path / "l.json", prepared)
+    again = read_load(tmp_path / "l.json")
+    assert again.prompts == prepared.prompts and again.summary() == prepared.summary()
+    assert [row.arrival_s for row in again.load.rows] == [row.arrival_s for row in shaped.rows]
+    (tmp_path / "bad.json").write_text('{"format": 1, "rows": [{}]}')
+    for bad in (tmp_path / "bad.json", tmp_path / "none.json"):
+        with pytest.raises(InputError, match="E_TRACE"):
+            read_load(bad)
 
 
 def test_the_command(tmp_path, monkeypatch):
@@ -144,3 +205,38 @@ def test_the_command(tmp_path, monkeypatch):
     assert routes["begins"][-1] == len(routes["experts"]) and len(routes["begins"]) == 6
     bad = CliRunner().invoke(cli.app, [*arguments[:5], "--ttft-ms", "5"])
     assert bad.exit_code == 2 and "--tpot-ms" in bad.stderr
+
+
+def test_overload_measures_what_is_kept_and_how_fast_the_rest_is_refused():
+    opened = []
+
+    def open_engine(goal):
+        opened.append(goal)
+        return FakeEngine(token_s=0.002, streams_max=3, script=lambda prompt: prompt * 50), ServeRejected
+
+    shaped = load.shape("p", load.poisson(12, 3, prompt_mean=8, written_mean=6), count=12, scale=1, context=200)
+    prepared = Prepared(shaped, texts.prompts_of(shaped, {"a": list(range(3, 200))}, 0))
+    plan = overload.Plan(open_engine, prepared, (1.0, 6.0), 0.5, factors=(50, 50), say=lambda _: None)
+    found = overload.overload(plan)
+    assert opened[:2] == [None, None] and opened[2] == opened[3] == Goal(**found["goal"])
+    calm, crowd = found["shares"]
+    assert crowd["requests"] > 4 * calm["requests"] and crowd["rejected"] > crowd["requests"] / 3
+    assert found["verdict"]["refused_s_p99"] == crowd["refused_s_p99"] < 0.05
+    best = max(calm["goodput_tokens_per_s"], crowd["goodput_tokens_per_s"])
+    assert found["verdict"]["kept_of_peak"] == pytest.approx(crowd["goodput_tokens_per_s"] / best)
+
+
+def test_rows_repeat_at_a_rate():
+    shaped = load.shape("p", load.poisson(10, 3), count=10, scale=1, context=10_000)
+    again, due = overload.repeated(Prepared(shaped, [[number] for number in range(10)]), 5.0, 6.0)
+    assert [prompt[0] for prompt in again.prompts] == [*range(10)] * 3 and due == sorted(due)
+    assert due[10] == pytest.approx(2.0) and due[-1] == pytest.approx(6.0, abs=0.3)
+
+
+def test_refusals_over_http(tmp_path):
+    folder = make_folder(tmp_path / "m")
+    with running(folder, token_s=0.01, streams_max=2, script=writes(folder, "x" * 20)) as server:
+        bodies = [json.dumps({"prompt": [5, 6], "max_tokens": 20, "stream": True}).encode()] * 8
+        answers = asyncio.run(http_overload.send_all(server.port, bodies, [0.0] * 8))
+    assert sorted(status for status, _ in answers) == [200] * 2 + [429] * 6
+    assert all(0 < took < 5 for _, took in answers)

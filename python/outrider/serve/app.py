@@ -59,7 +59,7 @@ async def chat_completions(request: Request) -> Response:
     state.check_vocabulary(ids)
     run = chat.start_chat(state, asked, ids, _engine_keywords(request))
     if asked.stream:
-        return EventStream(chat.chat_chunks(run), run.mailbox)
+        return EventStream(chat.chat_chunks(run), run)
     return await _answer(request, run, chat.chat_answer(run))
 
 
@@ -74,7 +74,7 @@ async def plain_completions(request: Request) -> Response:
         prompts.append(ids)
     run = completions.start_completion(state, asked, prompts, _engine_keywords(request))
     if asked.stream:
-        return EventStream(completions.completion_chunks(run), run.mailbox)
+        return EventStream(completions.completion_chunks(run), run)
     return await _answer(request, run, completions.completion_answer(run))
 
 
@@ -169,7 +169,7 @@ async def _answer(request: Request, run: Run, work: Awaitable[dict[str, Any]]) -
     try:
         return JSONResponse(await unless_gone(request, work))
     finally:
-        run.mailbox.close()
+        run.close("disconnected")  # unless the work was begun and said how it ended
 
 
 async def _chat_ids(state: ServeState, messages: list[schema.Message]) -> list[int]:

@@ -24,6 +24,7 @@ class Run:
         self.mailbox = Mailbox(state.hub)
         self._started = time.monotonic()
         self._first: list[float | None] = []
+        self._counted = False
 
     def start(self, params: dict[str, Any], *, limit: int | None = None) -> None:
         """Raises ApiError when the engine takes less than all of it."""
@@ -66,8 +67,11 @@ class Run:
             self.close(outcome)
 
     def close(self, outcome: str) -> None:
+        """Cancels what still runs. The first call says how the request ended."""
         self.mailbox.close()
-        self.state.metrics.requests.labels(outcome).inc()
+        if not self._counted:
+            self._counted = True
+            self.state.metrics.requests.labels(outcome).inc()
 
     def usage(self) -> dict[str, Any]:
         return usage(self.choices, len(self.prompts))

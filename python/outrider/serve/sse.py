@@ -10,7 +10,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from outrider.serve.errors import ApiError
-from outrider.serve.hub import Mailbox, SlowReader
+from outrider.serve.hub import SlowReader
+from outrider.serve.run import Run
 
 _Value = TypeVar("_Value")
 
@@ -26,18 +27,18 @@ def sse(value: dict[str, Any]) -> bytes:
 
 
 class EventStream(Response):
-    """Sends `chunks` until they end, the client leaves or it reads too slowly; then closes the mailbox."""
+    """Sends `chunks` of `run` until they end, the client leaves or it reads too slowly; then closes the run."""
 
-    def __init__(self, chunks: AsyncIterator[dict[str, Any]], mailbox: Mailbox) -> None:
+    def __init__(self, chunks: AsyncIterator[dict[str, Any]], run: Run) -> None:
         super().__init__(media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         del self.headers["content-length"]
-        self._chunks, self._mailbox = chunks, mailbox
+        self._chunks, self._run = chunks, run
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         tasks = [
             asyncio.create_task(self._send_all(send)),
             asyncio.create_task(until_gone(receive)),
-            asyncio.create_task(self._mailbox.too_slow.wait()),
+            asyncio.create_task(self._run.mailbox.too_slow.wait()),
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -45,7 +46,7 @@ class EventStream(Response):
             for task in tasks:
                 task.cancel()
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-            self._mailbox.close()
+            self._run.close("disconnected")  # unless the chunks were begun and said how they ended
         if isinstance(outcomes[0], Exception) and not isinstance(outcomes[0], SlowReader):
             raise outcomes[0]
 

@@ -48,6 +48,7 @@ class ServeOptions:
     share_prefixes: bool = False
     name: str | None = None
     drain_timeout_s: float = 30.0
+    layer_router: Path | None = None  # a baseline: experts by layer, instead of the router of the folder
     engine: dict[str, int | float | bool] = field(default_factory=dict)  # further keywords of `_core.ServeEngine`
 
     def check(self, command: str = "outrider serve") -> None:
@@ -65,6 +66,11 @@ class ServeOptions:
             raise InputError("E_USAGE", "outrider serve", "--share-prefixes", "no API keys", expected)
         if not (self.model / "config.json").is_file() and not (self.model / HEADER).is_file():
             raise InputError("E_READ", self.model, "model", "neither config.json nor a refactored model", "its folder")
+
+    def machine(self) -> dict[str, str]:
+        """Device and format of the weights."""
+        best = "bfloat16" if self.device == "cuda" else "float32"
+        return {"device": self.device, "weights": self.weights or best}
 
     @property
     def served_name(self) -> str:
@@ -107,6 +113,8 @@ def open_engine(options: ServeOptions) -> tuple[Any, type[Exception]]:
         given["weight_format"] = options.weights
     if options.tpot_goal_ms:
         given["tpot_goal_ms"] = options.tpot_goal_ms
+    if options.layer_router:
+        given["layer_router"] = str(options.layer_router)
     try:
         engine = core.ServeEngine(str(options.model), str(options.parent or ""), **given, **options.engine)
     except TypeError:

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <numeric>
 #include <set>
 #include <string>
 #include <utility>
@@ -18,7 +19,7 @@ namespace outrider::serve {
 base::Result<std::unique_ptr<CpuExecutor>> CpuExecutor::Make(CpuModel model, const PassLimits& limits,
                                                              std::shared_ptr<kernels::Workers> workers) {
   const spec::Config& config = model.config();
-  const auto shape = ShapeOf(config, model.experts(), limits);
+  const auto shape = ShapeOf(config, model.layerwise() ? 0 : model.experts(), limits);
   if (!shape) return tl::unexpected(shape.error());
   return std::unique_ptr<CpuExecutor>(new CpuExecutor(std::move(model), *shape, std::move(workers)));
 }
@@ -44,6 +45,8 @@ base::Result<RunCost> CpuExecutor::Run(std::span<const TokenRun> runs, std::span
   if (auto fits = input_.CheckRows(logits.size(), shape_.vocab); !fits) return tl::unexpected(fits.error());
   if (input_.tokens.count() == 0) return RunCost{};
   rotary_.Fill(input_.tokens.positions);
+  if (!model_.layerwise()) OrderForFfn();
+  chosen_bytes_ = 0;
   Embed();
   for (size_t i = 0; i < model_.layers().size(); ++i) {
     Attention(model_.layers()[i], i);
@@ -81,18 +84,56 @@ void CpuExecutor::Attention(const CpuLayer& layer, size_t index) {
                   *workers_);
 }
 
-void CpuExecutor::Ffn(const CpuLayer& layer) {
-  const int64_t width = model_.config().hidden_size, count = input_.tokens.count();
-  const kernels::DecodeEngine& engine = *kernels::DecodeEngines(model_.number()).front();
+// By the layer's own router, the best of each token; the lowest of equals.
+void CpuExecutor::ChooseExperts(const CpuLayer& layer) {
+  const int64_t count = input_.tokens.count(), experts = model_.experts();
   Norm(x_.data(), layer.ffn_norm.data(), count, normed_.data());
+  chosen_.resize(static_cast<size_t>(count * experts));
+  kernels::Linear(layer.router, {normed_.data(), count, chosen_.data(), experts}, scratch_, *workers_);
+  uint32_t set = 0;
+  for (int64_t t = 0; t < count; ++t) {
+    const auto first = chosen_.begin() + t * experts;
+    const auto best = std::max_element(first, first + experts) - first;
+    input_.experts[static_cast<size_t>(t)] = static_cast<uint8_t>(best);
+    set |= 1U << best;
+  }
+  chosen_bytes_ += layer.ffn_bytes[set];
+  OrderForFfn();
+}
+
+// The FFN takes kDecodeTokensMax tokens at a time. A token has one expert in all layers, so one order for the whole pass
+// lets each such group read few experts; a token's result does not depend on its group.
+void CpuExecutor::OrderForFfn() {
+  ffn_order_.resize(input_.experts.size());
+  std::iota(ffn_order_.begin(), ffn_order_.end(), int64_t{0});
+  if (input_.tokens.count() > kernels::kDecodeTokensMax)
+    std::ranges::stable_sort(ffn_order_, {}, [&](int64_t t) { return input_.experts[static_cast<size_t>(t)]; });
+  ffn_experts_.clear();
+  for (const int64_t t : ffn_order_) ffn_experts_.push_back(input_.experts[static_cast<size_t>(t)]);
+}
+
+void CpuExecutor::Ffn(const CpuLayer& layer) {
+  if (model_.layerwise()) ChooseExperts(layer);
+  const int64_t width = model_.config().hidden_size, count = input_.tokens.count();
+  const auto eps = static_cast<float>(model_.config().rms_eps);
+  const kernels::TokenEngine& token_engine = *kernels::TokenEngines().front();
+  const kernels::DecodeEngine& engine = *kernels::DecodeEngines(model_.number()).front();
+  const auto row = [&](int64_t i) { return x_.data() + ffn_order_[static_cast<size_t>(i)] * width; };
+  workers_->Run(count, [&](int64_t i, int) {
+    token_engine.norm(row(i), layer.ffn_norm.data(), width, eps, normed_.data() + i * width);
+  });
   for (int64_t first = 0; first < count; first += kernels::kDecodeTokensMax) {
     const int64_t some = std::min(count - first, kernels::kDecodeTokensMax);
     float* rows = normed_.data() + first * width;
-    const std::span experts = std::span(input_.experts).subspan(static_cast<size_t>(first), static_cast<size_t>(some));
+    const std::span experts = std::span(ffn_experts_).subspan(static_cast<size_t>(first), static_cast<size_t>(some));
     const auto done = kernels::Decode(layer.ffn, kernels::FloatBatch{rows, rows, experts}, engine, scratch_, *workers_);
     OUTRIDER_CHECK(done, done.error().message);  // sizes and experts were checked in Take
   }
-  for (int64_t i = 0; i < count * width; ++i) x_[static_cast<size_t>(i)] += normed_[static_cast<size_t>(i)];
+  workers_->Run(count, [&](int64_t i, int) {
+    float* to = row(i);
+    const float* from = normed_.data() + i * width;
+    for (int64_t j = 0; j < width; ++j) to[j] += from[j];
+  });
 }
 
 void CpuExecutor::Head(std::span<float> logits) {
@@ -108,7 +149,7 @@ RunCost CpuExecutor::Cost() const {
   uint16_t set = 0;
   for (const uint8_t e : input_.experts) set = static_cast<uint16_t>(set | 1U << e);
   RunCost cost;
-  cost.ffn_bytes = model_.FfnBytes(set);
+  cost.ffn_bytes = model_.layerwise() ? chosen_bytes_ : model_.FfnBytes(set);
   cost.weight_bytes = cost.ffn_bytes + model_.LayerBytes();
   if (!input_.wanted.empty()) cost.weight_bytes += model_.HeadBytes();
   if (input_.wanted.empty() || !model_.config().tied) {

@@ -78,6 +78,16 @@ class Packer {
     return kernels::ChannelStore::Pack(in_order, number_, live->signatures, std::max<int64_t>(map_.experts, 1));
   }
 
+  // Rows of one layer, in fp32 as the router outside is.
+  Matrix LayerRouter(int64_t layer, int64_t experts) {
+    const WeightRows all = Rows("layer_router.weight", config_.layers * experts, config_.hidden_size);
+    const std::vector<float> bias = Vector("layer_router.bias", config_.layers * experts);
+    if (failed()) return {};
+    const auto read = [&](int64_t row, float* to) { all.Read(layer * experts + row, to); };
+    return Matrix::Pack(experts, config_.hidden_size, Number::kF32, read,
+                        std::span(bias).subspan(static_cast<size_t>(layer * experts), static_cast<size_t>(experts)));
+  }
+
   bool failed() const { return !error_.code.empty(); }
   const base::Error& error() const { return error_; }
 
@@ -107,6 +117,7 @@ base::Result<CpuModel> CpuModel::Pack(const spec::Config& config, const ExpertMa
   if (auto ok = CheckExperts(config, experts); !ok) return tl::unexpected(ok.error());
   CpuModel model(config, experts.experts > 1 ? experts.experts : 0, number);
   Packer packer(config, experts, source, number);
+  model.layerwise_ = model.experts_ > 0 && source.contains("layer_router.weight");
   const int64_t width = config.hidden_size, queries = config.heads * config.head_dim;
   const int64_t keys = config.kv_heads * config.head_dim;
   for (int64_t layer = 0; layer < config.layers; ++layer) {
@@ -117,9 +128,11 @@ base::Result<CpuModel> CpuModel::Pack(const spec::Config& config, const ExpertMa
                               config.qkv_bias);
     Matrix o = packer.Stack({{attn + "o_proj", width}}, queries, config.o_bias);
     auto ffn = packer.Ffn(layer, prefix + "mlp.");
+    Matrix router = model.layerwise_ ? packer.LayerRouter(layer, model.experts_) : Matrix();
     if (packer.failed()) return tl::unexpected(packer.error());
     if (!ffn) return tl::unexpected(ffn.error());
-    model.layers_.push_back({std::move(attn_norm), std::move(ffn_norm), std::move(qkv), std::move(o), *std::move(ffn)});
+    model.layers_.push_back({std::move(attn_norm), std::move(ffn_norm), std::move(qkv), std::move(o), *std::move(ffn),
+                             std::move(router), {}});
   }
   model.norm_ = packer.Vector("model.norm.weight", width);
   model.head_ = packer.Stack({{config.tied ? "model.embed_tokens" : "lm_head", config.vocab}}, width, false);
@@ -130,13 +143,15 @@ base::Result<CpuModel> CpuModel::Pack(const spec::Config& config, const ExpertMa
 }
 
 void CpuModel::CountBytes() {
-  std::vector<int64_t> by_signature(size_t{1} << std::max<int64_t>(experts_, 1), 0);
-  for (const CpuLayer& layer : layers_) {
-    layer_bytes_ +=
-        layer.qkv.bytes() + layer.o.bytes() + static_cast<int64_t>(layer.attn_norm.size() + layer.ffn_norm.size()) * 4;
+  ffn_bytes_.resize(size_t{1} << std::max<int64_t>(experts_, 1), 0);
+  for (CpuLayer& layer : layers_) {
+    layer_bytes_ += layer.qkv.bytes() + layer.o.bytes() + layer.router.bytes() +
+                    static_cast<int64_t>(layer.attn_norm.size() + layer.ffn_norm.size()) * 4;
+    std::vector<int64_t> by_signature(ffn_bytes_.size(), 0);
     for (const kernels::Signature s : layer.ffn.signatures()) by_signature[s] += layer.ffn.record_bytes();
+    layer.ffn_bytes = BytesOfSets(std::move(by_signature));
+    for (size_t set = 0; set < ffn_bytes_.size(); ++set) ffn_bytes_[set] += layer.ffn_bytes[set];
   }
-  ffn_bytes_ = BytesOfSets(std::move(by_signature));
 }
 
 }  // namespace outrider::serve

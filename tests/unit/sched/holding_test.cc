@@ -30,5 +30,18 @@ TEST(Holding, IsOffWhereTheGoalLeavesNoRoom) {
 
 TEST(Holding, AHugeGoalIsCut) { EXPECT_EQ(HoldingAge(1e300, 1e-9, kCase), 1'000'000 - 5); }
 
+TEST(Holding, PromptsAreHeldByTheChunkAndOnlyBehindOthers) {
+  StepLimits limits{.decode_tokens = 16, .prefill_tokens = 100, .prompt_hold_max = 8};
+  EXPECT_EQ(PromptHoldSteps(limits, 100, 17), 8);
+  EXPECT_EQ(PromptHoldSteps(limits, 101, 17), 16);
+  EXPECT_EQ(PromptHoldSteps(limits, 101, 16), 0) << "all that run before it fit one step";
+  limits.prefill_age_max = 5;
+  EXPECT_EQ(PromptHoldSteps(limits, 101, 17), 10);
+  limits.prefill_age_max = 50;
+  EXPECT_EQ(PromptHoldAge(limits), 8);
+  limits.prompt_hold_max = 0;
+  EXPECT_EQ(PromptHoldSteps(limits, 101, 17), 0);
+}
+
 }  // namespace
 }  // namespace outrider::sched

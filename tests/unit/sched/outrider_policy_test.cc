@@ -115,6 +115,38 @@ TEST(Outrider, AnEmptyStepAlwaysTakesAPrompt) {
   EXPECT_EQ(Plan(c), "p0:1 | held | experts 4");
 }
 
+SnapshotCase Crowded() {
+  SnapshotCase c = Overlapping();
+  c.step = 5;
+  c.limits.decode_tokens = 2;
+  c.limits.prompt_hold_max = 6;
+  c.bytes_per_s = 1e9;
+  c.token_s = 1;  // only tokens take time: two of a prompt are half of the step
+  c.limits.prefill_age_max = 0;
+  c.Decode(0, 5).Decode(0, 5).Decode(0, 5);
+  return c;
+}
+
+TEST(Outrider, PromptsWaitWhileMoreDecodeItemsAreReadyThanAStepTakes) {
+  EXPECT_EQ(Plan(Crowded().Prompt({0, 0}, 3)), "d0 d1 | held 3 | experts 1");
+  EXPECT_EQ(Plan(Crowded().Prompt({0, 0}, 2)), "d0 d1 p3:2 | held | experts 1") << "half of 6 steps";
+  EXPECT_EQ(Plan(Crowded().Prompt({0, 0}, 2).Prompt({2}, 5)), "d0 d1 | held 3 4 | experts 1") << "3/5 of 6 steps";
+  EXPECT_EQ(Plan(Crowded().Prompt({0, 0}, 1).Prompt({2}, 5)), "d0 d1 p3:2 p4:1 | held | experts 5");
+  EXPECT_EQ(Plan(Crowded().Prompt({0, 0}, 3, 1)), "d0 d1 p3:2 | held | experts 1") << "it has priority";
+  SnapshotCase c = Crowded();
+  c.limits.decode_tokens = 3;
+  EXPECT_EQ(Plan(c.Prompt({0, 0}, 3)), "d0 d1 d2 p3:2 | held | experts 1") << "nobody waits";
+  c = Crowded();
+  c.token_s = 0;
+  EXPECT_EQ(Plan(c.Prompt({0, 0}, 5)), "d0 d1 p3:2 | held | experts 1") << "it costs no time";
+  c = Crowded();
+  c.limits.prompt_hold_max = 0;
+  EXPECT_EQ(Plan(c.Prompt({0, 0}, 5)), "d0 d1 p3:2 | held | experts 1") << "switched off";
+  c = Crowded();
+  c.limits.prefill_age_max = 2;
+  EXPECT_EQ(Plan(c.Prompt({0, 0}, 3)), "d0 d1 p3:2 | held | experts 1") << "overdue in its lane";
+}
+
 TEST(Outrider, DenseModelsAreServedInOrder) {
   SnapshotCase c(0, {100});
   c.limits = {.decode_tokens = 2, .prefill_tokens = 4, .distinct_experts = 1, .age_max = 3, .prefill_age_max = 3};

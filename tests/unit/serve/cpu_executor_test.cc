@@ -111,6 +111,60 @@ TEST(CpuExecutor, CostsAreBytesTouched) {
   EXPECT_EQ(cost->weight_bytes, channels * record + 2 * layer + 3 * 64 * 4) << "without logits no head";
 }
 
+// Routers in the layers that choose by their bias alone: expert 3 in the first layer, expert 1 in the second.
+Tensors WithLayerRouters(const Form& form, float weight) {
+  Tensors weights = RandomWeights(form.config, 1);
+  std::mt19937 random(9);
+  const int64_t rows = form.config.layers * form.experts;
+  weights.AddNormal(random, "layer_router.weight", {rows, form.config.hidden_size}, weight);
+  std::vector<float> bias(static_cast<size_t>(rows), 0);
+  bias[3] = bias[static_cast<size_t>(form.experts) + 1] = weight > 0 ? 0 : 1;
+  weights.Add("layer_router.bias", {rows}, bias);
+  return weights;
+}
+
+TEST(CpuExecutor, LayersThatChooseForThemselves) {
+  const Form form = Forms()[1];
+  const ExpertMap map = RandomExperts(form.config, form.experts, 2);
+  const auto executor = MakeExecutor(form.config, map, WithLayerRouters(form, 0), Number::kF32, 2);
+  EXPECT_EQ(executor->shape().experts, 0) << "nobody knows them ahead";
+  const auto channels = [&](size_t layer, uint32_t set) {
+    return std::ranges::count_if(map.signatures[layer], [set](kernels::Signature s) { return (s & set) != 0; });
+  };
+  const int64_t record = 3 * 64 * 4;
+  EXPECT_EQ(executor->FfnBytes(0), (channels(0, 31) + channels(1, 31)) * record);
+  const Text text = RandomText(form.config.vocab, 0, 50, 0, 3);
+  std::vector<float> logits(50 * 101);
+  const TokenRun run = Piece(text, 0, 50);
+  const auto cost = executor->Run({&run, 1}, logits);
+  ASSERT_TRUE(cost) << cost.error().message;
+  EXPECT_EQ(cost->ffn_bytes, (channels(0, 8) + channels(1, 2)) * record);
+  // One expert for all is one mask per layer.
+  ExpertMap mask{.experts = 1, .signatures = map.signatures, .order = {}};
+  for (size_t l = 0; l < 2; ++l)
+    for (kernels::Signature& s : mask.signatures[l]) s = (s >> (l == 0 ? 3U : 1U)) & 1U;
+  const auto expected = RunWhole(*MakeExecutor(form.config, mask, RandomWeights(form.config, 1), Number::kF32, 1), text);
+  for (size_t i = 0; i < logits.size(); ++i) ASSERT_NEAR(logits[i], expected[i], 1e-4) << i;
+}
+
+TEST(CpuExecutor, LayersThatChooseReadWhatTheyChose) {
+  const Form form = Forms()[1];
+  const ExpertMap map = RandomExperts(form.config, form.experts, 2);
+  const auto one = MakeExecutor(form.config, map, WithLayerRouters(form, 1), Number::kF32, 1);
+  const auto two = MakeExecutor(form.config, map, WithLayerRouters(form, 1), Number::kF32, 2);
+  const Text text = RandomText(form.config.vocab, 0, 70, 0, 3);
+  const auto whole = RunWhole(*one, text);
+  std::vector<float> logits(7 * 101);
+  for (int64_t first = 0; first < 70; first += 7) {
+    const TokenRun run = Piece(text, first, 7);
+    const auto cost = two->Run({&run, 1}, logits);
+    ASSERT_TRUE(cost);
+    ASSERT_EQ(std::memcmp(logits.data(), whole.data() + static_cast<size_t>(first) * 101, logits.size() * 4), 0) << first;
+    EXPECT_GT(cost->ffn_bytes, 0);
+    EXPECT_LE(cost->ffn_bytes, one->FfnBytes(0));
+  }
+}
+
 TEST(CpuExecutor, BadCallsAreNamedAndTouchNothing) {
   const Form form = Forms()[1];
   const Tensors weights = RandomWeights(form.config, 1);

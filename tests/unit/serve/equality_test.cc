@@ -195,7 +195,7 @@ TEST(Equality, OthersEndAtAnyTime) {
   size_t submitted = 0;
   while (submitted < requests.size() || !run.core.Idle()) {
     if (submitted < requests.size() && random() % 2 == 0) run.Submit(requests[submitted++]);
-    if (random() % 4 == 0 && submitted > 0) {
+    if (random() % 3 == 0 && submitted > 0) {
       const size_t victim = random() % submitted;
       if (victim % 2 == 0) run.core.End(victim + 1, Finish::kCancelled, "");
     }

@@ -1,7 +1,8 @@
-"""`outrider bench serve`: policies against each other on one recorded load."""
+"""`outrider bench`: policies against each other on one recorded load, and what a server does when far too much comes."""
 
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,94 +14,243 @@ from outrider.refactor.errors import InputError
 
 bench_app = typer.Typer(help="Measurements on this machine.", no_args_is_help=True)
 
+Model = Annotated[Path, typer.Argument(help="A model folder, refactored or dense.")]
+Parent = Annotated[Path | None, typer.Option(help="The parent of a folder without weights.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Weights = Annotated[str | None, typer.Option(help="As of `outrider serve`.")]
+Threads = Annotated[int, typer.Option(help="On the CPU; 0: one per core.", min=0)]
+Trace = Annotated[Path | None, typer.Option(help="Arrivals and lengths; without it, a seeded Poisson load.")]
+Texts = Annotated[Path | None, typer.Option(help="Folder of texts; without it, Python's own sources.")]
+Rows = Annotated[int, typer.Option(help="Requests to replay.", min=2)]
+Scale = Annotated[int, typer.Option(help="Divides the lengths of a trace.", min=1)]
+Context = Annotated[int, typer.Option(help="Longer requests are left out.", min=2)]
+Seed = Annotated[int, typer.Option(help="Of rows, load and texts.", min=0)]
+Prepared = Annotated[Path | None, typer.Option("--load", help="A file of `outrider bench load` instead of all these.")]
+TtftFactor = Annotated[float, typer.Option(help="The goal is so many times what a request has alone.", min=0)]
+TpotFactor = Annotated[float, typer.Option(help="Likewise of the time per token.", min=0)]
+EqualTimes = Annotated[bool, typer.Option("--equal-times", help="Fewer rows at low rates: runs take as long.")]
+LayerRouter = Annotated[Path | None, typer.Option(help="A router for every layer: adds the policy `layerwise`.")]
+Options = Annotated[list[str] | None, typer.Option("--option", help="Further options of the engine, as NAME=VALUE.")]
+
 
 @bench_app.callback()
 def _bench() -> None:
     """Measurements on this machine."""
 
 
+@bench_app.command("load")
+def bench_load(
+    tokenizer: Annotated[Path, typer.Argument(help="A folder with the model's tokenizer.")],
+    out: Annotated[Path, typer.Option(help="The JSON to write.")],
+    trace: Trace = None,
+    texts: Texts = None,
+    rows: Rows = 200,
+    scale_lengths: Scale = 8,
+    context: Context = 2048,
+    seed: Seed = 0,
+) -> None:
+    """Fixes a load, prompts as token ids, so that several models replay the same one; needs no model."""
+    from outrider.serve.replay.load_file import write_load
+    from outrider.serve.tokens import ServeTokenizer
+
+    with input_errors():
+        made = _make_load(ServeTokenizer(tokenizer), trace, texts, rows, scale_lengths, context, seed)
+        write_load(out, made)
+        print(json.dumps(made.summary()))
+
+
 @bench_app.command("serve")
 def bench_serve(
-    model: Annotated[Path, typer.Argument(help="A model folder, refactored or dense.")],
+    model: Model,
     out: Annotated[Path, typer.Option(help="The JSON to write; a table goes beside it, as .md.")],
-    parent: Annotated[Path | None, typer.Option(help="The parent of a folder without weights.")] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    weights: Annotated[str | None, typer.Option(help="As of `outrider serve`.")] = None,
-    threads: Annotated[int, typer.Option(help="On the CPU; 0: one per core.", min=0)] = 0,
-    trace: Annotated[Path | None, typer.Option(help="Arrivals and lengths; without it, a seeded Poisson load.")] = None,
-    texts: Annotated[Path | None, typer.Option(help="Folder of texts; without it, Python's own sources.")] = None,
-    rows: Annotated[int, typer.Option(help="Requests to replay.", min=2)] = 200,
-    scale_lengths: Annotated[int, typer.Option(help="Divides the lengths of a trace.", min=1)] = 8,
+    parent: Parent = None,
+    device: Device = "cpu",
+    weights: Weights = None,
+    threads: Threads = 0,
+    trace: Trace = None,
+    texts: Texts = None,
+    rows: Rows = 200,
+    scale_lengths: Scale = 8,
+    load: Prepared = None,
     policy: Annotated[list[str] | None, typer.Option(help="Only this policy; may be repeated.")] = None,
     rate: Annotated[list[float] | None, typer.Option(help="Share of what chunked_fcfs does; may be repeated.")] = None,
     repetitions: Annotated[int, typer.Option(help="Interleaved.", min=1)] = 3,
+    equal_times: EqualTimes = False,
+    seconds: Annotated[float, typer.Option(help="Begin no run after these; the same call goes on. 0: all.")] = 0,
     ttft_ms: Annotated[float | None, typer.Option(help="Goal; both or none. Default: from requests alone.")] = None,
     tpot_ms: Annotated[float | None, typer.Option(help="Goal for the time per token.")] = None,
-    option: Annotated[list[str] | None, typer.Option(help="Further options of the engine, as NAME=VALUE.")] = None,
+    ttft_factor: TtftFactor = 10.0,
+    tpot_factor: TpotFactor = 4.0,
+    option: Options = None,
+    layer_router: LayerRouter = None,
     routes: Annotated[Path | None, typer.Option(help="Also write the experts of all tokens: .safetensors.")] = None,
-    seed: Annotated[int, typer.Option(help="Of load and texts.", min=0)] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Replays one load through an engine per policy, and writes goodput, latency and bytes."""
     from outrider.serve import start
-    from outrider.serve.replay import compare, load
-    from outrider.serve.replay import texts as text_source
+    from outrider.serve.replay import compare
     from outrider.serve.replay.figures import Goal
 
+    began = time.monotonic()
     with input_errors():
         if (ttft_ms is None) != (tpot_ms is None):
             raise InputError("E_USAGE", "outrider bench serve", "goals", "one", "--ttft-ms and --tpot-ms, or neither")
         more = start.engine_options("outrider bench serve", option or [])
         options = start.ServeOptions(model, parent=parent, device=device, weights=weights, threads=threads, engine=more)
         options.check("outrider bench serve")
-        tokenizer = start.read_inputs(options).tokenizer
-        info = _info(options)
-        source = load.read_trace(trace) if trace else load.poisson(rows, seed)
-        scale = scale_lengths if trace else 1
-        shaped = load.shape(
-            trace.name if trace else "poisson", source, count=rows, scale=scale, context=info["context"]
-        )
-        domains = text_source.domain_tokens(texts, lambda text: tokenizer.encode(text, special=False))
+        start.check_checksums(options)
+        policies = policy or [*compare.POLICIES, *([compare.LAYERWISE] if layer_router else [])]
         plan = compare.Plan(
-            open_engine=lambda name: start.open_engine(replace(options, policy=name)),
-            load=shaped,
-            prompts=text_source.prompts_of(shaped, domains, seed),
-            policies=tuple(policy or compare.POLICIES),
+            open_engine=lambda name: start.open_engine(_of_policy(options, name, layer_router)),
+            prepared=_load(options, load, trace, texts, rows, scale_lengths, seed),
+            policies=tuple(policies),
             rates=tuple(rate or compare.RATES),
             repetitions=repetitions,
             goal=Goal(ttft_ms / 1000, tpot_ms / 1000) if ttft_ms and tpot_ms else None,
-            say=lambda line: print(line, file=sys.stderr, flush=True),
+            factors=(ttft_factor, tpot_factor),
+            equal_times=equal_times,
+            about={**options.machine(), "threads": threads, "options": more, "policies": list(policies)},
+            say=_say,
         )
-        result = compare.compare(plan)
-        about = {"model": str(model), "device": info["device"], "weights": info["weight_format"], "threads": threads}
-        about |= {"seed": seed, "scale_lengths": scale, "options": more}
-        _write(out, about, result, routes)
-        print(result["table"], end="")
+        late = lambda: 0 < seconds < time.monotonic() - began  # noqa: E731
+        result = compare.compare(plan, _so_far(out), lambda state: _write(out, state), late)
+        if routes:
+            _write_routes(routes, compare.routes(plan), plan.prepared.sha256)
+        print(result.get("table", "") if result["done"] else "not all of it: the same call goes on")
 
 
-def _info(options: Any) -> dict[str, Any]:
-    """What an engine with these options says about itself."""
+@bench_app.command("overload")
+def bench_overload(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The JSON to write.")],
+    parent: Parent = None,
+    device: Device = "cpu",
+    weights: Weights = None,
+    threads: Threads = 0,
+    trace: Trace = None,
+    texts: Texts = None,
+    rows: Rows = 200,
+    scale_lengths: Scale = 8,
+    load: Prepared = None,
+    times: Annotated[float, typer.Option(help="The offered load, in what chunked_fcfs does at most.")] = 5.0,
+    seconds: Annotated[float, typer.Option(help="That requests keep coming, for each rate.")] = 30.0,
+    http: Annotated[bool, typer.Option("--http", help="Over HTTP as well, from a server of its own.")] = False,
+    ttft_factor: TtftFactor = 10.0,
+    tpot_factor: TpotFactor = 4.0,
+    option: Options = None,
+    seed: Seed = 0,
+) -> None:
+    """Offers far more than the engine can do: goodput against its best, and how long refusals take."""
+    from outrider.refactor.atomic import write_file
+    from outrider.serve import start
+    from outrider.serve.replay import http_overload, overload
+
+    with input_errors():
+        more = start.engine_options("outrider bench overload", option or []) | {"prefix_cache": 0}
+        options = start.ServeOptions(model, parent=parent, device=device, weights=weights, threads=threads, engine=more)
+        options.check("outrider bench overload")
+        start.check_checksums(options)
+        plan = overload.Plan(
+            open_engine=lambda goal: start.open_engine(_with_goal(options, goal)),
+            prepared=_load(options, load, trace, texts, rows, scale_lengths, seed),
+            shares=(*overload.SHARES[:-1], times),
+            seconds=seconds,
+            factors=(ttft_factor, tpot_factor),
+            about={**options.machine(), "threads": threads, "options": more},
+            say=_say,
+        )
+        result = overload.overload(plan)
+        if http:
+            rate = times * result["saturation_requests_per_s"]
+            options = _with_goal(options, overload.Goal(**result["goal"]))
+            result["http"] = http_overload.measure(options, plan.prepared, rate, seconds)
+        write_file(out, json.dumps({"program": "outrider bench overload", **result}, indent=1) + "\n")
+        print(json.dumps({**result["verdict"], **({"http": result["http"]} if http else {})}, indent=1))
+
+
+def _with_goal(options: Any, goal: Any) -> Any:
+    """So that the engine refuses what would miss the goal for the first token."""
+    if goal is None:
+        return replace(options, policy="chunked_fcfs")
+    return replace(options, engine=options.engine | {"ttft_goal_ms": max(1, round(1000 * goal.ttft_s))})
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _of_policy(options: Any, name: str, layer_router: Path | None) -> Any:
+    from outrider.serve.replay import compare
+
+    if name != compare.LAYERWISE:
+        return replace(options, policy=name)
+    if layer_router is None:
+        raise InputError("E_USAGE", "outrider bench serve", "policy", name, "--layer-router FILE beside it")
+    return replace(options, policy=compare.BASE, layer_router=layer_router)
+
+
+def _load(options: Any, given: Path | None, trace: Path | None, texts: Path | None, *rest: int) -> Any:
+    from outrider.serve import start
+    from outrider.serve.replay.load_file import read_load
+
+    if given is not None:
+        return read_load(given)
+    rows, scale, seed = rest
+    return _make_load(start.tokenizer_of(options), trace, texts, rows, scale, _context(options), seed)
+
+
+def _make_load(
+    tokenizer: Any, trace: Path | None, texts: Path | None, rows: int, scale: int, context: int, seed: int
+) -> Any:
+    from outrider.serve.replay import load
+    from outrider.serve.replay import texts as text_source
+    from outrider.serve.replay.load_file import Prepared
+
+    source = load.read_trace(trace) if trace else load.poisson(rows, seed)
+    scale = scale if trace else 1
+    shaped = load.shape(
+        trace.name if trace else "poisson", source, count=rows, scale=scale, context=context, seed=seed
+    )
+    domains = text_source.domain_tokens(texts, lambda text: tokenizer.encode(text, special=False))
+    about = {"seed": seed, "scale_lengths": scale, "context": context, "domains": sorted(domains)}
+    return Prepared(shaped, text_source.prompts_of(shaped, domains, seed), about)
+
+
+def _context(options: Any) -> int:
+    """Tokens that a text may have."""
     from outrider.serve import start
 
     engine, _ = start.open_engine(options)
     try:
-        return engine.info
+        return engine.info["context"]
     finally:
         engine.close()
 
 
-def _write(out: Path, about: dict[str, Any], result: dict[str, Any], routes: Path | None) -> None:
-    """JSON, the table beside it, and the experts of each request's tokens where a file is named."""
+def _so_far(out: Path) -> Any:
+    """Results that the same call began: what is there is not measured again."""
+    if not out.is_file():
+        return None
+    try:
+        return json.loads(out.read_text("utf-8"))
+    except ValueError:
+        raise InputError("E_READ", out, "results so far", "no JSON", "what `outrider bench serve` wrote") from None
+
+
+def _write(out: Path, result: dict[str, Any]) -> None:
+    """JSON, and the table beside it."""
     from outrider.refactor.atomic import write_file
 
-    experts = result.pop("experts")
-    rest = {name: value for name, value in result.items() if name != "table"}
-    write_file(out, json.dumps({"program": "outrider bench serve", **about, **rest}, indent=1) + "\n")
-    write_file(out.with_suffix(".md"), result["table"])
-    if routes:
-        import numpy
-        from safetensors.numpy import save
+    write_file(out, json.dumps({"program": "outrider bench serve", **result}, indent=1) + "\n")
+    write_file(out.with_suffix(".md"), result.get("table", ""))
 
-        begins = numpy.cumsum([0, *map(len, experts)], dtype=numpy.int64)
-        ids = numpy.frombuffer(b"".join(map(bytes, experts)), dtype=numpy.uint8)
-        metadata = {"format": "1", "model": about["model"], "load_sha256": result["load"]["sha256"]}
-        write_file(routes, save({"experts": ids, "begins": begins}, metadata))
+
+def _write_routes(path: Path, experts: list[list[int]], sha256: str) -> None:
+    import numpy
+    from safetensors.numpy import save
+
+    from outrider.refactor.atomic import write_file
+
+    begins = numpy.cumsum([0, *map(len, experts)], dtype=numpy.int64)
+    ids = numpy.frombuffer(b"".join(map(bytes, experts)), dtype=numpy.uint8)
+    write_file(path, save({"experts": ids, "begins": begins}, {"format": "1", "load_sha256": sha256}))

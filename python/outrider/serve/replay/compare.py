@@ -1,20 +1,23 @@
-"""All policies on one load: calibration, then interleaved repetitions, each with a fresh engine."""
+"""All policies on one load: calibration, then interleaved repetitions, each with a fresh engine; may be cut and go on."""
 
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from outrider.refactor.errors import InputError
 from outrider.serve.replay.drive import RunResult, run
 from outrider.serve.replay.figures import Goal, figures, markdown, percentile, summary, time_per_token
-from outrider.serve.replay.load import Load
+from outrider.serve.replay.load_file import Prepared
 
 BASE = "chunked_fcfs"
 POLICIES = ("decode_first", "prefill_first", BASE, "readme_greedy", "outrider")
+LAYERWISE = "layerwise"  # a router in every layer instead of one in front; scheduled as BASE
 RATES = (0.3, 0.9, 1.2)
 ALONE = 8  # requests that run one at a time, to know what the machine does without company
+ROWS_MIN = 8
 # Goals where none are given: as many times what a request has alone.
 TTFT_FACTOR, TPOT_FACTOR = 10.0, 4.0
 LIMIT_FACTOR = 5.0
@@ -25,91 +28,155 @@ class Plan:
     """`open_engine(policy)` gives an engine and the exception by which it refuses."""
 
     open_engine: Callable[[str], tuple[Any, type[Exception]]]
-    load: Load
-    prompts: list[list[int]]
+    prepared: Prepared
     policies: Sequence[str] = POLICIES
     rates: Sequence[float] = RATES
     repetitions: int = 3
     goal: Goal | None = None
+    factors: tuple[float, float] = (TTFT_FACTOR, TPOT_FACTOR)  # of the goals, where none are given
+    equal_times: bool = False  # fewer rows at low rates, so that all runs take about as long
+    about: dict[str, Any] = field(default_factory=dict)  # what a run that goes on must have in common with its beginning
     say: Callable[[str], None] = print
 
-    @property
-    def lengths(self) -> list[int]:
-        return [row.written_tokens for row in self.load.rows]
+    def rows_at(self, share: float) -> int:
+        rows = len(self.prepared.prompts)
+        wanted = round(rows * share / max(self.rates)) if self.equal_times else rows
+        return min(rows, max(ROWS_MIN, wanted))
 
 
-def compare(plan: Plan) -> dict[str, Any]:
-    """Everything that was measured, as JSON."""
-    alone = _alone(plan)
+def _same(_: dict[str, Any]) -> None:
+    """Keeps nothing."""
+
+
+def compare(
+    plan: Plan,
+    found: dict[str, Any] | None = None,
+    keep: Callable[[dict[str, Any]], None] = _same,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Everything that was measured, as JSON. `found` goes on where it ended; `keep` gets the state after each run.
+
+    Raises:
+        InputError: E_USAGE when `found` is of another load or other options.
+    """
+    result = begin(plan) if found is None else _resumed(plan, found)
+    goal = Goal(**result["goal"])
+    most = result["saturation_requests_per_s"]
+    keep(result)
+    for case in _cases(plan)[len(result["runs"]) :]:
+        if stop():
+            return result
+        repetition, share, policy = case
+        ran = _at_rate(plan, policy, share, most)
+        one = {"repetition": repetition, "rate_share": share, "policy": policy, **figures(ran, goal)}
+        result["runs"].append(one | {"experts_sha256": _digest(ran)})
+        plan.say(_line(one))
+        _finish(plan, result)
+        keep(result)
+    return result
+
+
+def _cases(plan: Plan) -> list[tuple[int, float, str]]:
+    """Repetition, share, policy; the policies take turns in another order each time."""
+
+    def ordered() -> Iterator[tuple[int, float, str]]:
+        for repetition in range(plan.repetitions):
+            shift = repetition % len(plan.policies)
+            for share in plan.rates:
+                for policy in [*plan.policies[shift:], *plan.policies[:shift]]:
+                    yield repetition, share, policy
+
+    return list(ordered())
+
+
+def begin(plan: Plan) -> dict[str, Any]:
+    """Goals, and the rate that the base policy keeps up with; no run yet."""
+    alone, more = _alone(plan)
     goal = plan.goal or alone
     most = saturation(plan)
     plan.say(f"{BASE} does {most:.2f} requests/s at most")
     plan.say(f"goals: the first token after {goal.ttft_s:.3f} s, then {goal.tpot_s:.4f} s a token")
-    runs: list[dict[str, Any]] = []
-    digests: dict[str, str] = {}
-    experts: list[list[int]] = []
-    for repetition in range(plan.repetitions):
-        for share in plan.rates:
-            shift = repetition % len(plan.policies)
-            for policy in [*plan.policies[shift:], *plan.policies[:shift]]:
-                result = _at_rate(plan, policy, share * most)
-                one = {"repetition": repetition, "rate_share": share, "policy": policy, **figures(result, goal)}
-                runs.append(one)
-                digests.setdefault(policy, _digest(result))
-                experts = experts or [record.experts for record in result.records]
-                plan.say(_line(one))
-    rows = summary(runs)
     return {
-        "load": {
-            "name": plan.load.name,
-            "rows": len(plan.load.rows),
-            "dropped": plan.load.dropped,
-            "prompt_tokens": sum(map(len, plan.prompts)),
-            "written_tokens": sum(plan.lengths),
-            "sha256": _load_digest(plan),
-        },
+        "about": plan.about,
+        "load": plan.prepared.summary(),
         "machine": {"system": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()},
         "saturation_requests_per_s": most,
+        "alone": more,
         "goal": asdict(goal),
-        "experts_sha256": digests,
-        "experts": experts,
-        "runs": runs,
-        "summary": rows,
-        "table": markdown(rows),
+        "done": False,
+        "runs": [],
     }
+
+
+def _resumed(plan: Plan, found: dict[str, Any]) -> dict[str, Any]:
+    for name, expected in (("about", plan.about), ("load", plan.prepared.summary())):
+        if found.get(name) != expected:
+            what = {key: value for key, value in (found.get(name) or {}).items() if expected.get(key) != value}
+            raise InputError("E_USAGE", "outrider bench serve", f"results so far: {name}", str(what)[:200], "the same")
+    return found
+
+
+def _finish(plan: Plan, result: dict[str, Any]) -> None:
+    rows = summary(result["runs"])
+    result["rows_at"] = {f"{share:g}": plan.rows_at(share) for share in plan.rates}
+    result["summary"], result["table"] = rows, markdown(rows)
+    result["texts_equal"] = _texts_equal(result["runs"])
+    result["done"] = len(result["runs"]) == len(_cases(plan))
+
+
+def _texts_equal(runs: list[dict[str, Any]]) -> bool:
+    """Whether all policies had the same experts for the same requests, where none was refused."""
+    by_rate: dict[float, set[str]] = {}
+    for one in runs:
+        if not one["rejected"] and one["policy"] != LAYERWISE:
+            by_rate.setdefault(one["rate_share"], set()).add(one["experts_sha256"])
+    return all(len(digests) == 1 for digests in by_rate.values())
 
 
 def saturation(plan: Plan) -> float:
     """Requests per second that the base policy finishes when all are there from the beginning."""
-    result = _run(plan, BASE, [0.0] * len(plan.prompts), patient=True)
+    prepared = plan.prepared
+    result = _run(plan, BASE, prepared, [0.0] * len(prepared.prompts), patient=True)
     done = sum(record.finish == "length" for record in result.records)
     return done / result.seconds
 
 
-def _alone(plan: Plan) -> Goal:
+def routes(plan: Plan) -> list[list[int]]:
+    """The experts of each request's tokens."""
+    prepared = plan.prepared
+    result = _run(plan, BASE, prepared, [0.0] * len(prepared.prompts), patient=True)
+    return [record.experts for record in result.records]
+
+
+def _alone(plan: Plan) -> tuple[Goal, dict[str, float]]:
     """Goals from requests that have the machine to themselves."""
     engine, rejected = plan.open_engine(BASE)
     ttft, tpot = [], []
+    rows = list(zip(plan.prepared.prompts, plan.prepared.load.rows, strict=True))[:ALONE]
     try:
-        for prompt, length in list(zip(plan.prompts, plan.lengths, strict=True))[:ALONE]:
-            record = run(engine, rejected, [prompt], [max(length, 2)], [0.0], limit_s=600).records[0]
+        for prompt, row in rows:
+            record = run(engine, rejected, [prompt], [max(row.written_tokens, 2)], [0.0], limit_s=600).records[0]
             ttft.append(record.first_s or 0.0)
             tpot.append(time_per_token(record) or 0.0)
     finally:
         engine.close()
-    return Goal(TTFT_FACTOR * (percentile(ttft, 0.95) or 0), TPOT_FACTOR * (percentile(tpot, 0.5) or 0))
+    found = {"ttft_s_p95": percentile(ttft, 0.95) or 0.0, "tpot_s_median": percentile(tpot, 0.5) or 0.0}
+    goal = Goal(plan.factors[0] * found["ttft_s_p95"], plan.factors[1] * found["tpot_s_median"])
+    return goal, found | {"requests": len(rows), "ttft_factor": plan.factors[0], "tpot_factor": plan.factors[1]}
 
 
-def _at_rate(plan: Plan, policy: str, rate: float) -> RunResult:
-    stretch = plan.load.rate / rate
-    return _run(plan, policy, [row.arrival_s * stretch for row in plan.load.rows])
+def _at_rate(plan: Plan, policy: str, share: float, most: float) -> RunResult:
+    prepared = plan.prepared.first(plan.rows_at(share))
+    stretch = prepared.load.rate / (share * most)
+    return _run(plan, policy, prepared, [row.arrival_s * stretch for row in prepared.load.rows])
 
 
-def _run(plan: Plan, policy: str, due_s: list[float], *, patient: bool = False) -> RunResult:
+def _run(plan: Plan, policy: str, prepared: Prepared, due_s: list[float], *, patient: bool = False) -> RunResult:
     engine, rejected = plan.open_engine(policy)
     limit = 600 + LIMIT_FACTOR * due_s[-1]
+    lengths = [row.written_tokens for row in prepared.load.rows]
     try:
-        return run(engine, rejected, plan.prompts, plan.lengths, due_s, limit_s=limit, patient=patient)
+        return run(engine, rejected, prepared.prompts, lengths, due_s, limit_s=limit, patient=patient)
     finally:
         engine.close()
 
@@ -119,13 +186,6 @@ def _digest(result: RunResult) -> str:
     digest = hashlib.sha256()
     for record in result.records:
         digest.update(bytes(record.experts) + b"\xff")
-    return digest.hexdigest()
-
-
-def _load_digest(plan: Plan) -> str:
-    digest = hashlib.sha256()
-    for row, prompt in zip(plan.load.rows, plan.prompts, strict=True):
-        digest.update(repr((row.arrival_s, row.written_tokens, prompt)).encode())
     return digest.hexdigest()
 
 

@@ -20,6 +20,7 @@ class Record:
     last_s: float | None = None
     written: int = 0
     finish: str | None = None
+    refused_s: float | None = None  # how long the refusal took
     experts: list[int] = field(default_factory=list)
 
 
@@ -85,14 +86,14 @@ class _Driver:
 
     def _submit_due(self, now: Callable[[], float]) -> None:
         while self.next < len(self.records) and self.records[self.next].due_s <= now():
-            record = self.records[self.next]
+            record, asked = self.records[self.next], now()
             try:
                 stream = self.engine.submit(self.prompts[self.next], **_params(self.lengths[self.next], self.next))
             except self.refusal as error:
                 if self.patient and getattr(error, "code", "") == "E_BUSY":
                     return
                 self.rejected += 1
-                record.finish = "rejected"
+                record.finish, record.refused_s = "rejected", now() - asked
             else:
                 self.streams[stream] = record
             self.next += 1

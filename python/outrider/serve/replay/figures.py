@@ -41,7 +41,9 @@ def figures(result: RunResult, goal: Goal) -> dict[str, Any]:
     done = [record for record in result.records if record.finish == "length"]
     ttft = [record.first_s - record.due_s for record in done if record.first_s is not None]
     tpot = [value for record in done if (value := time_per_token(record)) is not None]
+    latency = [record.last_s - record.due_s for record in done if record.last_s is not None]
     whole = [(record.last_s - record.due_s) / record.written for record in done if record.last_s and record.written]
+    refused = [record.refused_s for record in result.records if record.refused_s is not None]
     written = sum(record.written for record in result.records)
     good = sum(record.written for record in result.records if goal.kept(record))
     steps, tokens = result.counts["steps"], result.counts["decode_tokens"] + result.counts["prefill_tokens"]
@@ -55,8 +57,12 @@ def figures(result: RunResult, goal: Goal) -> dict[str, Any]:
         "kept_share": sum(goal.kept(record) for record in result.records) / len(result.records),
         **_spread("ttft_s", ttft),
         **_spread("tpot_s", tpot),
+        **_spread("latency_s", latency),
         **_spread("normalised_latency_s", whole),
+        "refused_s_p99": percentile(refused, 0.99),
         "tokens_per_step": tokens / steps if steps else None,
+        "decode_tokens_per_step": result.counts["decode_tokens"] / steps if steps else None,
+        "preemptions": result.counts["preemptions"],
         "distinct_experts_per_step": result.counts["distinct_experts"] / steps if steps else None,
         "weight_bytes_per_step": result.counts["weight_bytes"] / steps if steps else None,
         "weight_bytes_per_token": result.counts["weight_bytes"] / tokens if tokens else None,
@@ -90,12 +96,18 @@ COLUMNS = {
     "kept_share": ("kept %", 100),
     "ttft_s_mean": ("TTFT ms", 1000),
     "ttft_s_p95": ("p95", 1000),
+    "ttft_s_p99": ("p99", 1000),
     "tpot_s_mean": ("per token ms", 1000),
     "tpot_s_p95": ("p95", 1000),
     "tpot_s_p99": ("p99", 1000),
+    "latency_s_mean": ("whole ms", 1000),
+    "latency_s_p95": ("p95", 1000),
+    "decode_tokens_per_step": ("live batch", 1),
     "distinct_experts_per_step": ("experts/step", 1),
     "weight_bytes_per_step": ("MB/step", 1e-6),
     "weight_bytes_per_token": ("MB/token", 1e-6),
+    "preemptions": ("preempted", 1),
+    "rejected": ("refused", 1),
 }
 
 

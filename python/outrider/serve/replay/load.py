@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from outrider.refactor.errors import InputError
 
@@ -32,7 +32,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Load:
-    """Rows by arrival, the first at 0. `dropped`: rows that were passed over as they do not fit the context."""
+    """Rows by arrival, the first at 0. `dropped`: rows of the trace that do not fit the context."""
 
     name: str
     rows: list[Row]
@@ -66,13 +66,15 @@ def read_trace(path: Path) -> Iterator[Row]:
             first = stream.readline()
             lines = _with_first(first, stream)
             if first.startswith("{"):
-                yield from _mooncake(lines)
+                yield from _json_lines(lines)
             elif "ContextTokens" in first:
                 yield from _azure(csv.DictReader(lines))
             elif "Request tokens" in first:
                 yield from _burstgpt(csv.DictReader(lines))
+            elif "arrival_s" in first:
+                yield from map(_own, csv.DictReader(lines))
             else:
-                raise ValueError("neither Azure's or BurstGPT's head nor JSON lines")
+                raise ValueError("no head arrival_s,prompt_tokens,output_tokens, Azure's or BurstGPT's, nor JSON lines")
     except (OSError, EOFError, lzma.LZMAError, ValueError, KeyError, TypeError) as error:
         raise InputError("E_TRACE", path, "trace", str(error)[:120] or "an end too early", "a trace file") from None
 
@@ -96,30 +98,48 @@ def _burstgpt(rows: Iterable[dict[str, str]]) -> Iterator[Row]:
             yield Row(float(row["Timestamp"]), int(row["Request tokens"]), int(row["Response tokens"]))
 
 
-def _mooncake(lines: Iterable[str]) -> Iterator[Row]:
+def _json_lines(lines: Iterable[str]) -> Iterator[Row]:
     for line in lines:
         row = json.loads(line)
-        blocks = tuple(row["hash_ids"])
-        yield Row(row["timestamp"] / 1000, row["input_length"], row["output_length"], blocks)
+        yield _own(row) if "arrival_s" in row else _mooncake(row)
 
 
-def shape(name: str, rows: Iterable[Row], *, count: int, scale: int, context: int) -> Load:
-    """The first `count` rows that fit `context` after dividing all lengths by `scale`.
+def _mooncake(row: dict[str, Any]) -> Row:
+    return Row(row["timestamp"] / 1000, row["input_length"], row["output_length"], tuple(row["hash_ids"]))
+
+
+def _own(row: dict[str, Any]) -> Row:
+    """The format that is documented for everybody's own traces."""
+    return Row(float(row["arrival_s"]), int(row["prompt_tokens"]), int(row["output_tokens"]))
+
+
+def window(rows: Iterable[Row], count: int, fits: Callable[[Row], bool], seed: int) -> tuple[list[Row], int]:
+    """`count` of the rows that fit, one behind the other, from a place that `seed` draws; and how many do not fit.
+
+    Neighbours stay together: bursts and shared prefixes are as recorded.
+    """
+    every = list(rows)
+    kept = [row for row in every if fits(row)]
+    first = random.Random(seed).randrange(max(1, len(kept) - count + 1))
+    return kept[first : first + count], len(every) - len(kept)
+
+
+def shape(name: str, rows: Iterable[Row], *, count: int, scale: int, context: int, seed: int = 0) -> Load:
+    """`count` rows that fit `context` after dividing all lengths by `scale`, see `window`.
 
     Raises:
         InputError: E_TRACE when none fits.
     """
-    kept: list[Row] = []
-    dropped = 0
-    for row in rows:
+
+    def scaled(row: Row) -> Row:
         prompt, written = max(1, row.prompt_tokens // scale), max(1, row.written_tokens // scale)
-        if prompt + written > context:
-            dropped += 1
-            continue
         block = max(1, row.block_tokens // scale)
-        kept.append(replace(row, prompt_tokens=prompt, written_tokens=written, block_tokens=block))
-        if len(kept) == count:
-            break
+        return replace(row, prompt_tokens=prompt, written_tokens=written, block_tokens=block)
+
+    def fits(row: Row) -> bool:
+        return row.prompt_tokens + row.written_tokens <= context
+
+    kept, dropped = window(map(scaled, rows), count, fits, seed)
     if not kept:
         raise InputError("E_TRACE", name, "rows", f"none of {dropped} fit", f"prompt and text within {context} tokens")
     kept.sort(key=lambda row: row.arrival_s)
