@@ -1,9 +1,9 @@
 """Fits the baseline `layerwise`: a linear router in every layer of a refactored model, from the FFN's input to experts.
 
-PYTHONPATH=python python benchmarks/serve/layer_router.py ARTIFACT --parent MODEL --load other.json --out router.safetensors
+PYTHONPATH=python python benchmarks/serve/layer_router.py ARTIFACT --parent MODEL --load other.json --out r.safetensors
 
 Ridge regression of the share of each expert in a token's activation mass, on inputs of the model as it is routed; texts
-are those of a load (`outrider bench load`), best of another seed than the one that is replayed. `outrider refactor --rows
+are those of a load (`outrider bench load`), best of another seed than the replayed one. `outrider refactor --rows
 layerwise` trains such routers together with the model; for what a step reads and how long it takes this will do.
 """
 

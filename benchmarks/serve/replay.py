@@ -1,10 +1,10 @@
 """Policies against each other on recorded loads: `outrider bench` with the circumstances of the run, and one report.
 
 PYTHONPATH=python python benchmarks/serve/replay.py serve MODEL --load azure.json --out build/replay/azure.json ...
-PYTHONPATH=python python benchmarks/serve/replay.py overload MODEL --load azure.json --out build/replay/overload.json ...
+PYTHONPATH=python python benchmarks/serve/replay.py overload MODEL --load azure.json --out build/replay/more.json ...
 PYTHONPATH=python python benchmarks/serve/replay.py merge build/replay/*.json --out docs/results/serve_replay
 
-The first two take the options of `outrider bench`; a `serve` that was cut by `--seconds` goes on when it is called again.
+The first two take the options of `outrider bench`; a `serve` that `--seconds` cut goes on when it is called again.
 """
 
 import argparse

@@ -34,11 +34,11 @@ def report(found: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], str]:
 
 
 _INTRODUCTION = (
-    "Written by `benchmarks/serve/replay.py merge`. Tables have medians over repetitions, the JSON also lowest and highest. "
-    "Policies took turns in one process, each run with a fresh engine. Goodput is tokens per second of requests that kept "
-    "both goals, which are multiples of what a request has alone. The rate is a share of what `chunked_fcfs` finishes at "
-    "most. `layerwise` is the same model with a router in every layer, scheduled as `chunked_fcfs`: it writes other texts "
-    "of the same lengths."
+    "Written by `benchmarks/serve/replay.py merge`. Tables have medians over repetitions, the JSON also lowest "
+    "and highest. Policies took turns in one process, each run with a fresh engine. Goodput is tokens per second "
+    "of requests that kept both goals, which are multiples of what a request has alone. The rate is a share of "
+    "what `chunked_fcfs` finishes at most. `layerwise` is the same model with a router in every layer, scheduled "
+    "as `chunked_fcfs`: it writes other texts of the same lengths."
 )
 
 
@@ -65,7 +65,10 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _comparison_table(comparisons: dict[str, list[dict[str, Any]]]) -> list[str]:
-    lines = [f"`{OURS}` against the best other policy of each column (in brackets) and against `{BASE}`, in percent:", ""]
+    lines = [
+        f"`{OURS}` against the best other policy of each column (in brackets) and against `{BASE}`, in percent:",
+        "",
+    ]
     lines += ["| load | rate | " + " | ".join(FIGURES.values()) + " |", "| --- | --- |" + " --- |" * len(FIGURES)]
     for name, rows in comparisons.items():
         for row in rows:
@@ -89,10 +92,16 @@ def _about(one: dict[str, Any]) -> str:
     load, about, alone = one["load"], one["about"], one["alone"]
     rows = ", ".join(f"{count} at {share}" for share, count in one.get("rows_at", {}).items())
     text = f"{load['rows']} requests of {load['name']} ({rows}), {load['prompt_tokens']} prompt and "
-    text += f"{load['written_tokens']} written tokens, lengths / {load.get('scale_lengths', 1)}, seed {load.get('seed')}, "
-    text += f"{load['dropped']} rows of the trace left out as too long; {about['weights']}, {about['threads']} threads, "
+    text += (
+        f"{load['written_tokens']} written tokens, lengths / {load.get('scale_lengths', 1)}, seed {load.get('seed')}, "
+    )
+    text += (
+        f"{load['dropped']} rows of the trace left out as too long; {about['weights']}, {about['threads']} threads, "
+    )
     text += f"{about['options']}. Saturation {one['saturation_requests_per_s']:.2f} requests/s. Goals: first token "
-    text += f"{one['goal']['ttft_s']:.2f} s ({alone['ttft_factor']:g} x p95 alone), then {one['goal']['tpot_s']:.3f} s a "
+    text += (
+        f"{one['goal']['ttft_s']:.2f} s ({alone['ttft_factor']:g} x p95 alone), then {one['goal']['tpot_s']:.3f} s a "
+    )
     text += f"token ({alone['tpot_factor']:g} x alone). {max(row['repetitions'] for row in one['summary'])} repetitions"
     text += ", complete." if one["done"] else ", NOT complete."
     return text + ("" if one["texts_equal"] else " THE POLICIES WROTE DIFFERENT TEXTS.")

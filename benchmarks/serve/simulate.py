@@ -43,7 +43,9 @@ def routed(core: Any, artifact: Path, parent: Path, rows: list[load.Row], ids: l
     flat = np.concatenate(routes)
     by_count = [[table[s] for s in range(1 << experts) if s.bit_count() == n] for n in range(1, experts + 1)]
     return {
-        "arrivals": [(row.arrival_s, row.prompt_tokens, row.written_tokens, r) for row, r in zip(rows, routes, strict=True)],
+        "arrivals": [
+            (row.arrival_s, row.prompt_tokens, row.written_tokens, r) for row, r in zip(rows, routes, strict=True)
+        ],
         "experts": experts,
         "ffn_bytes": table,
         "fixed_bytes": passes.fixed_bytes,
@@ -57,10 +59,26 @@ def routed(core: Any, artifact: Path, parent: Path, rows: list[load.Row], ids: l
     }
 
 
-def simulate(core: Any, model: dict[str, Any], arrivals: list[Any], policy: str, *, token_s: float, running: int,
-             limits: dict[str, int]) -> dict[str, float]:
+def simulate(
+    core: Any,
+    model: dict[str, Any],
+    arrivals: list[Any],
+    policy: str,
+    *,
+    token_s: float,
+    running: int,
+    limits: dict[str, int],
+) -> dict[str, float]:
     run = core.simulate_serving(
-        arrivals, model["experts"], model["ffn_bytes"], model["fixed_bytes"], BYTES_PER_S, token_s, STEP_S, running, policy,
+        arrivals,
+        model["experts"],
+        model["ffn_bytes"],
+        model["fixed_bytes"],
+        BYTES_PER_S,
+        token_s,
+        STEP_S,
+        running,
+        policy,
         limits,
     )
     latency = sorted(run["latency_s"])
@@ -92,12 +110,17 @@ def cases(core: Any, model: dict[str, Any]) -> list[dict[str, Any]]:
             rows = {policy: simulate(core, model, due, policy, **setting) for policy in POLICIES}
             free = setting | {"limits": limits | {"prompt_hold_max": 0}}
             rows["outrider, prompts not held"] = simulate(core, model, due, "outrider", **free)
-            out.append({"machine": machine, "token_ms": 1000 * token_s, "chunk": chunk, "running": running, "rows": rows})
+            out.append(
+                {"machine": machine, "token_ms": 1000 * token_s, "chunk": chunk, "running": running, "rows": rows}
+            )
     return out
 
 
 def table(found: list[dict[str, Any]]) -> list[str]:
-    lines = ["| machine | chunk | at once | policy | MB/token | mean latency s | p95 | TTFT s | experts/step | steps without prompts |"]
+    lines = [
+        "| machine | chunk | at once | policy | MB/token | mean latency s | p95 | TTFT s | experts/step | steps without "
+        "prompts |"
+    ]
     lines.append("| --- | ---: | ---: | --- |" + " ---: |" * 6)
     for case in found:
         for policy, row in case["rows"].items():
@@ -122,7 +145,11 @@ def main() -> None:
     given = parser.parse_args()
     core, tokenizer = _runtime.core(), ServeTokenizer(given.parent)
     shaped = load.shape(
-        given.trace.name, load.read_trace(given.trace), count=given.rows, scale=given.scale_lengths, context=2048,
+        given.trace.name,
+        load.read_trace(given.trace),
+        count=given.rows,
+        scale=given.scale_lengths,
+        context=2048,
         seed=given.seed,
     )
     whole = [replace(row, prompt_tokens=row.prompt_tokens + row.written_tokens) for row in shaped.rows]
@@ -132,8 +159,10 @@ def main() -> None:
     about |= {"rate": RATE, "decode_tokens": DECODE, "bytes_per_s": BYTES_PER_S, "step_s": STEP_S}
     result: dict[str, Any] = {"circumstances": circumstances(), "about": about, "models": {}}
     lines = ["# Serving, simulated", "", "Written by `benchmarks/serve/simulate.py`: " + str(about) + ".", ""]
-    lines.append("A step takes 1 ms, its bytes at 12 GB/s, and the time of its tokens. `bytes_of_n_experts`: share of all "
-                 "weights that a step of 1, 2, ... experts reads, the mean over sets.")
+    lines.append(
+        "A step takes 1 ms, its bytes at 12 GB/s, and the time of its tokens. `bytes_of_n_experts`: share of all "
+        "weights that a step of 1, 2, ... experts reads, the mean over sets."
+    )
     for name, _, folder in (one.partition("=") for one in given.artifacts):
         model = routed(core, Path(folder), given.parent, shaped.rows, ids)
         found = cases(core, model)

@@ -41,7 +41,8 @@ def test_traces_as_published(tmp_path):
     moon = list(load.read_trace(_trace(tmp_path / "m.jsonl", MOON)))
     assert moon[1] == load.Row(2.5, 1030, 6, (0, 1, 9))
     own = "arrival_s,prompt_tokens,output_tokens\n0,12,3\n1.5,8,4\n"
-    lines = '{"arrival_s": 0, "prompt_tokens": 12, "output_tokens": 3}\n{"arrival_s": 1.5, "prompt_tokens": 8, "output_tokens": 4}\n'
+    lines = '{"arrival_s": 0, "prompt_tokens": 12, "output_tokens": 3}\n'
+    lines += '{"arrival_s": 1.5, "prompt_tokens": 8, "output_tokens": 4}\n'
     for text in (own, lines):
         assert list(load.read_trace(_trace(tmp_path / "o", text))) == [load.Row(0.0, 12, 3), load.Row(1.5, 8, 4)]
     shaped = load.shape("a", azure, count=5, scale=8, context=100)
@@ -173,7 +174,9 @@ def test_rows_are_neighbours_that_fit():
     times = [row.arrival_s for row in chosen]
     assert (len(chosen), dropped) == (20, 34) and times == sorted(times) and times[-1] - times[0] in (28, 29)
     assert load.window(rows, 20, lambda row: row.prompt_tokens < 100, 6)[0] != chosen
-    assert load.window(rows, 500, lambda row: row.prompt_tokens < 100, 6)[0] == [r for r in rows if r.prompt_tokens == 10]
+    assert load.window(rows, 500, lambda row: row.prompt_tokens < 100, 6)[0] == [
+        r for r in rows if r.prompt_tokens == 10
+    ]
     assert load.window(rows, 5, lambda _: False, 0) == ([], 100)
 
 

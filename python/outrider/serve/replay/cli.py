@@ -1,4 +1,4 @@
-"""`outrider bench`: policies against each other on one recorded load, and what a server does when far too much comes."""
+"""`outrider bench`: policies against each other on one recorded load, and what a server does with far too much."""
 
 import json
 import sys
@@ -208,9 +208,7 @@ def _make_load(
 
     source = load.read_trace(trace) if trace else load.poisson(rows, seed)
     scale = scale if trace else 1
-    shaped = load.shape(
-        trace.name if trace else "poisson", source, count=rows, scale=scale, context=context, seed=seed
-    )
+    shaped = load.shape(trace.name if trace else "poisson", source, count=rows, scale=scale, context=context, seed=seed)
     domains = text_source.domain_tokens(texts, lambda text: tokenizer.encode(text, special=False))
     about = {"seed": seed, "scale_lengths": scale, "context": context, "domains": sorted(domains)}
     return Prepared(shaped, text_source.prompts_of(shaped, domains, seed), about)

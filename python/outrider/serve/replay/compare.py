@@ -1,4 +1,4 @@
-"""All policies on one load: calibration, then interleaved repetitions, each with a fresh engine; may be cut and go on."""
+"""All policies on one load: calibration, then interleaved repetitions, a fresh engine each; may be cut and go on."""
 
 import hashlib
 import os
@@ -35,7 +35,9 @@ class Plan:
     goal: Goal | None = None
     factors: tuple[float, float] = (TTFT_FACTOR, TPOT_FACTOR)  # of the goals, where none are given
     equal_times: bool = False  # fewer rows at low rates, so that all runs take about as long
-    about: dict[str, Any] = field(default_factory=dict)  # what a run that goes on must have in common with its beginning
+    about: dict[str, Any] = field(
+        default_factory=dict
+    )  # what a run that goes on must have in common with its beginning
     say: Callable[[str], None] = print
 
     def rows_at(self, share: float) -> int:

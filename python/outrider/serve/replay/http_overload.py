@@ -1,4 +1,4 @@
-"""The same overload over HTTP: a server in a process of its own, and a client that sends each request when it is due."""
+"""The same overload over HTTP: a server in a process of its own, and a client that sends requests when they are due."""
 
 import asyncio
 import json

@@ -1,8 +1,8 @@
-"""A load with its prompts as token ids, in one JSON file: what is replayed is fixed, and needs no trace, text or tokenizer."""
+"""A load with its prompts as token ids, in one JSON file: fixed, without need of trace, text or tokenizer."""
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 

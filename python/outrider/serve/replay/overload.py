@@ -17,7 +17,7 @@ REFUSED_S_MAX = 0.05  # p99
 
 @dataclass(frozen=True)
 class Plan:
-    """`open_engine(goal)` gives an engine that refuses what would miss the goal, without a prefix cache: rows repeat."""
+    """`open_engine(goal)` gives an engine that refuses what would miss the goal; no prefix cache, for rows repeat."""
 
     open_engine: Callable[[Goal | None], tuple[Any, type[Exception]]]
     prepared: Prepared
