@@ -118,8 +118,8 @@ def cases(core: Any, model: dict[str, Any]) -> list[dict[str, Any]]:
 
 def table(found: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| machine | chunk | at once | policy | MB/token | mean latency s | p95 | TTFT s | experts/step | steps without "
-        "prompts |"
+        "| machine | chunk | at once | policy | MB/token | mean latency s | p95 | TTFT s | experts/step | steps "
+        "without prompts |"
     ]
     lines.append("| --- | ---: | ---: | --- |" + " ---: |" * 6)
     for case in found:
