@@ -210,22 +210,31 @@ struct DecodeWalk {
     AddAll(fulls, full_h, records, width, full);
   }
 
-  static void Walk(const LayerView& layer, const uint16_t* signatures, const StepTokens& tokens, int64_t first,
-                   int64_t last, float* sums) {
+  static void WalkList(Channel* list, int64_t count, int64_t width, const StepTokens& tokens, float* sums) {
+    for (int64_t i = 0; i + kTogether < count; ++i) list[i].next = list[i + kTogether].record;
+    for (int64_t i = 0; i < count; i += kTogether)
+      WalkBatch(list + i, count - i < kTogether ? count - i : kTogether, width, tokens, sums);
+  }
+
+  static void Walk(const LayerView& layer, const uint16_t* signatures, const StepTokens& tokens,
+                   const ChannelRuns& channels, float* sums) {
     constexpr int64_t kList = 128;
     const int64_t record_bytes = RecordBytes(Records::kNumber, layer.width);
     uint16_t wanted = 0;
     for (int64_t t = 0; t < tokens.count; ++t) wanted = static_cast<uint16_t>(wanted | tokens.bits[t]);
-    for (int64_t c = first; c < last;) {
-      Channel list[kList + kTogether];
-      int64_t count = 0;
-      for (; c < last && count < kList; ++c)
-        if ((signatures[c] & wanted) != 0)
-          list[count++] = {layer.records + c * record_bytes, layer.records + c * record_bytes, signatures[c]};
-      for (int64_t i = 0; i + kTogether < count; ++i) list[i].next = list[i + kTogether].record;
-      for (int64_t i = 0; i < count; i += kTogether)
-        WalkBatch(list + i, count - i < kTogether ? count - i : kTogether, layer.width, tokens, sums);
+    Channel list[kList];
+    int64_t count = 0;
+    for (int64_t first = channels.first; first < channels.end; first += channels.stride) {
+      const int64_t last = channels.end - first < channels.run ? channels.end : first + channels.run;
+      for (int64_t c = first; c < last; ++c) {
+        if ((signatures[c] & wanted) == 0) continue;
+        list[count++] = {layer.records + c * record_bytes, layer.records + c * record_bytes, signatures[c]};
+        if (count < kList) continue;
+        WalkList(list, count, layer.width, tokens, sums);
+        count = 0;
+      }
     }
+    WalkList(list, count, layer.width, tokens, sums);
   }
 
   static constexpr DecodeEngine Table(const char* name) { return Records::Table(name, &Walk); }

@@ -87,12 +87,12 @@ void CpuExecutor::Ffn(const CpuLayer& layer) {
   Norm(x_.data(), layer.ffn_norm.data(), count, normed_.data());
   for (int64_t first = 0; first < count; first += kernels::kDecodeTokensMax) {
     const int64_t some = std::min(count - first, kernels::kDecodeTokensMax);
-    float* rows = normed_.data() + first * width;
     const std::span experts = std::span(input_.experts).subspan(static_cast<size_t>(first), static_cast<size_t>(some));
-    const auto done = kernels::Decode(layer.ffn, kernels::FloatBatch{rows, rows, experts}, engine, scratch_, *workers_);
+    const kernels::FloatBatch batch{normed_.data() + first * width, x_.data() + first * width, experts,
+                                    kernels::Into::kAdd};
+    const auto done = kernels::Decode(layer.ffn, batch, engine, scratch_, *workers_);
     OUTRIDER_CHECK(done, done.error().message);  // sizes and experts were checked in Take
   }
-  for (int64_t i = 0; i < count * width; ++i) x_[static_cast<size_t>(i)] += normed_[static_cast<size_t>(i)];
 }
 
 void CpuExecutor::Head(std::span<float> logits) {
