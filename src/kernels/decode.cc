@@ -70,11 +70,18 @@ base::Result<void> Run(const ChannelStore& store, const Call& call, const Decode
   uint16_t bits[kDecodeTokensMax];
   for (int64_t t = 0; t < tokens; ++t) bits[t] = static_cast<uint16_t>(1U << call.experts[static_cast<size_t>(t)]);
   const LayerView layer{store.records(), width, store.number()};
+  const int64_t threads = workers.threads();
   workers.Run(kParts, [&](int64_t part, int) {
     float* own = sums + part * size;
     std::fill(own, own + size, 0.0F);
     engine.walk(layer, store.signatures().data(), {x, bits, tokens, staged},
-                {.first = part * kRun, .run = kRun, .stride = kParts * kRun, .end = channels}, own);
+                {.first = part * kRun,
+                 .run = kRun,
+                 .stride = kParts * kRun,
+                 .end = channels,
+                 .cold = part < threads,
+                 .then = part + threads < kParts ? (part + threads) * kRun : -1},
+                own);
   });
   workers.Run((size + kJoined - 1) / kJoined, [&](int64_t task, int) {
     Join(sums, size, task * kJoined, std::min(kJoined, size - task * kJoined), call);

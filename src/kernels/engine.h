@@ -63,6 +63,8 @@ struct StepTokens {
 // Channels [first, first + run), [first + stride, first + stride + run) and so on, as far as they are below `end`.
 struct ChannelRuns {
   int64_t first = 0, run = 0, stride = 0, end = 0;
+  bool cold = true;   // nothing of them has been prefetched
+  int64_t then = -1;  // `first` of the runs that this thread will probably walk next, to be prefetched; -1: none
 };
 
 struct DecodeEngine {

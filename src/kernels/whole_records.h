@@ -63,14 +63,12 @@ struct WholeRecords {
   }
 
   template <int T, bool kPrefetch>
-  static void Products(const Channel& channel, int64_t width, const std::byte* const* tokens, float* gates,
-                       float* ups) {
+  static void Products(const std::byte* record, const std::byte* next, int64_t width, const std::byte* const* tokens,
+                       float* gates, float* ups) {
     const int64_t padded = Blocks(width), blocks = width / kBlock;
-    const std::byte* gate = channel.record;
+    const std::byte* gate = record;
     const std::byte* up = gate + width;
     const auto* scales = reinterpret_cast<const uint16_t*>(gate + 3 * width);
-    const std::byte* ahead = channel.next;
-    const std::byte* const ahead_last = ahead + RecordBytes(kNumber, width) - 64;
     F g[T], u[T];
     OUTRIDER_UNROLLED
     for (int t = 0; t < T; ++t) g[t] = u[t] = V::Zero();
@@ -89,12 +87,9 @@ struct WholeRecords {
       }
       const std::byte* const end = gate + some * kBlock;
       for (int64_t i = 0; gate < end; ++i, gate += D::kBytes, up += D::kBytes) {
-        if constexpr (kPrefetch) {
+        if constexpr (kPrefetch) {  // two bytes for one of gate
           OUTRIDER_UNROLLED
-          for (int64_t line = 0; line < D::kBytes; line += 16) {  // a record has less than four bytes for one of gate
-            __builtin_prefetch(ahead);
-            ahead = ahead < ahead_last ? ahead + 64 : ahead_last;
-          }
+          for (int64_t line = 0; line < 2 * D::kBytes; line += 64, next += 64) __builtin_prefetch(next);
         }
         const I gate_row = D::Load(gate), up_row = D::Load(up);
         OUTRIDER_UNROLLED
@@ -112,9 +107,11 @@ struct WholeRecords {
     }
   }
 
-  template <int N, int T>
-  static void AddColumns(const float* h, const std::byte* const* records, int64_t width, float* const* sums) {
+  template <int N, int T, bool kPrefetch>
+  static void AddColumns(const float* h, const std::byte* const* records, const std::byte* const* next, int64_t width,
+                         float* const* sums) {
     const int64_t blocks = width / kBlock;
+    int64_t ahead = RecordBytes(kNumber, width) - 64;  // backwards, because scales are needed first
     for (int64_t first = 0; first < blocks; first += kSpan) {
       const int64_t some = blocks - first < kSpan ? blocks - first : kSpan;
       float factors[N][T][kSpan];
@@ -126,7 +123,14 @@ struct WholeRecords {
           for (int t = 0; t < T; ++t) V::Store(factors[i][t] + b, V::Mul(scale, V::Set(h[t * kTogether + i])));
         }
       }
-      for (int64_t b = 0; b < some; ++b) AddBlock<N, T>(factors, b, (first + b) * kBlock, records, width, sums);
+      for (int64_t b = 0; b < some; ++b) {
+        if (kPrefetch && ahead >= 2 * width) {
+          OUTRIDER_UNROLLED
+          for (int i = 0; i < kTogether; ++i) __builtin_prefetch(next[i] + ahead);
+          ahead -= 64;
+        }
+        AddBlock<N, T>(factors, b, (first + b) * kBlock, records, width, sums);
+      }
     }
   }
 
