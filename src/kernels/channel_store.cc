@@ -80,7 +80,9 @@ struct RecordPart {
 ChannelStore::ChannelStore(Number number, int64_t width, std::span<const Signature> signatures, int64_t experts)
     : number_(number), width_(width), signatures_(signatures.begin(), signatures.end()) {
   const auto channels = static_cast<int64_t>(signatures.size());
-  records_.Resize(channels * record_bytes());
+  const int64_t bytes = channels * record_bytes();
+  records_.Resize(bytes + kLineBytes);  // vectors of scales may be read past the last record
+  std::fill_n(records_.data() + bytes, kLineBytes, std::byte{0});
   lists_.resize(static_cast<size_t>(experts));
   for (size_t c = 0; c < signatures.size(); ++c)
     for (int64_t i = 0; i < experts; ++i)

@@ -11,8 +11,11 @@
 namespace outrider::kernels {
 namespace {
 
-// Parts of the stored order; a constant, because sums are joined by part.
-constexpr int64_t kParts = 16;
+// Sums are joined by part, so parts are fixed. Runs of channels are dealt to them in turns: wherever in the stored order
+// an expert has its channels, each part gets its share of them, and threads that take parts have equal work.
+constexpr int64_t kParts = 16, kRun = 8;
+
+constexpr int64_t kJoined = 192;  // numbers of one task that joins
 
 enum class Rows : uint8_t { kF32, kBf16 };
 
@@ -21,19 +24,19 @@ struct Call {
   const void* x = nullptr;
   void* y = nullptr;
   Rows rows = Rows::kF32;
+  Into into = Into::kSet;
   std::span<const uint8_t> experts;
 };
 
-// Sums [first, last) of all parts, in the order of the parts.
-void Join(const float* sums, int64_t size, int64_t first, int64_t last, Rows rows, void* y) {
-  for (int64_t i = first; i < last; ++i) {
-    float total = sums[i];
-    for (int64_t part = 1; part < kParts; ++part) total += sums[part * size + i];
-    if (rows == Rows::kF32)
-      static_cast<float*>(y)[i] = total;
-    else
-      static_cast<uint16_t*>(y)[i] = Bf16Of(total);
+// Numbers [first, first + count) of y from the sums of all parts.
+void Join(float* sums, int64_t size, int64_t first, int64_t count, const Call& call) {
+  const TokenEngine& engine = *TokenEngines().front();
+  if (call.rows == Rows::kF32) {
+    engine.join(sums + first, kParts, size, count, call.into == Into::kAdd, static_cast<float*>(call.y) + first);
+    return;
   }
+  engine.join(sums + first, kParts, size, count, false, sums + first);
+  for (int64_t i = first; i < first + count; ++i) static_cast<uint16_t*>(call.y)[i] = Bf16Of(sums[i]);
 }
 
 // x as fp32, at `to` where it is not.
@@ -67,13 +70,22 @@ base::Result<void> Run(const ChannelStore& store, const Call& call, const Decode
   uint16_t bits[kDecodeTokensMax];
   for (int64_t t = 0; t < tokens; ++t) bits[t] = static_cast<uint16_t>(1U << call.experts[static_cast<size_t>(t)]);
   const LayerView layer{store.records(), width, store.number()};
+  const int64_t threads = workers.threads();
   workers.Run(kParts, [&](int64_t part, int) {
     float* own = sums + part * size;
     std::fill(own, own + size, 0.0F);
-    engine.walk(layer, store.signatures().data(), {x, bits, tokens, staged}, part * channels / kParts,
-                (part + 1) * channels / kParts, own);
+    engine.walk(layer, store.signatures().data(), {x, bits, tokens, staged},
+                {.first = part * kRun,
+                 .run = kRun,
+                 .stride = kParts * kRun,
+                 .end = channels,
+                 .cold = part < threads,
+                 .then = part + threads < kParts ? (part + threads) * kRun : -1},
+                own);
   });
-  workers.Run(tokens, [&](int64_t t, int) { Join(sums, size, t * width, (t + 1) * width, call.rows, call.y); });
+  workers.Run((size + kJoined - 1) / kJoined, [&](int64_t task, int) {
+    Join(sums, size, task * kJoined, std::min(kJoined, size - task * kJoined), call);
+  });
   return {};
 }
 
@@ -82,12 +94,12 @@ base::Result<void> Run(const ChannelStore& store, const Call& call, const Decode
 base::Result<void> Decode(const ChannelStore& store, const FfnBatch& batch, const DecodeEngine& engine,
                           Scratch& scratch, Workers& workers) {
   const Rows rows = store.number() == Number::kBf16 ? Rows::kBf16 : Rows::kF32;
-  return Run(store, {batch.x, batch.y, rows, batch.experts}, engine, scratch, workers);
+  return Run(store, {batch.x, batch.y, rows, Into::kSet, batch.experts}, engine, scratch, workers);
 }
 
 base::Result<void> Decode(const ChannelStore& store, const FloatBatch& batch, const DecodeEngine& engine,
                           Scratch& scratch, Workers& workers) {
-  return Run(store, {batch.x, batch.y, Rows::kF32, batch.experts}, engine, scratch, workers);
+  return Run(store, {batch.x, batch.y, Rows::kF32, batch.into, batch.experts}, engine, scratch, workers);
 }
 
 base::Result<void> Decode(const ChannelStore& store, const FfnBatch& batch, Scratch& scratch, Workers& workers) {

@@ -15,8 +15,30 @@ constexpr int kTogether = 4;  // channels whose outputs are added together
 
 struct Channel {
   const std::byte* record;
-  const std::byte* next;  // to be prefetched while this one is read
   uint16_t signature;
+};
+
+// The channels of some runs that a step wants, in order.
+class ChannelCursor {
+ public:
+  ChannelCursor(const ChannelRuns& runs, int64_t first, const uint16_t* signatures, uint16_t wanted)
+      : runs_(runs), signatures_(signatures), wanted_(wanted), start_(first), at_(first) {}
+
+  // -1: no more.
+  int64_t Next() {
+    for (; start_ < runs_.end; at_ = start_ += runs_.stride) {
+      const int64_t last = runs_.end - start_ < runs_.run ? runs_.end : start_ + runs_.run;
+      for (; at_ < last; ++at_)
+        if ((signatures_[at_] & wanted_) != 0) return at_++;
+    }
+    return -1;
+  }
+
+ private:
+  const ChannelRuns& runs_;
+  const uint16_t* signatures_;
+  const uint16_t wanted_;
+  int64_t start_, at_;
 };
 
 // Records of fp32 or bf16, multiplied in fp32.
@@ -32,22 +54,20 @@ struct FloatRecords {
     return reinterpret_cast<const std::byte*>(tokens.x + token * width);
   }
 
-  // gate x and up x of T tokens for one channel.
+  // gate x and up x of T tokens for one channel. Prefetches gate and up of the record `next`.
   template <int T, bool kPrefetch>
-  static void Products(const Channel& channel, int64_t width, const std::byte* const* tokens, float* gates,
-                       float* ups) {
-    const std::byte* gate = channel.record;
+  static void Products(const std::byte* record, const std::byte* next, int64_t width, const std::byte* const* tokens,
+                       float* gates, float* ups) {
+    const std::byte* gate = record;
     const std::byte* up = gate + width * kBytes;
     F g[T][2], u[T][2];
     OUTRIDER_UNROLLED
     for (int t = 0; t < T; ++t) g[t][0] = g[t][1] = u[t][0] = u[t][1] = V::Zero();
     for (int64_t j = 0; j < width; j += 32) {
       if constexpr (kPrefetch) {
-        const std::byte* ahead = channel.next + j * kBytes;
-        for (int64_t line = 0; line < 32 * kBytes; line += 64) {
-          __builtin_prefetch(ahead + line);
-          __builtin_prefetch(ahead + width * kBytes + line);
-          __builtin_prefetch(ahead + 2 * width * kBytes + line);
+        for (int64_t line = j * kBytes; line < (j + 32) * kBytes; line += 64) {
+          __builtin_prefetch(next + line);
+          __builtin_prefetch(next + width * kBytes + line);
         }
       }
       for (int64_t k = j; k < j + 32; k += 2 * kLanes) {
@@ -71,14 +91,20 @@ struct FloatRecords {
     }
   }
 
-  // Adds N channels' outputs, one after another, to the sums of T tokens; h [T, kTogether].
-  template <int N, int T>
-  static void AddColumns(const float* h, const std::byte* const* records, int64_t width, float* const* sums) {
+  // Adds N channels' outputs, one after another, to the sums of T tokens; h [T, kTogether]. Prefetches the outputs of
+  // the kTogether records `next`.
+  template <int N, int T, bool kPrefetch>
+  static void AddColumns(const float* h, const std::byte* const* records, const std::byte* const* next, int64_t width,
+                         float* const* sums) {
     F factors[T][N];
     OUTRIDER_UNROLLED
     for (int t = 0; t < T; ++t) OUTRIDER_UNROLLED
     for (int i = 0; i < N; ++i) factors[t][i] = V::Set(h[t * kTogether + i]);
     for (int64_t o = 0; o < width; o += kLanes) {
+      if (kPrefetch && o * kBytes % 64 == 0) {
+        OUTRIDER_UNROLLED
+        for (int i = 0; i < kTogether; ++i) __builtin_prefetch(next[i] + (2 * width + o) * kBytes);
+      }
       F columns[N];
       OUTRIDER_UNROLLED
       for (int i = 0; i < N; ++i) columns[i] = Form::LoadNumbers(records[i] + (2 * width + o) * kBytes);
@@ -117,18 +143,26 @@ struct DecodeWalk {
     }
   };
 
+  // What one batch of channels reads, and what the next one will.
+  struct Batch {
+    const Channel* channels;
+    int64_t count;
+    const std::byte* next[kTogether];  // records
+  };
+
   template <bool kPrefetch>
-  static void Tile(int64_t count, const Channel& channel, int64_t width, const std::byte* const* rows, float* gates,
-                   float* ups) {
+  static void Tile(int64_t count, const std::byte* record, const std::byte* next, int64_t width,
+                   const std::byte* const* rows, float* gates, float* ups) {
     if (count >= kTile)
-      Records::template Products<kTile, kPrefetch>(channel, width, rows, gates, ups);
+      Records::template Products<kTile, kPrefetch>(record, next, width, rows, gates, ups);
     else if (count >= 2)
-      Records::template Products<2 <= kTile ? 2 : 1, kPrefetch>(channel, width, rows, gates, ups);
+      Records::template Products<2 <= kTile ? 2 : 1, kPrefetch>(record, next, width, rows, gates, ups);
     else
-      Records::template Products<1, kPrefetch>(channel, width, rows, gates, ups);
+      Records::template Products<1, kPrefetch>(record, next, width, rows, gates, ups);
   }
 
-  static void Multiply(const Channel& channel, int64_t width, const StepTokens& tokens, Products& out, int64_t& at) {
+  static void Multiply(const Channel& channel, const std::byte* next, int64_t width, const StepTokens& tokens,
+                       Products& out, int64_t& at) {
     const std::byte* rows[kDecodeTokensMax];
     int64_t n = 0;
     for (int64_t t = 0; t < tokens.count; ++t) {
@@ -139,54 +173,56 @@ struct DecodeWalk {
     for (int64_t i = 0; i < n;) {
       const int64_t left = n - i;
       if (i == 0)
-        Tile<true>(left, channel, width, rows + i, out.gates + at + i, out.ups + at + i);
+        Tile<true>(left, channel.record, next, width, rows + i, out.gates + at + i, out.ups + at + i);
       else
-        Tile<false>(left, channel, width, rows + i, out.gates + at + i, out.ups + at + i);
+        Tile<false>(left, channel.record, next, width, rows + i, out.gates + at + i, out.ups + at + i);
       i += left >= kTile ? kTile : left >= 2 && kTile >= 2 ? 2 : 1;
     }
     at += n;
   }
 
-  template <int N>
-  static void AddOne(const float* h, const std::byte* const* records, int64_t width, float* sum) {
-    Records::template AddColumns<N, 1>(h, records, width, &sum);
+  template <int N, bool kPrefetch>
+  static void AddOne(const float* h, const std::byte* const* records, const Batch& batch, int64_t width, float* sum) {
+    Records::template AddColumns<N, 1, kPrefetch>(h, records, batch.next, width, &sum);
   }
 
   // Outputs of one token that has some of the channels.
-  static void AddSome(int64_t count, const float* h, const std::byte* const* records, int64_t width, float* sum) {
+  template <bool kPrefetch>
+  static void AddSome(int64_t count, const float* h, const std::byte* const* records, const Batch& batch, int64_t width,
+                      float* sum) {
     switch (count) {
       case 1:
-        return AddOne<1>(h, records, width, sum);
+        return AddOne<1, kPrefetch>(h, records, batch, width, sum);
       case 2:
-        return AddOne<2>(h, records, width, sum);
+        return AddOne<2, kPrefetch>(h, records, batch, width, sum);
       case 3:
-        return AddOne<3>(h, records, width, sum);
+        return AddOne<3, kPrefetch>(h, records, batch, width, sum);
       default:
-        return AddOne<4>(h, records, width, sum);
+        return AddOne<4, kPrefetch>(h, records, batch, width, sum);
     }
   }
 
   // Outputs of tokens that have all kTogether channels.
-  static void AddAll(int64_t count, const float* h, const std::byte* const* records, int64_t width,
+  static void AddAll(int64_t count, const float* h, const std::byte* const* records, const Batch& batch, int64_t width,
                      float* const* sums) {
     int64_t i = 0;
     for (; i + kTile <= count; i += kTile)
-      Records::template AddColumns<kTogether, kTile>(h + i * kTogether, records, width, sums + i);
-    for (; i < count; ++i) AddOne<kTogether>(h + i * kTogether, records, width, sums[i]);
+      Records::template AddColumns<kTogether, kTile, false>(h + i * kTogether, records, batch.next, width, sums + i);
+    for (; i < count; ++i) AddOne<kTogether, false>(h + i * kTogether, records, batch, width, sums[i]);
   }
 
-  static void WalkBatch(const Channel* channels, int64_t count, int64_t width, const StepTokens& tokens, float* sums) {
+  static void WalkBatch(const Batch& batch, int64_t width, const StepTokens& tokens, float* sums) {
     Products products;
     int64_t all = 0;
-    for (int64_t c = 0; c < count; ++c) {
-      Multiply(channels[c], width, tokens, products, all);
+    for (int64_t c = 0; c < batch.count; ++c) {
+      Multiply(batch.channels[c], batch.next[c], width, tokens, products, all);
       products.ends[c] = all;
     }
     products.Activate(all);
     float h[kDecodeTokensMax][kTogether], full_h[kDecodeTokensMax * kTogether];
     uint8_t channel_of[kDecodeTokensMax][kTogether];
     int64_t has[kDecodeTokensMax] = {};
-    for (int64_t c = 0, at = 0; c < count; ++c) {
+    for (int64_t c = 0, at = 0; c < batch.count; ++c) {
       for (; at < products.ends[c]; ++at) {
         const int64_t t = products.tokens[at];
         h[t][has[t]] = products.gates[at];
@@ -196,35 +232,49 @@ struct DecodeWalk {
     const std::byte* records[kTogether];
     float* full[kDecodeTokensMax];
     int64_t fulls = 0;
+    bool prefetched = false;
     for (int64_t t = 0; t < tokens.count; ++t) {
-      if (has[t] == kTogether) {
+      if (has[t] == 0) continue;
+      if (has[t] == kTogether && prefetched) {
         for (int64_t i = 0; i < kTogether; ++i) full_h[fulls * kTogether + i] = h[t][i];
         full[fulls++] = sums + t * width;
-      } else if (has[t] > 0) {
-        for (int64_t i = 0; i < has[t]; ++i) records[i] = channels[channel_of[t][i]].record;
-        AddSome(has[t], h[t], records, width, sums + t * width);
+        continue;
       }
+      for (int64_t i = 0; i < has[t]; ++i) records[i] = batch.channels[channel_of[t][i]].record;
+      if (prefetched)
+        AddSome<false>(has[t], h[t], records, batch, width, sums + t * width);
+      else
+        AddSome<true>(has[t], h[t], records, batch, width, sums + t * width);
+      prefetched = true;
     }
     if (fulls == 0) return;
-    for (int64_t i = 0; i < kTogether; ++i) records[i] = channels[i].record;
-    AddAll(fulls, full_h, records, width, full);
+    for (int64_t i = 0; i < kTogether; ++i) records[i] = batch.channels[i].record;
+    AddAll(fulls, full_h, records, batch, width, full);
   }
 
-  static void Walk(const LayerView& layer, const uint16_t* signatures, const StepTokens& tokens, int64_t first,
-                   int64_t last, float* sums) {
-    constexpr int64_t kList = 128;
+  static void Walk(const LayerView& layer, const uint16_t* signatures, const StepTokens& tokens,
+                   const ChannelRuns& channels, float* sums) {
     const int64_t record_bytes = RecordBytes(Records::kNumber, layer.width);
     uint16_t wanted = 0;
     for (int64_t t = 0; t < tokens.count; ++t) wanted = static_cast<uint16_t>(wanted | tokens.bits[t]);
-    for (int64_t c = first; c < last;) {
-      Channel list[kList + kTogether];
-      int64_t count = 0;
-      for (; c < last && count < kList; ++c)
-        if ((signatures[c] & wanted) != 0)
-          list[count++] = {layer.records + c * record_bytes, layer.records + c * record_bytes, signatures[c]};
-      for (int64_t i = 0; i + kTogether < count; ++i) list[i].next = list[i + kTogether].record;
-      for (int64_t i = 0; i < count; i += kTogether)
-        WalkBatch(list + i, count - i < kTogether ? count - i : kTogether, layer.width, tokens, sums);
+    ChannelCursor own(channels, channels.first, signatures, wanted);
+    ChannelCursor later(channels, channels.then < 0 ? channels.end : channels.then, signatures, wanted);
+    Channel window[2][kTogether];  // a batch and the next one, in turns
+    const auto fill = [&](ChannelCursor& from, Channel* to, int64_t count) {
+      for (int64_t c = 0; count < kTogether && (c = from.Next()) >= 0; ++count)
+        to[count] = {layer.records + c * record_bytes, signatures[c]};
+      return count;
+    };
+    int64_t count = fill(own, window[0], 0);
+    for (int64_t c = 0; channels.cold && c < count; ++c)
+      for (int64_t line = 0; line < record_bytes; line += 64) __builtin_prefetch(window[0][c].record + line);
+    for (int at = 0; count > 0; at ^= 1) {
+      Channel* next = window[at ^ 1];
+      const int64_t following = fill(own, next, 0), known = fill(later, next, following);
+      Batch batch{window[at], count, {}};
+      for (int64_t c = 0; c < kTogether; ++c) batch.next[c] = (c < known ? next[c] : window[at][0]).record;
+      WalkBatch(batch, layer.width, tokens, sums);
+      count = following;
     }
   }
 

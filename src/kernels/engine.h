@@ -60,13 +60,20 @@ struct StepTokens {
   const std::byte* staged = nullptr;  // [count, staged_bytes(width)], where the engine stages
 };
 
+// Channels [first, first + run), [first + stride, first + stride + run) and so on, as far as they are below `end`.
+struct ChannelRuns {
+  int64_t first = 0, run = 0, stride = 0, end = 0;
+  bool cold = true;   // nothing of them has been prefetched
+  int64_t then = -1;  // `first` of the runs that this thread will probably walk next, to be prefetched; -1: none
+};
+
 struct DecodeEngine {
   const char* name;
   Number number;
-  // Adds to sums [count, width], which starts at zero, what channels [first, last) contribute; a channel counts for the
-  // tokens whose bit is in its signature.
-  void (*walk)(const LayerView& layer, const uint16_t* signatures, const StepTokens& tokens, int64_t first,
-               int64_t last, float* sums);
+  // Adds to sums [count, width], which starts at zero, what these channels contribute; a channel counts for the tokens
+  // whose bit is in its signature.
+  void (*walk)(const LayerView& layer, const uint16_t* signatures, const StepTokens& tokens, const ChannelRuns& channels,
+               float* sums);
   // What the walk reads of one token instead of x; both null where it reads x itself.
   int64_t (*staged_bytes)(int64_t width) = nullptr;
   void (*stage)(const float* x, int64_t width, std::byte* to) = nullptr;
@@ -127,6 +134,8 @@ struct TokenEngine {
   void (*silu)(float* x, int64_t size);
   // Turns the pairs (i, i + half) of one head.
   void (*rotate)(float* head, const float* cos, const float* sin, int64_t half);
+  // y[i] = parts[i] + parts[stride + i] + ... for `count` parts, in that order, and `size` numbers; or y[i] += ...
+  void (*join)(const float* parts, int64_t count, int64_t stride, int64_t size, bool add, float* y);
   // q and out [group, head_dim]; scores: memory for group * (last + kPageTokens) numbers.
   void (*attend)(const KvView& view, const float* q, float* scores, float* out);
 };

@@ -93,7 +93,7 @@ struct Dot4 {
   }
   static I LoadPlain(const std::byte* at) { return Load(at); }
   static I StartAt(const int32_t*) { return Start(0); }
-  static Vector4::F Scales(const uint16_t* row, int64_t i) { return Vector4::Set(Vector4::Widened(row[i / 2])); }
+  static Vector4::F Factors(const float* blocks, int64_t i) { return Vector4::Set(blocks[i / 2]); }
   static I Broadcast(const int8_t* at) {
     int32_t quad = 0;
     __builtin_memcpy(&quad, at, sizeof(quad));

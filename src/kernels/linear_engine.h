@@ -91,7 +91,6 @@ struct WholePanel {
       for (int t = 0; t < T; ++t) OUTRIDER_UNROLLED
       for (int v = 0; v < kVectors; ++v) dots[t][v] = D::Start(starts[t * blocks + b]);
       const std::byte* weights = panel + kScales;
-      OUTRIDER_UNROLLED
       for (int64_t quad = 0; quad < kBlock / 4; ++quad) {
         I w[kVectors];
         OUTRIDER_UNROLLED
@@ -120,9 +119,20 @@ struct WholePanel {
 // Panels one after another, each for all tokens while it is in the cache.
 template <class V, class Panel>
 struct LinearWalk {
+  using F = typename V::F;
+
   static void Finish(const PanelView& view, const LinearOutput& output, int64_t row, int64_t token, const float* sums) {
     const int64_t count = view.rows - row < kLanesOfPanel ? view.rows - row : kLanesOfPanel;
     float* y = output.y + token * output.stride + row;
+    if (count == kLanesOfPanel) {
+      OUTRIDER_UNROLLED
+      for (int64_t i = 0; i < kLanesOfPanel; i += V::kLanes) {
+        F value = V::Load(sums + i);
+        if (view.bias != nullptr) value = V::Add(value, V::Load(view.bias + row + i));
+        V::Store(y + i, output.add ? V::Add(V::Load(y + i), value) : value);
+      }
+      return;
+    }
     for (int64_t i = 0; i < count; ++i) {
       float value = sums[i];
       if (view.bias != nullptr) value += view.bias[row + i];

@@ -46,6 +46,20 @@ struct TokenWork {
     for (int64_t k = 0; i + k < size; ++k) x[i + k] = rest[k];
   }
 
+  static void Join(const float* parts, int64_t count, int64_t stride, int64_t size, bool add, float* y) {
+    int64_t i = 0;
+    for (; i + kLanes <= size; i += kLanes) {
+      F total = V::Load(parts + i);
+      for (int64_t part = 1; part < count; ++part) total = V::Add(total, V::Load(parts + part * stride + i));
+      V::Store(y + i, add ? V::Add(V::Load(y + i), total) : total);
+    }
+    for (; i < size; ++i) {
+      float total = parts[i];
+      for (int64_t part = 1; part < count; ++part) total += parts[part * stride + i];
+      y[i] = add ? y[i] + total : total;
+    }
+  }
+
   static void Rotate(float* head, const float* cos, const float* sin, int64_t half) {
     int64_t i = 0;
     for (; i + kLanes <= half; i += kLanes) {
@@ -203,7 +217,7 @@ struct TokenWork {
     }
   }
 
-  static constexpr TokenEngine Table(const char* name) { return {name, &Norm, &Silu, &Rotate, &Attend}; }
+  static constexpr TokenEngine Table(const char* name) { return {name, &Norm, &Silu, &Rotate, &Join, &Attend}; }
 };
 
 }  // namespace outrider::kernels

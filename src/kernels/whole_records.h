@@ -1,6 +1,6 @@
 #pragma once
 // Channel records of whole numbers (Number::kI8) for the walk of decode_engine.h. A token is staged as whole numbers,
-// too: products are exact, and one fp32 sum takes the blocks of a row one after another.
+// too: products of a block are exact, and one fp32 sum takes the blocks of a row one after another.
 
 #include <cstddef>
 #include <cstdint>
@@ -13,9 +13,9 @@
 namespace outrider::kernels {
 
 // D multiplies as for WholePanel (linear_engine.h), and has
-//   kBytes            numbers of a vector, four to a lane
-//   StartAt(starts)   what a vector of sums starts with, from one start per block in its first lane
-//   Scales(row, i)    scales of vector i of a row
+//   kBytes              numbers of a vector, four to a lane
+//   StartAt(starts)     what a vector of sums starts with, from one start per block in its first lane
+//   Factors(blocks, i)  of vector i, from one factor per block
 template <class V, class D>
 struct WholeRecords {
   using F = typename V::F;
@@ -23,11 +23,12 @@ struct WholeRecords {
   static constexpr Number kNumber = Number::kI8;
   static constexpr int64_t kLanes = V::kLanes;
   static constexpr int64_t kLanesOfBlock = kBlock / 4;
+  static constexpr int64_t kSpan = 32;  // blocks whose factors are made together
 
-  // A staged token: whole numbers, then for each block kLanesOfBlock starts, then as many copies of its scale; all of
-  // an even number of blocks, the last one perhaps zero.
-  static int64_t Blocks(int64_t width) { return (width / kBlock + 1) / 2 * 2; }
-  static int64_t StagedBytes(int64_t width) { return Blocks(width) * (kBlock + 2 * kLanesOfBlock * 4); }
+  // A staged token: whole numbers, then for each block kLanesOfBlock starts, then one scale per block; all of whole
+  // spans, the rest zero.
+  static int64_t Blocks(int64_t width) { return (width / kBlock + kSpan - 1) / kSpan * kSpan; }
+  static int64_t StagedBytes(int64_t width) { return Blocks(width) * (kBlock + kLanesOfBlock * 4 + 4); }
   static void Stage(const float* x, int64_t width, std::byte* to) {
     const int64_t blocks = Blocks(width), used = width / kBlock;
     auto* q = reinterpret_cast<int8_t*>(to);
@@ -35,11 +36,9 @@ struct WholeRecords {
     auto* scales = reinterpret_cast<float*>(starts + blocks * kLanesOfBlock);
     __builtin_memset(to, 0, static_cast<size_t>(StagedBytes(width)));
     for (int64_t b = 0; b < used; ++b) {
-      float scale = 0;
       int32_t sum = 0;
-      TokenWork<V>::Quantise(x + b * kBlock, 1, q + b * kBlock, &scale, &sum);
+      TokenWork<V>::Quantise(x + b * kBlock, 1, q + b * kBlock, scales + b, &sum);
       starts[b * kLanesOfBlock] = -128 * sum;
-      for (int64_t i = 0; i < kLanesOfBlock; ++i) scales[b * kLanesOfBlock + i] = scale;
     }
   }
   static const std::byte* Token(const StepTokens& tokens, int64_t token, int64_t width) {
@@ -55,35 +54,50 @@ struct WholeRecords {
         : q(token),
           starts(reinterpret_cast<const int32_t*>(token + blocks * kBlock)),
           scales(reinterpret_cast<const float*>(starts + blocks * kLanesOfBlock)) {}
-    // Adds vector `i` of a row to its sum.
-    F Add(F sum, I weights, F weight_scales, int64_t i) const {
-      const I dot = D::Step(D::StartAt(starts + i * kLanes), weights, D::LoadPlain(q + i * D::kBytes));
-      return V::MulAdd(sum, D::ToFloat(dot), V::Mul(weight_scales, V::Load(scales + i * kLanes)));
-    }
   };
 
+  // Per block of a span: the scale of the row times that of the token. Reads and writes whole vectors, as records and
+  // spans allow.
+  static void Factors(const uint16_t* row, const float* token, int64_t blocks, float* to) {
+    for (int64_t b = 0; b < blocks; b += kLanes) V::Store(to + b, V::Mul(V::LoadBf16(row + b), V::Load(token + b)));
+  }
+
   template <int T, bool kPrefetch>
-  static void Products(const Channel& channel, int64_t width, const std::byte* const* tokens, float* gates,
-                       float* ups) {
-    const int64_t blocks = Blocks(width), vectors = (width + D::kBytes - 1) / D::kBytes;
-    const int64_t ahead_bytes = (RecordBytes(kNumber, width) / 64 + vectors - 1) / vectors * 64;
-    const std::byte* gate = channel.record;
+  static void Products(const std::byte* record, const std::byte* next, int64_t width, const std::byte* const* tokens,
+                       float* gates, float* ups) {
+    const int64_t padded = Blocks(width), blocks = width / kBlock;
+    const std::byte* gate = record;
     const std::byte* up = gate + width;
-    const auto* gate_scales = reinterpret_cast<const uint16_t*>(gate + 3 * width);
-    const uint16_t* up_scales = gate_scales + width / kBlock;
+    const auto* scales = reinterpret_cast<const uint16_t*>(gate + 3 * width);
     F g[T], u[T];
     OUTRIDER_UNROLLED
     for (int t = 0; t < T; ++t) g[t] = u[t] = V::Zero();
-    for (int64_t i = 0; i < vectors; ++i) {
-      if constexpr (kPrefetch)
-        for (int64_t at = 0; at < ahead_bytes; at += 64) __builtin_prefetch(channel.next + i * ahead_bytes + at);
-      const I gate_row = D::Load(gate + i * D::kBytes), up_row = D::Load(up + i * D::kBytes);
-      const F gate_scale = D::Scales(gate_scales, i), up_scale = D::Scales(up_scales, i);
+    for (int64_t block = 0; block < blocks; block += kSpan, scales += kSpan) {
+      const int64_t some = blocks - block < kSpan ? blocks - block : kSpan;
+      float factors[T][2][kSpan];
+      const std::byte* q[T];
+      const int32_t* starts[T];
       OUTRIDER_UNROLLED
       for (int t = 0; t < T; ++t) {
-        const View token(tokens[t], blocks);
-        g[t] = token.Add(g[t], gate_row, gate_scale, i);
-        u[t] = token.Add(u[t], up_row, up_scale, i);
+        const View token(tokens[t], padded);
+        q[t] = token.q + block * kBlock;
+        starts[t] = token.starts + block * kLanesOfBlock;
+        Factors(scales, token.scales + block, some, factors[t][0]);
+        Factors(scales + blocks, token.scales + block, some, factors[t][1]);
+      }
+      const std::byte* const end = gate + some * kBlock;
+      for (int64_t i = 0; gate < end; ++i, gate += D::kBytes, up += D::kBytes) {
+        if constexpr (kPrefetch) {  // two bytes for one of gate
+          OUTRIDER_UNROLLED
+          for (int64_t line = 0; line < 2 * D::kBytes; line += 64, next += 64) __builtin_prefetch(next);
+        }
+        const I gate_row = D::Load(gate), up_row = D::Load(up);
+        OUTRIDER_UNROLLED
+        for (int t = 0; t < T; ++t) {
+          const I x = D::LoadPlain(q[t] + i * D::kBytes), start = D::StartAt(starts[t] + i * kLanes);
+          g[t] = V::MulAdd(g[t], D::ToFloat(D::Step(start, gate_row, x)), D::Factors(factors[t][0], i));
+          u[t] = V::MulAdd(u[t], D::ToFloat(D::Step(start, up_row, x)), D::Factors(factors[t][1], i));
+        }
       }
     }
     OUTRIDER_UNROLLED
@@ -93,33 +107,53 @@ struct WholeRecords {
     }
   }
 
-  template <int N, int T>
-  static void AddColumns(const float* h, const std::byte* const* records, int64_t width, float* const* sums) {
+  template <int N, int T, bool kPrefetch>
+  static void AddColumns(const float* h, const std::byte* const* records, const std::byte* const* next, int64_t width,
+                         float* const* sums) {
     const int64_t blocks = width / kBlock;
-    F factors[T][N];
-    OUTRIDER_UNROLLED
-    for (int t = 0; t < T; ++t) OUTRIDER_UNROLLED
-    for (int i = 0; i < N; ++i) factors[t][i] = V::Set(h[t * kTogether + i]);
-    for (int64_t b = 0; b < blocks; ++b) {
-      F scales[N];
-      OUTRIDER_UNROLLED
+    int64_t ahead = RecordBytes(kNumber, width) - 64;  // backwards, because scales are needed first
+    for (int64_t first = 0; first < blocks; first += kSpan) {
+      const int64_t some = blocks - first < kSpan ? blocks - first : kSpan;
+      float factors[N][T][kSpan];
       for (int i = 0; i < N; ++i) {
-        const auto* row = reinterpret_cast<const uint16_t*>(records[i] + 3 * width) + 2 * blocks;
-        scales[i] = V::Set(__builtin_bit_cast(float, static_cast<uint32_t>(row[b]) << 16));
-      }
-      OUTRIDER_UNROLLED
-      for (int64_t o = b * kBlock; o < b * kBlock + kBlock; o += kLanes) {
-        F columns[N];  // exact: 7 bits of a whole number times 8 of a scale
-        OUTRIDER_UNROLLED
-        for (int i = 0; i < N; ++i)
-          columns[i] = V::Mul(scales[i], V::LoadWhole(reinterpret_cast<const int8_t*>(records[i]) + 2 * width + o));
-        OUTRIDER_UNROLLED
-        for (int t = 0; t < T; ++t) {
-          F s = V::Load(sums[t] + o);
+        const auto* scales = reinterpret_cast<const uint16_t*>(records[i] + 3 * width) + 2 * blocks + first;
+        for (int64_t b = 0; b < some; b += kLanes) {
+          const F scale = V::LoadBf16(scales + b);
           OUTRIDER_UNROLLED
-          for (int i = 0; i < N; ++i) s = V::MulAdd(s, factors[t][i], columns[i]);
-          V::Store(sums[t] + o, s);
+          for (int t = 0; t < T; ++t) V::Store(factors[i][t] + b, V::Mul(scale, V::Set(h[t * kTogether + i])));
         }
+      }
+      for (int64_t b = 0; b < some; ++b) {
+        if (kPrefetch && ahead >= 2 * width) {
+          OUTRIDER_UNROLLED
+          for (int i = 0; i < kTogether; ++i) __builtin_prefetch(next[i] + ahead);
+          ahead -= 64;
+        }
+        AddBlock<N, T>(factors, b, (first + b) * kBlock, records, width, sums);
+      }
+    }
+  }
+
+  // Outputs [o, o + kBlock).
+  template <int N, int T>
+  static void AddBlock(const float (&factors)[N][T][kSpan], int64_t block, int64_t o, const std::byte* const* records,
+                       int64_t width, float* const* sums) {
+    F own[N][T];
+    OUTRIDER_UNROLLED
+    for (int i = 0; i < N; ++i) OUTRIDER_UNROLLED
+    for (int t = 0; t < T; ++t) own[i][t] = V::Broadcast(factors[i][t] + block);
+    OUTRIDER_UNROLLED
+    for (int64_t at = o; at < o + kBlock; at += kLanes) {
+      F columns[N];
+      OUTRIDER_UNROLLED
+      for (int i = 0; i < N; ++i)
+        columns[i] = V::LoadWhole(reinterpret_cast<const int8_t*>(records[i]) + 2 * width + at);
+      OUTRIDER_UNROLLED
+      for (int t = 0; t < T; ++t) {
+        F s = V::Load(sums[t] + at);
+        OUTRIDER_UNROLLED
+        for (int i = 0; i < N; ++i) s = V::MulAdd(s, own[i][t], columns[i]);
+        V::Store(sums[t] + at, s);
       }
     }
   }

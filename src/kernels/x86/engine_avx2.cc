@@ -87,9 +87,7 @@ struct Dot8 {
   }
   static I LoadPlain(const std::byte* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
   static I StartAt(const int32_t*) { return _mm256_setzero_si256(); }
-  static __m256 Scales(const uint16_t* row, int64_t i) {
-    return _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(static_cast<uint32_t>(row[i]) << 16)));
-  }
+  static __m256 Factors(const float* blocks, int64_t i) { return _mm256_broadcast_ss(blocks + i); }
   static I Broadcast(const int8_t* at) {
     int32_t quad;
     __builtin_memcpy(&quad, at, sizeof(quad));

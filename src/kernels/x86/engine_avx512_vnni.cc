@@ -19,12 +19,9 @@ struct Dot16 {
   static I LoadPlain(const std::byte* at) { return _mm512_loadu_si512(at); }
   static I StartAt(const int32_t* at) { return _mm512_loadu_si512(at); }
   // Of the two blocks of a vector.
-  static __m512 Scales(const uint16_t* row, int64_t i) {
-    int32_t pair;
-    __builtin_memcpy(&pair, row + 2 * i, sizeof(pair));
-    const __m512i both = _mm512_set1_epi32(pair);
-    const __m512i second = _mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000U)));
-    return _mm512_castsi512_ps(_mm512_mask_slli_epi32(second, 0x00ff, both, 16));
+  static __m512 Factors(const float* blocks, int64_t i) {
+    const __m512 first = _mm512_set1_ps(blocks[2 * i]);
+    return _mm512_mask_broadcastss_ps(first, 0xff00, _mm_load_ss(blocks + 2 * i + 1));
   }
   static I Broadcast(const int8_t* at) {
     int32_t quad;

@@ -101,8 +101,8 @@ void CpuExecutor::ChooseExperts(const CpuLayer& layer) {
   OrderForFfn();
 }
 
-// The FFN takes kDecodeTokensMax tokens at a time. A token has one expert in all layers, so one order for the whole pass
-// lets each such group read few experts; a token's result does not depend on its group.
+// The FFN takes kDecodeTokensMax tokens at a time. A token has one expert in all layers, so one order for the whole
+// pass lets each such group read few experts; a token's result does not depend on its group.
 void CpuExecutor::OrderForFfn() {
   ffn_order_.resize(input_.experts.size());
   std::iota(ffn_order_.begin(), ffn_order_.end(), int64_t{0});
@@ -122,13 +122,17 @@ void CpuExecutor::Ffn(const CpuLayer& layer) {
   workers_->Run(count, [&](int64_t i, int) {
     token_engine.norm(row(i), layer.ffn_norm.data(), width, eps, normed_.data() + i * width);
   });
+  const bool in_place = count <= kernels::kDecodeTokensMax;  // the order of the tokens is their own
+  const auto into = in_place ? kernels::Into::kAdd : kernels::Into::kSet;
   for (int64_t first = 0; first < count; first += kernels::kDecodeTokensMax) {
     const int64_t some = std::min(count - first, kernels::kDecodeTokensMax);
     float* rows = normed_.data() + first * width;
     const std::span experts = std::span(ffn_experts_).subspan(static_cast<size_t>(first), static_cast<size_t>(some));
-    const auto done = kernels::Decode(layer.ffn, kernels::FloatBatch{rows, rows, experts}, engine, scratch_, *workers_);
+    const auto done =
+        kernels::Decode(layer.ffn, {rows, in_place ? x_.data() : rows, experts, into}, engine, scratch_, *workers_);
     OUTRIDER_CHECK(done, done.error().message);  // sizes and experts were checked in Take
   }
+  if (in_place) return;
   workers_->Run(count, [&](int64_t i, int) {
     float* to = row(i);
     const float* from = normed_.data() + i * width;
