@@ -128,8 +128,8 @@ void CpuExecutor::Ffn(const CpuLayer& layer) {
     const int64_t some = std::min(count - first, kernels::kDecodeTokensMax);
     float* rows = normed_.data() + first * width;
     const std::span experts = std::span(ffn_experts_).subspan(static_cast<size_t>(first), static_cast<size_t>(some));
-    const auto done =
-        kernels::Decode(layer.ffn, {rows, in_place ? x_.data() : rows, experts, into}, engine, scratch_, *workers_);
+    const kernels::FloatBatch batch{rows, in_place ? x_.data() : rows, experts, into};
+    const auto done = kernels::Decode(layer.ffn, batch, engine, scratch_, *workers_);
     OUTRIDER_CHECK(done, done.error().message);  // sizes and experts were checked in Take
   }
   if (in_place) return;
