@@ -54,7 +54,7 @@ struct FloatRecords {
     return reinterpret_cast<const std::byte*>(tokens.x + token * width);
   }
 
-  // gate x and up x of T tokens for one channel. Prefetches gate and up of the record `next`.
+  // gate x and up x of T tokens for one channel. Prefetches the record `next`.
   template <int T, bool kPrefetch>
   static void Products(const std::byte* record, const std::byte* next, int64_t width, const std::byte* const* tokens,
                        float* gates, float* ups) {
@@ -65,10 +65,7 @@ struct FloatRecords {
     for (int t = 0; t < T; ++t) g[t][0] = g[t][1] = u[t][0] = u[t][1] = V::Zero();
     for (int64_t j = 0; j < width; j += 32) {
       if constexpr (kPrefetch) {
-        for (int64_t line = j * kBytes; line < (j + 32) * kBytes; line += 64) {
-          __builtin_prefetch(next + line);
-          __builtin_prefetch(next + width * kBytes + line);
-        }
+        for (int64_t line = 3 * j * kBytes; line < 3 * (j + 32) * kBytes; line += 64) __builtin_prefetch(next + line);
       }
       for (int64_t k = j; k < j + 32; k += 2 * kLanes) {
         OUTRIDER_UNROLLED
@@ -91,20 +88,14 @@ struct FloatRecords {
     }
   }
 
-  // Adds N channels' outputs, one after another, to the sums of T tokens; h [T, kTogether]. Prefetches the outputs of
-  // the kTogether records `next`.
-  template <int N, int T, bool kPrefetch>
-  static void AddColumns(const float* h, const std::byte* const* records, const std::byte* const* next, int64_t width,
-                         float* const* sums) {
+  // Adds N channels' outputs, one after another, to the sums of T tokens; h [T, kTogether].
+  template <int N, int T>
+  static void AddColumns(const float* h, const std::byte* const* records, int64_t width, float* const* sums) {
     F factors[T][N];
     OUTRIDER_UNROLLED
     for (int t = 0; t < T; ++t) OUTRIDER_UNROLLED
     for (int i = 0; i < N; ++i) factors[t][i] = V::Set(h[t * kTogether + i]);
     for (int64_t o = 0; o < width; o += kLanes) {
-      if (kPrefetch && o * kBytes % 64 == 0) {
-        OUTRIDER_UNROLLED
-        for (int i = 0; i < kTogether; ++i) __builtin_prefetch(next[i] + (2 * width + o) * kBytes);
-      }
       F columns[N];
       OUTRIDER_UNROLLED
       for (int i = 0; i < N; ++i) columns[i] = Form::LoadNumbers(records[i] + (2 * width + o) * kBytes);
@@ -143,13 +134,6 @@ struct DecodeWalk {
     }
   };
 
-  // What one batch of channels reads, and what the next one will.
-  struct Batch {
-    const Channel* channels;
-    int64_t count;
-    const std::byte* next[kTogether];  // records
-  };
-
   template <bool kPrefetch>
   static void Tile(int64_t count, const std::byte* record, const std::byte* next, int64_t width,
                    const std::byte* const* rows, float* gates, float* ups) {
@@ -181,48 +165,47 @@ struct DecodeWalk {
     at += n;
   }
 
-  template <int N, bool kPrefetch>
-  static void AddOne(const float* h, const std::byte* const* records, const Batch& batch, int64_t width, float* sum) {
-    Records::template AddColumns<N, 1, kPrefetch>(h, records, batch.next, width, &sum);
+  template <int N>
+  static void AddOne(const float* h, const std::byte* const* records, int64_t width, float* sum) {
+    Records::template AddColumns<N, 1>(h, records, width, &sum);
   }
 
   // Outputs of one token that has some of the channels.
-  template <bool kPrefetch>
-  static void AddSome(int64_t count, const float* h, const std::byte* const* records, const Batch& batch, int64_t width,
-                      float* sum) {
+  static void AddSome(int64_t count, const float* h, const std::byte* const* records, int64_t width, float* sum) {
     switch (count) {
       case 1:
-        return AddOne<1, kPrefetch>(h, records, batch, width, sum);
+        return AddOne<1>(h, records, width, sum);
       case 2:
-        return AddOne<2, kPrefetch>(h, records, batch, width, sum);
+        return AddOne<2>(h, records, width, sum);
       case 3:
-        return AddOne<3, kPrefetch>(h, records, batch, width, sum);
+        return AddOne<3>(h, records, width, sum);
       default:
-        return AddOne<4, kPrefetch>(h, records, batch, width, sum);
+        return AddOne<4>(h, records, width, sum);
     }
   }
 
   // Outputs of tokens that have all kTogether channels.
-  static void AddAll(int64_t count, const float* h, const std::byte* const* records, const Batch& batch, int64_t width,
+  static void AddAll(int64_t count, const float* h, const std::byte* const* records, int64_t width,
                      float* const* sums) {
     int64_t i = 0;
     for (; i + kTile <= count; i += kTile)
-      Records::template AddColumns<kTogether, kTile, false>(h + i * kTogether, records, batch.next, width, sums + i);
-    for (; i < count; ++i) AddOne<kTogether, false>(h + i * kTogether, records, batch, width, sums[i]);
+      Records::template AddColumns<kTogether, kTile>(h + i * kTogether, records, width, sums + i);
+    for (; i < count; ++i) AddOne<kTogether>(h + i * kTogether, records, width, sums[i]);
   }
 
-  static void WalkBatch(const Batch& batch, int64_t width, const StepTokens& tokens, float* sums) {
+  // channels[count] is only prefetched.
+  static void WalkBatch(const Channel* channels, int64_t count, int64_t width, const StepTokens& tokens, float* sums) {
     Products products;
     int64_t all = 0;
-    for (int64_t c = 0; c < batch.count; ++c) {
-      Multiply(batch.channels[c], batch.next[c], width, tokens, products, all);
+    for (int64_t c = 0; c < count; ++c) {
+      Multiply(channels[c], channels[c + 1].record, width, tokens, products, all);
       products.ends[c] = all;
     }
     products.Activate(all);
     float h[kDecodeTokensMax][kTogether], full_h[kDecodeTokensMax * kTogether];
     uint8_t channel_of[kDecodeTokensMax][kTogether];
     int64_t has[kDecodeTokensMax] = {};
-    for (int64_t c = 0, at = 0; c < batch.count; ++c) {
+    for (int64_t c = 0, at = 0; c < count; ++c) {
       for (; at < products.ends[c]; ++at) {
         const int64_t t = products.tokens[at];
         h[t][has[t]] = products.gates[at];
@@ -232,24 +215,18 @@ struct DecodeWalk {
     const std::byte* records[kTogether];
     float* full[kDecodeTokensMax];
     int64_t fulls = 0;
-    bool prefetched = false;
     for (int64_t t = 0; t < tokens.count; ++t) {
-      if (has[t] == 0) continue;
-      if (has[t] == kTogether && prefetched) {
+      if (has[t] == kTogether) {
         for (int64_t i = 0; i < kTogether; ++i) full_h[fulls * kTogether + i] = h[t][i];
         full[fulls++] = sums + t * width;
-        continue;
+      } else if (has[t] > 0) {
+        for (int64_t i = 0; i < has[t]; ++i) records[i] = channels[channel_of[t][i]].record;
+        AddSome(has[t], h[t], records, width, sums + t * width);
       }
-      for (int64_t i = 0; i < has[t]; ++i) records[i] = batch.channels[channel_of[t][i]].record;
-      if (prefetched)
-        AddSome<false>(has[t], h[t], records, batch, width, sums + t * width);
-      else
-        AddSome<true>(has[t], h[t], records, batch, width, sums + t * width);
-      prefetched = true;
     }
     if (fulls == 0) return;
-    for (int64_t i = 0; i < kTogether; ++i) records[i] = batch.channels[i].record;
-    AddAll(fulls, full_h, records, batch, width, full);
+    for (int64_t i = 0; i < kTogether; ++i) records[i] = channels[i].record;
+    AddAll(fulls, full_h, records, width, full);
   }
 
   static void Walk(const LayerView& layer, const uint16_t* signatures, const StepTokens& tokens,
@@ -258,24 +235,25 @@ struct DecodeWalk {
     uint16_t wanted = 0;
     for (int64_t t = 0; t < tokens.count; ++t) wanted = static_cast<uint16_t>(wanted | tokens.bits[t]);
     ChannelCursor own(channels, channels.first, signatures, wanted);
-    ChannelCursor later(channels, channels.then < 0 ? channels.end : channels.then, signatures, wanted);
-    Channel window[2][kTogether];  // a batch and the next one, in turns
-    const auto fill = [&](ChannelCursor& from, Channel* to, int64_t count) {
-      for (int64_t c = 0; count < kTogether && (c = from.Next()) >= 0; ++count)
-        to[count] = {layer.records + c * record_bytes, signatures[c]};
-      return count;
+    Channel batch[kTogether + 1];  // and the one behind it
+    int64_t count = 0;
+    const auto fill = [&](ChannelCursor& from) {
+      for (int64_t c = 0; count <= kTogether && (c = from.Next()) >= 0; ++count)
+        batch[count] = {layer.records + c * record_bytes, signatures[c]};
     };
-    int64_t count = fill(own, window[0], 0);
-    for (int64_t c = 0; channels.cold && c < count; ++c)
-      for (int64_t line = 0; line < record_bytes; line += 64) __builtin_prefetch(window[0][c].record + line);
-    for (int at = 0; count > 0; at ^= 1) {
-      Channel* next = window[at ^ 1];
-      const int64_t following = fill(own, next, 0), known = fill(later, next, following);
-      Batch batch{window[at], count, {}};
-      for (int64_t c = 0; c < kTogether; ++c) batch.next[c] = (c < known ? next[c] : window[at][0]).record;
-      WalkBatch(batch, layer.width, tokens, sums);
-      count = following;
+    fill(own);
+    for (int64_t line = 0; channels.cold && count > 0 && line < record_bytes; line += 64)
+      __builtin_prefetch(batch[0].record + line);
+    for (; count > kTogether; fill(own)) {
+      WalkBatch(batch, kTogether, layer.width, tokens, sums);
+      batch[0] = batch[kTogether];
+      count = 1;
     }
+    if (count == 0) return;
+    ChannelCursor later(channels, channels.then < 0 ? channels.end : channels.then, signatures, wanted);
+    const int64_t behind = later.Next();
+    batch[count] = behind < 0 ? batch[0] : Channel{layer.records + behind * record_bytes, signatures[behind]};
+    WalkBatch(batch, count, layer.width, tokens, sums);
   }
 
   static constexpr DecodeEngine Table(const char* name) { return Records::Table(name, &Walk); }

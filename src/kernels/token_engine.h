@@ -103,14 +103,22 @@ struct TokenWork {
     }
   }
 
-  // Scores of H heads for the sixteen positions of one page.
+  // Scores of H heads for the sixteen positions of one page. Prefetches its values and the keys of the page behind it:
+  // between two passes over a model nothing of them stays in the cache.
   template <int H>
-  static void PageScores(const float* keys, const float* q, int64_t dim, F scale, float* scores, int64_t stride) {
+  static void PageScores(const float* keys, const float* next_keys, const float* q, int64_t dim, F scale, float* scores,
+                         int64_t stride) {
     F even[H][kScores], odd[H][kScores];
     OUTRIDER_UNROLLED
     for (int h = 0; h < H; ++h) OUTRIDER_UNROLLED
     for (int v = 0; v < kScores; ++v) even[h][v] = odd[h][v] = V::Zero();
+    const float* values = keys + dim * kPageTokens;
     for (int64_t d = 0; d < dim; d += 2) {
+      OUTRIDER_UNROLLED
+      for (int64_t line = d; line < d + 2; ++line) {
+        __builtin_prefetch(values + line * kPageTokens);
+        __builtin_prefetch(next_keys + line * kPageTokens);
+      }
       OUTRIDER_UNROLLED
       for (int v = 0; v < kScores; ++v) {
         const F a = V::Load(keys + d * kPageTokens + v * kLanes),
@@ -184,9 +192,12 @@ struct TokenWork {
     const int64_t begin = view.first / kPageTokens * kPageTokens;
     const int64_t stride = (view.last - begin) / kPageTokens * kPageTokens + kPageTokens;
     const F scale = V::Set(view.scale);
-    for (int64_t page = begin / kPageTokens; page <= view.last / kPageTokens; ++page)
-      PageScores<H>(view.cache + view.pages[page] * view.page_floats, q, dim, scale,
-                    scores + page * kPageTokens - begin, stride);
+    const int64_t last_page = view.last / kPageTokens;
+    for (int64_t page = begin / kPageTokens; page <= last_page; ++page) {
+      const float* keys = view.cache + view.pages[page] * view.page_floats;
+      const float* next_keys = page < last_page ? view.cache + view.pages[page + 1] * view.page_floats : keys;
+      PageScores<H>(keys, next_keys, q, dim, scale, scores + page * kPageTokens - begin, stride);
+    }
     float divisors[H];
     for (int h = 0; h < H; ++h) divisors[h] = Soften(scores + h * stride, begin, view.first, view.last);
     int64_t offset = 0;

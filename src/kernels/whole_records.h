@@ -69,6 +69,7 @@ struct WholeRecords {
     const std::byte* gate = record;
     const std::byte* up = gate + width;
     const auto* scales = reinterpret_cast<const uint16_t*>(gate + 3 * width);
+    const std::byte* const next_last = next + RecordBytes(kNumber, width) - 64;
     F g[T], u[T];
     OUTRIDER_UNROLLED
     for (int t = 0; t < T; ++t) g[t] = u[t] = V::Zero();
@@ -87,9 +88,12 @@ struct WholeRecords {
       }
       const std::byte* const end = gate + some * kBlock;
       for (int64_t i = 0; gate < end; ++i, gate += D::kBytes, up += D::kBytes) {
-        if constexpr (kPrefetch) {  // two bytes for one of gate
+        if constexpr (kPrefetch) {
           OUTRIDER_UNROLLED
-          for (int64_t line = 0; line < 2 * D::kBytes; line += 64, next += 64) __builtin_prefetch(next);
+          for (int64_t line = 0; line < D::kBytes; line += 16) {  // a record has less than four bytes for one of gate
+            __builtin_prefetch(next);
+            next = next < next_last ? next + 64 : next_last;
+          }
         }
         const I gate_row = D::Load(gate), up_row = D::Load(up);
         OUTRIDER_UNROLLED
@@ -107,11 +111,9 @@ struct WholeRecords {
     }
   }
 
-  template <int N, int T, bool kPrefetch>
-  static void AddColumns(const float* h, const std::byte* const* records, const std::byte* const* next, int64_t width,
-                         float* const* sums) {
+  template <int N, int T>
+  static void AddColumns(const float* h, const std::byte* const* records, int64_t width, float* const* sums) {
     const int64_t blocks = width / kBlock;
-    int64_t ahead = RecordBytes(kNumber, width) - 64;  // backwards, because scales are needed first
     for (int64_t first = 0; first < blocks; first += kSpan) {
       const int64_t some = blocks - first < kSpan ? blocks - first : kSpan;
       float factors[N][T][kSpan];
@@ -123,14 +125,7 @@ struct WholeRecords {
           for (int t = 0; t < T; ++t) V::Store(factors[i][t] + b, V::Mul(scale, V::Set(h[t * kTogether + i])));
         }
       }
-      for (int64_t b = 0; b < some; ++b) {
-        if (kPrefetch && ahead >= 2 * width) {
-          OUTRIDER_UNROLLED
-          for (int i = 0; i < kTogether; ++i) __builtin_prefetch(next[i] + ahead);
-          ahead -= 64;
-        }
-        AddBlock<N, T>(factors, b, (first + b) * kBlock, records, width, sums);
-      }
+      for (int64_t b = 0; b < some; ++b) AddBlock<N, T>(factors, b, (first + b) * kBlock, records, width, sums);
     }
   }
 

@@ -12,7 +12,7 @@ namespace {
 
 struct Vector8 {
   static constexpr int64_t kLanes = 8, kGroup = 3, kDownTokens = 4;
-  static constexpr int kLinearTokens = 2, kHeads = 2, kRecordTokens = 2;
+  static constexpr int kLinearTokens = 2, kHeads = 3, kRecordTokens = 2;
   static constexpr int Pairs(int vectors) { return vectors == 1 ? 4 : vectors == 2 ? 3 : 2; }
   using F = __m256;
 
