@@ -93,6 +93,7 @@ def bench_serve(
 
     began = time.monotonic()
     with input_errors():
+        out.parent.mkdir(parents=True, exist_ok=True)
         if (ttft_ms is None) != (tpot_ms is None):
             raise InputError("E_USAGE", "outrider bench serve", "goals", "one", "--ttft-ms and --tpot-ms, or neither")
         more = start.engine_options("outrider bench serve", option or [])
@@ -146,6 +147,7 @@ def bench_overload(
     from outrider.serve.replay import http_overload, overload
 
     with input_errors():
+        out.parent.mkdir(parents=True, exist_ok=True)
         more = start.engine_options("outrider bench overload", option or []) | {"prefix_cache": 0}
         options = start.ServeOptions(model, parent=parent, device=device, weights=weights, threads=threads, engine=more)
         options.check("outrider bench overload")
