@@ -112,7 +112,7 @@ base::Result<Opened> OpenDense(const ServingOptions& options) {
   if (!type) return tl::unexpected(type.error());
   auto weights = model::LoadParameters(options.folder, *config, *type);
   if (!weights) return tl::unexpected(weights.error());
-  return Opened{*config, *std::move(weights), {}, std::nullopt, {}};
+  return Opened{*config, *std::move(weights), {}, std::nullopt, {}, {}};
 }
 
 base::Result<Opened> OpenRouted(const ServingOptions& options) {
@@ -121,7 +121,7 @@ base::Result<Opened> OpenRouted(const ServingOptions& options) {
   auto routed = moe::OpenArtifact(options.folder, options.parent, *type, at::kCPU);
   if (!routed) return tl::unexpected(routed.error());
   Opened opened{
-      routed->config, routed->Copy(routed->adapter ? at::kFloat : *type), MapOf(routed->masks), std::nullopt, {}};
+      routed->config, routed->Copy(routed->adapter ? at::kFloat : *type), MapOf(routed->masks), std::nullopt, {}, {}};
   if (!routed->router) return opened;
   opened.router = SpecOf(routed->router->shape(), routed->tau);
   for (const moe::NamedTensor& t : routed->router->Parameters()) opened.router_source.Add(t.name, t.tensor);

@@ -2,11 +2,11 @@
 
     PYTHONPATH=python python benchmarks/serve/decode_cpu.py --model DIR --text FILE --refactored NAME=DIR ...
 
-`--model`: the dense parent, `--refactored`: refactored models of it (adapters, or with weights of their own), `--text`:
-held-out tokens of the parent's vocabulary, uint16 (`outrider data` writes them as tokens/*.test.bin). All sides write the
-same number of tokens behind the same prompts from the text. Where `llama_cpp` can be imported, llama.cpp runs the dense
-parent in the same rounds, F32 beside f32 and Q8_0 beside int8, with and without flash attention; the faster of the two is
-what ours are compared with. The machine should be quiet.
+`--model`: the dense parent, `--refactored`: refactored models of it (adapters, or with weights of their own),
+`--text`: held-out tokens of the parent's vocabulary, uint16 (`outrider data` writes them as tokens/*.test.bin). All
+sides write the same number of tokens behind the same prompts from the text. Where `llama_cpp` can be imported,
+llama.cpp runs the dense parent in the same rounds, F32 beside f32 and Q8_0 beside int8, with and without flash
+attention; the faster of the two is what ours are compared with. The machine should be quiet.
 """
 
 import argparse
