@@ -81,6 +81,11 @@ COLUMNS = {
     "prompts": "asked",
     "answered as the parent": "agreed",
     "share": "agreed_share",
+    "weights": "weights",
+    "side": "side",
+    "of its weights read": "share_read",
+    "times as fast as llama.cpp": "times_as_fast",
+    "95 %": "times_interval",
 }
 
 

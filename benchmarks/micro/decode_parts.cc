@@ -1,8 +1,10 @@
-// The parts of one decode step at the shapes of SmolLM2-135M, one thread: bytes of weights per second of each format.
+// The parts of one decode step at the shapes of SmolLM2-135M, one thread: bytes of weights per second of each format,
+// and what the memory gives.
 //   bench_decode_parts --benchmark_filter=Linear
 
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <random>
 #include <vector>
 
@@ -30,6 +32,26 @@ Matrix RandomMatrix(int64_t rows, int64_t columns, Number number) {
   const auto read = [&](int64_t r, float* to) { std::copy_n(row.data() + r, columns, to); };
   return Matrix::Pack(rows, columns, number, read, {});
 }
+
+// What one walk through memory, line after line, reads a second. Argument: threads.
+void BM_Read(benchmark::State& state) {
+  constexpr int64_t kBytes = int64_t{256} << 20;
+  AlignedBytes memory;
+  memory.Resize(kBytes);
+  std::fill_n(memory.data(), kBytes, std::byte{1});
+  Workers workers(static_cast<int>(state.range(0)));
+  const int64_t tasks = state.range(0), share = kBytes / tasks;
+  for (auto _ : state)
+    workers.Run(tasks, [&](int64_t task, int) {
+      const std::byte* from = memory.data() + task * share;
+      for (int64_t line = 0; line < share; line += kLineBytes) {
+        __builtin_prefetch(from + line + 4096);
+        benchmark::DoNotOptimize(*reinterpret_cast<const int*>(from + line));
+      }
+    });
+  state.SetBytesProcessed(state.iterations() * kBytes);
+}
+BENCHMARK(BM_Read)->Arg(1)->Arg(2)->UseRealTime();
 
 // Arguments: number, tokens.
 void BM_Linear(benchmark::State& state) {

@@ -11,8 +11,8 @@
 namespace outrider::kernels {
 namespace {
 
-// Sums are joined by part, so parts are fixed. Runs of channels are dealt to them in turns: wherever in the stored order
-// an expert has its channels, each part gets its share of them, and threads that take parts have equal work.
+// Sums are joined by part, so parts are fixed. Runs of channels are dealt to them in turns: wherever in the stored
+// order an expert has its channels, each part gets its share of them, and threads that take parts have equal work.
 constexpr int64_t kParts = 16, kRun = 32;
 
 constexpr int64_t kJoined = 192;  // numbers of one task that joins

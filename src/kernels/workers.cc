@@ -6,9 +6,9 @@
 namespace outrider::kernels {
 namespace {
 
-// The phases of one call follow each other faster than a sleeping thread wakes; longer than this, somebody else needs
-// the processor.
-constexpr int64_t kSpinNs = 50'000;
+// The phases of one call follow each other faster than a sleeping thread wakes, and so do the passes of a text that is
+// being written, with the choice of a token between them; longer than this, somebody else needs the processor.
+constexpr int64_t kSpinNs = 300'000;
 constexpr int kPauses = 16;  // between two looks at the clock; a pause takes from 3 to 60 ns
 
 void Pause() {

@@ -85,7 +85,8 @@ TEST(WholeRecords, EachEngineAgreesWithDoubleLoops) {
   };
   Workers workers(2);
   uint32_t seed = 1;
-  for (const Shape& s : {Shape{32, 7, 1, 1}, Shape{64, 50, 3, 5}, Shape{96, 97, 8, 32}, Shape{576, 211, 8, 29}}) {
+  for (const Shape& s : {Shape{32, 7, 1, 1}, Shape{64, 50, 3, 5}, Shape{96, 97, 8, 32}, Shape{576, 211, 8, 29},
+                         Shape{1056, 40, 2, 3}, Shape{32, 1131, 4, 3}}) {
     const Layer layer = RandomLayer(++seed, s.width, s.channels, s.experts, 0.5, Number::kF32);
     const ChannelStore store = Packed(layer, Number::kI8);
     const Layer held = Unpacked(store, layer);
@@ -106,6 +107,26 @@ TEST(WholeRecords, EachEngineAgreesWithDoubleLoops) {
       const auto y = Compute(store, *engine, x.values.data(), experts, workers);
       for (size_t i = 0; i < y.size(); ++i)
         ASSERT_NEAR(y[i], expected.y[i], 4e-7 * expected.products[i]) << engine->name << " at " << i;
+    }
+  }
+}
+
+TEST(WholeRecords, AddsToWhatStandsThere) {
+  Workers workers(2);
+  const Layer layer = RandomLayer(3, 96, 70, 2, 0.5, Number::kF32);
+  std::mt19937 random(4);
+  const Numbers x = RandomNumbers(random, 5 * 96, 1, Number::kF32),
+                before = RandomNumbers(random, 5 * 96, 1, Number::kF32);
+  const auto experts = RandomExperts(5, 5, 2);
+  for (const Number number : {Number::kF32, Number::kBf16, Number::kI8}) {
+    const ChannelStore store = Packed(layer, number);
+    for (const DecodeEngine* engine : DecodeEngines(number)) {
+      const auto y = Compute(store, *engine, x.values.data(), experts, workers);
+      std::vector<float> sum = before.values;
+      Scratch scratch;
+      const FloatBatch batch{x.values.data(), sum.data(), experts, Into::kAdd};
+      EXPECT_TRUE(Decode(store, batch, *engine, scratch, workers));
+      for (size_t i = 0; i < y.size(); ++i) ASSERT_EQ(sum[i], before.values[i] + y[i]) << engine->name << " at " << i;
     }
   }
 }
