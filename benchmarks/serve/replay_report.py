@@ -18,7 +18,7 @@ def report(found: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], str]:
     """The whole as JSON, and as Markdown."""
     loads = {name: one for name, one in found.items() if one["program"] == "outrider bench serve"}
     crowds = {name: one for name, one in found.items() if one["program"] == "outrider bench overload"}
-    lines = ["# Serving: policies on recorded loads", "", _circumstances(next(iter(found.values()))), ""]
+    lines = ["# Serving: policies on recorded loads", "", _circumstances(found), ""]
     lines += [_INTRODUCTION, ""]
     comparisons = {name: compared(one["summary"]) for name, one in loads.items()}
     lines += _comparison_table(comparisons)
@@ -84,8 +84,14 @@ def _cell(found: dict[str, Any] | None) -> str:
     return f"{100 * found['to_best_other']:+.1f} ({found['best_other']}){base}"
 
 
-def _circumstances(one: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in one.get("circumstances", {}).items()) + "."
+def _circumstances(found: dict[str, dict[str, Any]]) -> str:
+    """Of each, where they are not those of all."""
+    texts = {}
+    for name, one in found.items():
+        texts[name] = ", ".join(f"{key} {value}" for key, value in one.get("circumstances", {}).items())
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values())) + "."
+    return "; ".join(f"{name}: {text or 'not recorded'}" for name, text in texts.items()) + "."
 
 
 def _about(one: dict[str, Any]) -> str:

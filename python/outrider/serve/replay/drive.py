@@ -74,7 +74,8 @@ class _Driver:
         while (self.next < len(self.records) or self.streams) and now() < limit_s:
             self._submit_due(now)
             due = self.records[self.next].due_s if self.next < len(self.records) else limit_s
-            wait = 0.05 if due <= now() else min(due - now(), 0.05)
+            left = due - now()
+            wait = 0.05 if left <= 0 else min(left, 0.05)
             if select.select([self.engine.event_fd], [], [], wait)[0]:
                 self._read(now)
         for stream in self.streams:

@@ -50,7 +50,8 @@ def server(options: ServeOptions) -> Iterator[int]:
         InputError: E_SERVER when it does not start.
     """
     words = [sys.executable, "-m", "outrider", "serve", str(options.model), "--port", "0"]
-    words += ["--weights", options.weights, "--threads", str(options.threads), "--policy", options.policy]
+    words += ["--device", options.device, "--threads", str(options.threads), "--policy", options.policy]
+    words += ["--weights", options.weights] if options.weights else []
     words += ["--parent", str(options.parent)] if options.parent else []
     for name, value in options.engine.items():
         words += ["--option", f"{name}={json.dumps(value)}"]
