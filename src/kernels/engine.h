@@ -72,8 +72,8 @@ struct DecodeEngine {
   Number number;
   // Adds to sums [count, width], which starts at zero, what these channels contribute; a channel counts for the tokens
   // whose bit is in its signature.
-  void (*walk)(const LayerView& layer, const uint16_t* signatures, const StepTokens& tokens, const ChannelRuns& channels,
-               float* sums);
+  void (*walk)(const LayerView& layer, const uint16_t* signatures, const StepTokens& tokens,
+               const ChannelRuns& channels, float* sums);
   // What the walk reads of one token instead of x; both null where it reads x itself.
   int64_t (*staged_bytes)(int64_t width) = nullptr;
   void (*stage)(const float* x, int64_t width, std::byte* to) = nullptr;

@@ -37,7 +37,7 @@ struct StepLimits {
   int64_t prefill_age_max = 0;   // W_p, steps: likewise for prompts; 0: prompts run in order of arrival
   // Steps that prompts wait at most while more decode items are ready than B: a text more would only wait among them.
   int64_t prompt_hold_max = 0;
-  int64_t ffn_bytes_max = 0;     // of the experts of a step: chunks of prompts are cut there; 0: no limit
+  int64_t ffn_bytes_max = 0;  // of the experts of a step: chunks of prompts are cut there; 0: no limit
   // Where all decode items fit B and K, some are held only if the others alone give at least this many times the tokens
   // per second: what is held has to be read for later, and seldom joins enough others. 1: whenever it is more.
   double hold_gain_min = 1.5;

@@ -13,7 +13,8 @@ using Policy = std::function<sched::StepPlan(const sched::Snapshot&)>;
 
 struct EngineOptions {
   Policy policy;  // called on the engine's thread alone
-  sched::StepLimits limits{.decode_tokens = 32, .prefill_tokens = 512, .distinct_experts = 0, .age_max = 64, .prompt_hold_max = 16};
+  sched::StepLimits limits{
+      .decode_tokens = 32, .prefill_tokens = 512, .distinct_experts = 0, .age_max = 64, .prompt_hold_max = 16};
   // Of time per token: tokens are held only as long as it allows (holding.h), age_max at most; 0: age_max alone counts.
   int64_t tpot_goal_ms = 0;
   // Of the first token: a request whose own is predicted to come later is refused, as with a deadline; 0: none is.

@@ -49,10 +49,10 @@ class CpuExecutor : public Executor {
 
   // Of the pass that runs.
   PassInput input_;
-  std::vector<int64_t> ffn_order_;    // tokens as the FFN takes them
-  std::vector<uint8_t> ffn_experts_;  // in that order
-  std::vector<float> chosen_;        // logits of a layer's router
-  int64_t chosen_bytes_ = 0;         // of FFNs, of the experts that the layers chose
+  std::vector<int64_t> ffn_order_;               // tokens as the FFN takes them
+  std::vector<uint8_t> ffn_experts_;             // in that order
+  std::vector<float> chosen_;                    // logits of a layer's router
+  int64_t chosen_bytes_ = 0;                     // of FFNs, of the experts that the layers chose
   std::vector<float> x_, normed_, qkv_, mixed_;  // [step_tokens_max, ...]
 };
 

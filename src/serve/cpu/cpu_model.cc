@@ -131,8 +131,13 @@ base::Result<CpuModel> CpuModel::Pack(const spec::Config& config, const ExpertMa
     Matrix router = model.layerwise_ ? packer.LayerRouter(layer, model.experts_) : Matrix();
     if (packer.failed()) return tl::unexpected(packer.error());
     if (!ffn) return tl::unexpected(ffn.error());
-    model.layers_.push_back({std::move(attn_norm), std::move(ffn_norm), std::move(qkv), std::move(o), *std::move(ffn),
-                             std::move(router), {}});
+    model.layers_.push_back({std::move(attn_norm),
+                             std::move(ffn_norm),
+                             std::move(qkv),
+                             std::move(o),
+                             *std::move(ffn),
+                             std::move(router),
+                             {}});
   }
   model.norm_ = packer.Vector("model.norm.weight", width);
   model.head_ = packer.Stack({{config.tied ? "model.embed_tokens" : "lm_head", config.vocab}}, width, false);

@@ -18,8 +18,8 @@ struct CpuLayer {
   std::vector<float> attn_norm, ffn_norm;
   kernels::Matrix qkv;  // rows of q, k and v behind each other
   kernels::Matrix o;
-  kernels::ChannelStore ffn;  // one expert when the model is dense
-  kernels::Matrix router;     // with routers in the layers: logits of the experts from the FFN's input; else empty
+  kernels::ChannelStore ffn;       // one expert when the model is dense
+  kernels::Matrix router;          // with routers in the layers: logits of the experts from the FFN's input; else empty
   std::vector<int64_t> ffn_bytes;  // by set of experts
 };
 

@@ -143,7 +143,8 @@ TEST(CpuExecutor, LayersThatChooseForThemselves) {
   ExpertMap mask{.experts = 1, .signatures = map.signatures, .order = {}};
   for (size_t l = 0; l < 2; ++l)
     for (kernels::Signature& s : mask.signatures[l]) s = (s >> (l == 0 ? 3U : 1U)) & 1U;
-  const auto expected = RunWhole(*MakeExecutor(form.config, mask, RandomWeights(form.config, 1), Number::kF32, 1), text);
+  const auto expected =
+      RunWhole(*MakeExecutor(form.config, mask, RandomWeights(form.config, 1), Number::kF32, 1), text);
   for (size_t i = 0; i < logits.size(); ++i) ASSERT_NEAR(logits[i], expected[i], 1e-4) << i;
 }
 
@@ -159,7 +160,8 @@ TEST(CpuExecutor, LayersThatChooseReadWhatTheyChose) {
     const TokenRun run = Piece(text, first, 7);
     const auto cost = two->Run({&run, 1}, logits);
     ASSERT_TRUE(cost);
-    ASSERT_EQ(std::memcmp(logits.data(), whole.data() + static_cast<size_t>(first) * 101, logits.size() * 4), 0) << first;
+    ASSERT_EQ(std::memcmp(logits.data(), whole.data() + static_cast<size_t>(first) * 101, logits.size() * 4), 0)
+        << first;
     EXPECT_GT(cost->ffn_bytes, 0);
     EXPECT_LE(cost->ffn_bytes, one->FfnBytes(0));
   }
