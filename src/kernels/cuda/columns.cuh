@@ -8,8 +8,6 @@
 // block, then the two blocks, are summed one after another. Channels that a token does not have add zeros: its bits
 // depend on its own channels only. (Larger clusters would sum more of the order, but do not fill all multiprocessors;
 // ranges that lie apart would touch more pages of memory at a time.)
-#include <cooperative_groups.h>
-
 #include "kernels/cuda/live.cuh"
 #include "kernels/cuda/residual.cuh"
 #include "kernels/cuda/stream.cuh"
@@ -171,14 +169,13 @@ __global__ void __launch_bounds__(kColumnThreads, kBlocks) Columns(ColumnsCall c
   WalkGroups<kTiles, kDepth>(call, part * kChains + Warp(), first + Lane() / 4 * 8, sums);
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) JoinChains<kTiles>(sums, n, chains, block);
-  const auto cluster = cooperative_groups::this_cluster();
-  cluster.sync();
+  SyncCluster();
   // A warp finishes the block's own outputs of a token.
   static_assert(kOwnOutputs == 32);
   for (int token = Warp(); token < call.tokens; token += kChains) {
     const int own = part * kOwnOutputs + Lane(), output = first + own;
     float sum = 0;
-    for (int p = 0; p < kParts; ++p) sum += *cluster.map_shared_rank(&block[token][own], static_cast<unsigned>(p));
+    for (int p = 0; p < kParts; ++p) sum += *OfBlock(&block[token][own], p);
     const int64_t to = static_cast<int64_t>(token) * call.width + output;
     if (call.residual.x == nullptr) {
       call.y[to] = __float2bfloat16(sum);
@@ -189,7 +186,7 @@ __global__ void __launch_bounds__(kColumnThreads, kBlocks) Columns(ColumnsCall c
     for (int distance = 16; distance > 0; distance /= 2) square += __shfl_xor_sync(~0U, square, distance);
     if (Lane() == 0) call.residual.squares[token * kSquaresMax + blockIdx.x] = square;
   }
-  cluster.sync();  // nobody ends while others read
+  SyncCluster();  // nobody ends while others read
 }
 
 // Parts of the sums of squares that Columns leaves.

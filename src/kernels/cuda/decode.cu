@@ -25,7 +25,6 @@ struct Hidden {
     return static_cast<uint32_t>(live.list[unit]) * static_cast<uint32_t>(3 * width / 8);
   }
   __device__ int second() const { return width / 8; }
-  __device__ bool HasSecond(int) const { return true; }
   __device__ void Store(int unit, bool valid, int token, float gate, float up) const {
     if (!valid) return;
     const int channel = live.list[unit];

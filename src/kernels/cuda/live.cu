@@ -49,13 +49,11 @@ int64_t LiveBytes(int channels) {
 
 cudaError_t FindLive(const LiveJob* jobs, int count, const uint8_t* ids, int tokens, cudaStream_t stream) {
   if (count < 1 || tokens < 0 || tokens > kDecodeTokensMax) return cudaErrorInvalidValue;
-  FindWanted<<<static_cast<unsigned>(count), kWarps * 32, 0, stream>>>({}, jobs, ids, tokens);
-  return cudaGetLastError();
+  return Launch(FindWanted, dim3(static_cast<unsigned>(count)), kWarps * 32, stream, LiveJob{}, jobs, ids, tokens);
 }
 
 cudaError_t FindLive(const LiveJob& job, const uint8_t* ids, int tokens, cudaStream_t stream) {
-  FindWanted<<<1, kWarps * 32, 0, stream>>>(job, nullptr, ids, tokens);
-  return cudaGetLastError();
+  return Launch(FindWanted, dim3(1), kWarps * 32, stream, job, nullptr, ids, tokens);
 }
 
 }  // namespace outrider::kernels::cuda

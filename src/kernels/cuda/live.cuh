@@ -4,6 +4,8 @@
 //   list   int32 [count, of channels], ascending
 //   masks  uint16 [groups]; bit i: channel 16 * group + i is wanted
 
+#include <cuda_runtime.h>
+
 #include <cstdint>
 
 namespace outrider::kernels::cuda {

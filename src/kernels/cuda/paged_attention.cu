@@ -3,8 +3,6 @@
 // where there are few of them. At the end all parts are joined one after another, so the form changes no bit.
 #include "kernels/cuda/paged_attention.h"
 
-#include <cooperative_groups.h>
-
 #include "kernels/cuda/stream.cuh"
 #include "kernels/cuda/turned.cuh"
 
@@ -118,8 +116,8 @@ struct Batch {
 #pragma unroll
     for (int j = 0; j < kBatch; ++j) {
       if (places[j] < 0) continue;
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const Bf16*>(call.keys) + places[j]));
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const Bf16*>(call.values) + places[j]));
+      cuda::Prefetch(static_cast<const Bf16*>(call.keys) + places[j]);
+      cuda::Prefetch(static_cast<const Bf16*>(call.values) + places[j]);
     }
   }
 
@@ -198,16 +196,14 @@ __global__ void __launch_bounds__(kWarps * 32, 2) Mix(PagedAttention call) {
   Unpack(LoadResult(queries + thread % (kDim / kEach) * kEach * 2, true), query);
 #pragma unroll 1
   for (int p = 0; p < kWarpParts; ++p) AddPart<kDim>(call, seen, list, kv, first + p, query, parts[own + p]);
-  const auto cluster = cooperative_groups::this_cluster();
   if constexpr (kCluster > 1) {
-    cluster.sync();
+    SyncCluster();
   } else {
     __syncthreads();
   }
   if (rank == 0 && thread < kDim) {
     const auto of = [&](int p) {
-      return kCluster > 1 ? cluster.map_shared_rank(parts[p % kBlockParts], static_cast<unsigned>(p / kBlockParts))
-                          : parts[p];
+      return kCluster > 1 ? OfBlock(parts[p % kBlockParts], p / kBlockParts) : parts[p];
     };
     float most = kNothing, total = 0, mixed = 0;
     for (int p = 0; p < kParts; ++p) most = fmaxf(most, of(p)[0]);
@@ -219,11 +215,11 @@ __global__ void __launch_bounds__(kWarps * 32, 2) Mix(PagedAttention call) {
     static_cast<Bf16*>(call.out)[(static_cast<int64_t>(row) * call.heads + head) * kDim + thread] =
         __float2bfloat16(mixed / total);
   }
-  if constexpr (kCluster > 1) cluster.sync();  // nobody ends while others read
+  if constexpr (kCluster > 1) SyncCluster();  // nobody ends while others read
 }
 
 template <int kDim>
-cudaError_t Launch(const PagedAttention& call, cudaStream_t stream) {
+cudaError_t LaunchMix(const PagedAttention& call, cudaStream_t stream) {
   const auto heads = static_cast<unsigned>(call.heads), rows = static_cast<unsigned>(call.rows);
   constexpr unsigned kFew = 128;  // blocks that leave multiprocessors idle
   if (rows * heads <= kFew)
@@ -240,19 +236,18 @@ bool Fits(const PagedAttention& call) {
 cudaError_t StoreTurned(const PagedAttention& call, cudaStream_t stream) {
   if (!Fits(call) || call.head_dim % 2 != 0) return cudaErrorInvalidValue;
   const dim3 all(static_cast<unsigned>(call.rows), static_cast<unsigned>(call.heads + 2 * call.kv_heads));
-  Store<<<all, static_cast<unsigned>(call.head_dim / 2), 0, stream>>>(call);
-  return cudaGetLastError();
+  return cuda::Launch(Store, all, call.head_dim / 2, stream, call);
 }
 
 cudaError_t Attend(const PagedAttention& call, cudaStream_t stream) {
   if (!Fits(call)) return cudaErrorInvalidValue;
   switch (call.head_dim) {
     case 32:
-      return Launch<32>(call, stream);
+      return LaunchMix<32>(call, stream);
     case 64:
-      return Launch<64>(call, stream);
+      return LaunchMix<64>(call, stream);
     case 128:
-      return Launch<128>(call, stream);
+      return LaunchMix<128>(call, stream);
     default:
       return cudaErrorInvalidValue;
   }

@@ -32,9 +32,10 @@ template <int kRowTiles>
 struct Place {
   const uint8_t* base = nullptr;  // of all rows, at the lane's place in its first block
   uint32_t lines[kRowTiles];      // first row of the lane's pair, in 16 bytes from there
-  unsigned valid = 0;             // bit t: the pair of tile t exists; bit 16 + t: so does its second row
+  unsigned valid = 0;             // bit t: the pair of tile t exists; bit 16 + n: so does the token of x below
   uint32_t second = 0;            // from the first row of a pair to the second, in 16 bytes
   int at = 0;                     // bytes from the start of a row to the lane's place in the first block
+  const uint8_t* x = nullptr;     // of the lane's token among the first 8, at the same place
 };
 
 // Half a block: weights, and x for kTiles * 8 tokens.
@@ -56,19 +57,18 @@ __device__ __forceinline__ void LoadRows(const Place<kRowTiles>& place, int byte
   const uint8_t* at = place.base + byte;
 #pragma unroll
   for (int t = 0; t < kRowTiles; ++t) {
-    half.weights[t][0] = LoadWeights(at + uint64_t{place.lines[t]} * 16, inside && (place.valid >> t & 1) != 0);
-    half.weights[t][1] =
-        LoadWeights(at + uint64_t{place.lines[t] + place.second} * 16, inside && (place.valid >> (16 + t) & 1) != 0);
+    const bool valid = inside && (place.valid >> t & 1) != 0;
+    half.weights[t][0] = LoadWeights(at + uint64_t{place.lines[t]} * 16, valid);
+    half.weights[t][1] = LoadWeights(at + uint64_t{place.lines[t] + place.second} * 16, valid);
   }
 }
 
 template <int kTiles, int kRowTiles>
-__device__ __forceinline__ void LoadTokens(const Inputs& in, int byte, bool inside, Half<kTiles, kRowTiles>& half) {
+__device__ __forceinline__ void LoadTokens(const Place<kRowTiles>& place, int depth, int byte, bool inside,
+                                           Half<kTiles, kRowTiles>& half) {
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-    const int token = n * 8 + Lane() / 4;
-    half.x[n] = LoadResult(in.x + static_cast<int64_t>(token) * in.depth * 2 + byte, inside && token < in.tokens);
-  }
+  for (int n = 0; n < kTiles; ++n)
+    half.x[n] = LoadResult(place.x + byte + n * 16 * depth, inside && (place.valid >> (16 + n) & 1) != 0);
 }
 
 template <int kTiles, int kRowTiles>
@@ -87,15 +87,15 @@ __device__ __forceinline__ void Consume(const Half<kTiles, kRowTiles>& half, Sum
 // Sums of the warp over its blocks of k, with kHalves halves under way at any time. What `once` does after the wait
 // shares its time.
 template <int kTiles, int kRowTiles, int kHalves, class Once>
-__device__ __forceinline__ void Walk(const Inputs& in, const Place<kRowTiles>& place, Once once,
+__device__ __forceinline__ void Walk(int depth, const Place<kRowTiles>& place, Once once,
                                      Sums<kTiles, kRowTiles>& sums) {
-  const int end = in.depth * 2 - place.at;
+  const int end = depth * 2 - place.at;
   Half<kTiles, kRowTiles> halves[kHalves];
 #pragma unroll
   for (int h = 0; h < kHalves; ++h) LoadRows(place, HalfAt(h), HalfAt(h) < end, halves[h]);
   WaitForPrevious();
 #pragma unroll
-  for (int h = 0; h < kHalves; ++h) LoadTokens(in, place.at + HalfAt(h), HalfAt(h) < end, halves[h]);
+  for (int h = 0; h < kHalves; ++h) LoadTokens(place, depth, HalfAt(h), HalfAt(h) < end, halves[h]);
   once();
 #pragma unroll 1
   for (int first = 0; HalfAt(first) < end; first += kHalves) {
@@ -104,7 +104,7 @@ __device__ __forceinline__ void Walk(const Inputs& in, const Place<kRowTiles>& p
       Consume(halves[h], sums);
       const int byte = HalfAt(first + h + kHalves);
       LoadRows(place, byte, byte < end, halves[h]);
-      LoadTokens(in, place.at + byte, byte < end, halves[h]);
+      LoadTokens(place, depth, byte, byte < end, halves[h]);
     }
   }
 }
@@ -120,15 +120,52 @@ __device__ __forceinline__ void ShareSums(const Sums<kTiles, kRowTiles>& sums, i
   }
 }
 
+template <int kRowTiles, class Outputs>
+__device__ __forceinline__ Place<kRowTiles> PlaceOf(const Outputs& outputs, const Inputs& in, int begin, int end) {
+  Place<kRowTiles> place;
+  place.second = static_cast<uint32_t>(outputs.second());
+  place.at = Warp() * kBlockK * 2 + Lane() % 4 * 16;
+  place.base = outputs.weight + place.at;
+  place.x = in.x + Lane() / 4 * in.depth * 2 + place.at;
+  for (int n = 0; n * 8 + Lane() / 4 < in.tokens; ++n) place.valid |= 1U << (16 + n);
+#pragma unroll
+  for (int t = 0; t < kRowTiles; ++t) {
+    const int unit = begin + t * kTilePairs + Lane() / 4;
+    const bool valid = unit < end;
+    place.lines[t] = outputs.Row(valid ? unit : 0);
+    place.valid |= (valid ? 1U : 0U) << t;
+  }
+  return place;
+}
+
+// Of tokens n * 8 to n * 8 + 7 and the pairs [begin, end), from what the warps left. Eight lanes have a tile and token.
+template <class Outputs, int kRowTiles>
+__device__ __forceinline__ void StoreSums(const Outputs& outputs, const Inputs& in, int n, int begin, int end,
+                                          const float (&rows)[kSplit][kRowTiles][16][10], const float* scales) {
+  const int tiles = CeilDiv(end - begin, kTilePairs), tokens = min(8, in.tokens - n * 8);
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < tiles * kTilePairs * tokens; i += kProductThreads) {
+    const int pair = i % kTilePairs, tile = i / kTilePairs % tiles, token = i / kTilePairs / tiles;
+    const int unit = begin + tile * kTilePairs + pair;
+    float a = 0, b = 0;
+#pragma unroll
+    for (int w = 0; w < kSplit; ++w) {
+      a += rows[w][tile][pair][token];
+      b += rows[w][tile][pair + 8][token];
+    }
+    const float scale = in.squares.parts > 0 ? scales[n * 8 + token] : 1;
+    outputs.Store(unit, unit < end, n * 8 + token, a * scale, b * scale);
+  }
+}
+
 // Outputs: weight; int units() pairs in all; uint32_t Row(u) first row of pair u, in 16 bytes from `weight`; second() to
-// the other one, likewise; bool HasSecond(u); void Store(u, valid, token, first, second), called by 8 neighbouring lanes
-// for the pairs of a tile; kWholeTiles: whether tiles must be the same ones, whatever the number of blocks.
+// the other one, likewise; void Store(u, valid, token, first, second), called by 8 neighbouring lanes for the pairs of a
+// tile; kWholeTiles: whether tiles must be the same ones, whatever the number of blocks.
 template <class Outputs, int kTiles, int kRowTiles, int kHalves, int kBlocks>
 __global__ void __launch_bounds__(kProductThreads, kBlocks) Product(Outputs outputs, Inputs in) {
   constexpr int kPairs = kRowTiles * kTilePairs;
   __shared__ float rows[kSplit][kRowTiles][16][10];
   __shared__ float scales[kTiles * 8];
-  const int lane = Lane(), part = Warp();
   StartNext();
   constexpr int kUnit = Outputs::kWholeTiles ? kTilePairs : 1;
   const auto units = static_cast<unsigned>(outputs.units());
@@ -139,41 +176,18 @@ __global__ void __launch_bounds__(kProductThreads, kBlocks) Product(Outputs outp
   const int each = CeilDiv(CeilDiv(last - first, sweeps), kUnit) * kUnit;
   for (int sweep = 0; sweep < sweeps; ++sweep) {
     const int begin = first + sweep * each, end = min(last, begin + each);
-    Place<kRowTiles> place;
-    place.second = static_cast<uint32_t>(outputs.second());
-    place.at = part * kBlockK * 2 + lane % 4 * 16;
-    place.base = outputs.weight + place.at;
-#pragma unroll
-    for (int t = 0; t < kRowTiles; ++t) {
-      const int unit = begin + t * kTilePairs + lane / 4;
-      const bool valid = unit < end;
-      place.lines[t] = outputs.Row(valid ? unit : 0);
-      place.valid |= (valid ? 1U : 0U) << t | (valid && outputs.HasSecond(unit) ? 1U : 0U) << (16 + t);
-    }
+    const Place<kRowTiles> place = PlaceOf<kRowTiles>(outputs, in, begin, end);
     Sums<kTiles, kRowTiles> sums = {};
     const auto once = [&] {
       if (sweep == 0) in.squares.FindScales(in.tokens, scales);
     };
-    Walk<kTiles, kRowTiles, kHalves>(in, place, once, sums);
+    Walk<kTiles, kRowTiles, kHalves>(in.depth, place, once, sums);
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
       __syncthreads();
-      ShareSums<kTiles, kRowTiles>(sums, n, rows[part]);
+      ShareSums<kTiles, kRowTiles>(sums, n, rows[Warp()]);
       __syncthreads();
-      const int tiles = CeilDiv(end - begin, kTilePairs), tokens = min(8, in.tokens - n * 8);
-      // Eight lanes have the pairs of one tile and token.
-#pragma unroll 1
-      for (int i = static_cast<int>(threadIdx.x); i < tiles * kTilePairs * tokens; i += kProductThreads) {
-        const int pair = i % kTilePairs, tile = i / kTilePairs % tiles, token = i / kTilePairs / tiles;
-        const int unit = begin + tile * kTilePairs + pair;
-        float a = 0, b = 0;
-        for (int w = 0; w < kSplit; ++w) {
-          a += rows[w][tile][pair][token];
-          b += rows[w][tile][pair + 8][token];
-        }
-        const float scale = in.squares.parts > 0 ? scales[n * 8 + token] : 1;
-        outputs.Store(unit, unit < end, n * 8 + token, a * scale, b * scale);
-      }
+      StoreSums<Outputs, kRowTiles>(outputs, in, n, begin, end, rows, scales);
     }
   }
 }

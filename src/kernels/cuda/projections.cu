@@ -21,7 +21,6 @@ struct TurnedQkv {
     return static_cast<uint32_t>(unit / half() * to.head_dim + unit % half()) * static_cast<uint32_t>(depth / 8);
   }
   __device__ int second() const { return half() * (depth / 8); }
-  __device__ bool HasSecond(int) const { return true; }
   __device__ void Store(int unit, bool valid, int token, float a, float b) const {
     if (!valid) return;
     const int head = unit / half(), pair = unit % half(), row = head * to.head_dim + pair;
@@ -34,15 +33,14 @@ struct TurnedQkv {
   }
 };
 
-// Pairs of rows half the matrix apart.
+// Pairs of rows half the matrix apart. Of an odd number of rows one is in two pairs, with the same bits.
 struct Halves {
   const uint8_t* weight;
   int rows, depth;
 
   __device__ int units() const { return (rows + 1) / 2; }
   __device__ uint32_t Row(int unit) const { return static_cast<uint32_t>(unit) * static_cast<uint32_t>(depth / 8); }
-  __device__ int second() const { return units() * (depth / 8); }
-  __device__ bool HasSecond(int unit) const { return unit + units() < rows; }
+  __device__ int second() const { return rows / 2 * (depth / 8); }
 };
 
 struct Added : Halves {
@@ -57,7 +55,7 @@ struct Added : Halves {
   }
   __device__ void Store(int unit, bool valid, int token, float a, float b) const {
     float square = 0;
-    if (valid) square = Add(unit, token, a) + Add(unit + units(), token, b);
+    if (valid) square = Add(unit, token, a) + Add(unit + rows / 2, token, b);
     const unsigned tile = 0xffU << (Lane() & ~7);
     for (int distance = 4; distance > 0; distance /= 2) square += __shfl_xor_sync(tile, square, distance);
     if (Lane() % 8 == 0) to.squares[token * kSquaresMax + unit / kTilePairs] = square;
@@ -72,7 +70,7 @@ struct Logits : Halves {
     if (!valid) return;
     float* to = logits + static_cast<int64_t>(token) * rows + unit;
     to[0] = a;
-    if (HasSecond(unit)) to[units()] = b;
+    to[rows / 2] = b;
   }
 };
 
@@ -89,7 +87,7 @@ Inputs InputsOf(const Projection& call) {
 Halves HalvesOf(const Projection& call) { return {static_cast<const uint8_t*>(call.weight), call.rows, call.depth}; }
 
 template <class Outputs>
-cudaError_t Launch(const Projection& call, const Outputs& out, cudaStream_t stream) {
+cudaError_t LaunchAny(const Projection& call, const Outputs& out, cudaStream_t stream) {
   const Inputs in = InputsOf(call);
   if (call.tokens <= 8) return LaunchProduct<Outputs, 1, 3, 2, 2>(out, in, call.multiprocessors, stream);
   if (call.tokens <= 16) return LaunchProduct<Outputs, 2, 3, 2, 2>(out, in, call.multiprocessors, stream);
@@ -101,7 +99,7 @@ cudaError_t Launch(const Projection& call, const Outputs& out, cudaStream_t stre
 cudaError_t ProjectQkv(const Projection& call, const PagedAttention& to, cudaStream_t stream) {
   if (!Fits(call) || call.squares <= 0 || to.head_dim % 2 != 0) return cudaErrorInvalidValue;
   const TurnedQkv out = {static_cast<const uint8_t*>(call.weight), static_cast<const Bf16*>(call.bias), to, call.depth};
-  return Launch(call, out, stream);
+  return LaunchAny(call, out, stream);
 }
 
 int ProjectSquares(int rows) { return CeilDiv(rows, 2 * kTilePairs); }
@@ -119,7 +117,7 @@ cudaError_t ProjectAndAdd(const Projection& call, cudaStream_t stream) {
 
 cudaError_t ProjectLogits(const Projection& call, float* logits, cudaStream_t stream) {
   if (!Fits(call) || call.squares <= 0) return cudaErrorInvalidValue;
-  return Launch(call, Logits{HalvesOf(call), logits}, stream);
+  return LaunchAny(call, Logits{HalvesOf(call), logits}, stream);
 }
 
 }  // namespace outrider::kernels::cuda

@@ -25,8 +25,8 @@ __global__ void __launch_bounds__(kThreads) CopyRows(const Bf16* table, const in
 
 cudaError_t Embed(const void* table, const int32_t* ids, int tokens, const Residual& to, cudaStream_t stream) {
   if (tokens < 1 || to.width < 1) return cudaErrorInvalidValue;
-  CopyRows<<<static_cast<unsigned>(tokens), kThreads, 0, stream>>>(static_cast<const Bf16*>(table), ids, to);
-  return cudaGetLastError();
+  return Launch(CopyRows, dim3(static_cast<unsigned>(tokens)), kThreads, stream, static_cast<const Bf16*>(table), ids,
+                to);
 }
 
 }  // namespace outrider::kernels::cuda
