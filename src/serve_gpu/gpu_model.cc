@@ -13,6 +13,22 @@ using kernels::Signature;
 
 namespace {
 
+// Hands h, h + 8, h + 16 and h + 24 come next to each other: a thread block sums over neighbours, and blocks with every
+// eighth hand differ least.
+void Deal(serve::LiveChannels& live) {
+  const auto count = static_cast<int64_t>(live.channels.size()), groups = (count + kDealGroup - 1) / kDealGroup;
+  serve::LiveChannels dealt;
+  for (int64_t hand = 0; hand < kDealHands; ++hand) {
+    for (int64_t group = hand / 4 + hand % 4 * 8; group < groups; group += kDealHands) {
+      for (int64_t c = group * kDealGroup; c < std::min(count, (group + 1) * kDealGroup); ++c) {
+        dealt.channels.push_back(live.channels[static_cast<size_t>(c)]);
+        dealt.signatures.push_back(live.signatures[static_cast<size_t>(c)]);
+      }
+    }
+  }
+  live = std::move(dealt);
+}
+
 // What each expert has, for kernels that walk its channels.
 void ListChannels(const std::vector<Signature>& signatures, int64_t experts, at::Device device, GpuLayer& to) {
   std::vector<int64_t> lists, list_at = {0};
@@ -40,6 +56,7 @@ base::Result<GpuModel> GpuModel::Pack(const spec::Config& config, const serve::E
     const model::Layer& from = parameters.layers[l];
     auto live = serve::LiveChannelsOf(config, experts, static_cast<int64_t>(l));
     if (!live) return tl::unexpected(live.error());
+    Deal(*live);
     GpuLayer& to = packed.layers_.emplace_back();
     to.attn_norm = here(from.attn_norm);
     to.qkv = at::cat({here(from.q), here(from.k), here(from.v)}, 0);
@@ -74,6 +91,15 @@ void GpuModel::CountBytes(const std::vector<std::vector<Signature>>& signatures)
     for (const Signature s : signatures[l]) by_signature[s] += record;
   }
   ffn_bytes_ = serve::BytesOfSets(std::move(by_signature));
+}
+
+base::Result<void> GpuModel::AddLibraryFfn() {
+  if (experts_ > 0) return base::Fail("E_CONFIG", "library: found a model with experts, expected a dense one");
+  for (GpuLayer& layer : layers_) {
+    layer.gate_up = at::cat({layer.records.select(1, 0), layer.records.select(1, 1)}, 0);
+    layer.down = layer.records.select(1, 2).t().contiguous();
+  }
+  return {};
 }
 
 int64_t GpuModel::FfnBytes(uint16_t experts) const { return ffn_bytes_[experts & (ffn_bytes_.size() - 1)]; }

@@ -12,6 +12,11 @@
 
 namespace outrider::serve_gpu {
 
+// Channels lie in groups of kDealGroup that are dealt from the order of signatures (serve::LiveChannelsOf) into kDealHands
+// hands, one behind the other: a kernel that sums over each hand apart finds about as many channels of every expert in
+// each (kernels/cuda/columns.cuh).
+constexpr int64_t kDealGroup = 16, kDealHands = 32;
+
 struct GpuLayer {
   at::Tensor attn_norm, qkv, qkv_bias, o, o_bias;  // qkv: rows of q, k and v behind each other; biases may be undefined
   at::Tensor ffn_norm;
@@ -20,6 +25,7 @@ struct GpuLayer {
   at::Tensor lists;        // int32: channels of expert 0, then of expert 1, ...
   at::Tensor list_at;      // int32 [experts + 1]: expert e has those from list_at[e] to list_at[e + 1]
   int64_t active_max = 0;  // channels of the largest expert
+  at::Tensor gate_up, down;  // [2 channels, width], [width, channels]; see AddLibraryFfn
 };
 
 class GpuModel {
@@ -37,6 +43,9 @@ class GpuModel {
   const at::Tensor& norm() const { return norm_; }
   const at::Tensor& head() const { return head_; }
   const std::vector<GpuLayer>& layers() const { return layers_; }
+
+  // A second copy of a dense model's FFN, for library products. E_CONFIG: it has experts.
+  base::Result<void> AddLibraryFfn();
 
   int64_t FfnBytes(uint16_t experts) const;
   int64_t LayerBytes() const { return layer_bytes_; }

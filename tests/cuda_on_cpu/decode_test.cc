@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "block.h"
+#include "kernels/cuda/decode_step.h"
 #include "kernels/cuda/paged_attention.h"
 #include "kernels/cuda/projections.h"
 #include "kernels/cuda/residual.h"
@@ -74,7 +75,7 @@ struct World {
 };
 
 // One layer for tokens [first, first + tokens) of the world, all stages kept.
-struct Step {
+struct Staged {
   const World& w;
   int first, tokens;
   std::vector<Bf16> x, weighted, qkv, mixed, keys, values;
@@ -82,20 +83,36 @@ struct Step {
   std::vector<uint8_t> live, scratch;
   std::vector<Bf16> before_ffn, before_o;
 
-  Step(const World& world, int from, int count) : w(world), first(from), tokens(count), keys(w.keys), values(w.values) {
+  Layer layer;
+
+  Staged(const World& world, int from, int count, int layers = 1)
+      : w(world), first(from), tokens(count), keys(w.keys), values(w.values) {
+    Poison();
+    const Shape& s = w.shape;
+    EXPECT_EQ(FindLive({w.signatures.data(), s.channels, live.data()}, w.experts.data() + first, tokens, nullptr), 0);
+    EXPECT_EQ(Embed(w.table.data(), w.ids.data() + first, tokens, To(w.attn_norm), nullptr), 0);
+    for (int l = 0; l < layers; ++l) RunLayer(l == 0 ? 1 : DecodeSquares(s.width), l + 1 == layers ? w.norm : w.attn_norm);
+    Projection p = Project(w.head, s.vocab, s.width, To(w.norm));
+    p.x = weighted.data(), p.squares = DecodeSquares(s.width);
+    EXPECT_EQ(ProjectLogits(p, logits.data(), nullptr), 0);
+  }
+
+  // Every number that is not written shows.
+  void Poison() {
     const Shape& s = w.shape;
     const Bf16 nan = __float2bfloat16(NAN);
     x.assign(size_t(tokens) * s.width, nan), weighted = x, qkv.assign(size_t(tokens) * w.all, nan);
     mixed.assign(size_t(tokens) * s.heads * s.head_dim, nan);
     squares.assign(size_t(tokens) * kSquaresMax, NAN), logits.assign(size_t(tokens) * s.vocab, NAN);
-    Layer layer;
     layer.records = w.records.data(), layer.signatures = w.signatures.data(), layer.channels = s.channels;
     layer.width = s.width, layer.experts = s.experts;
     live.resize(size_t(LiveBytes(s.channels))), scratch.assign(size_t(DecodeBytes(layer)), 0xff);
-    EXPECT_EQ(FindLive({w.signatures.data(), s.channels, live.data()}, w.experts.data() + first, tokens, nullptr), 0);
-    EXPECT_EQ(Embed(w.table.data(), w.ids.data() + first, tokens, To(w.attn_norm), nullptr), 0);
+  }
+
+  void RunLayer(int parts, const std::vector<Bf16>& next_norm) {
+    const Shape& s = w.shape;
     Projection p = Project(w.qkv, w.all, s.width, To(w.attn_norm));
-    p.x = weighted.data(), p.squares = 1, p.bias = w.qkv_bias.data();
+    p.x = weighted.data(), p.squares = parts, p.bias = w.qkv_bias.data();
     EXPECT_EQ(ProjectQkv(p, Attention(), nullptr), 0);
     EXPECT_EQ(Attend(Attention(), nullptr), 0);
     before_o = x;
@@ -105,12 +122,38 @@ struct Step {
     before_ffn = x;
     DecodeCall call;
     call.ids = w.experts.data() + first, call.live = live.data(), call.x = weighted.data();
-    call.squares = ProjectSquares(s.width), call.residual = To(w.norm), call.tokens = tokens;
+    call.squares = ProjectSquares(s.width), call.residual = To(next_norm), call.tokens = tokens;
     call.scratch = scratch.data(), call.multiprocessors = kMultiprocessors;
     EXPECT_EQ(Decode(layer, call, nullptr), 0);
-    p = Project(w.head, s.vocab, s.width, To(w.norm));
-    p.x = weighted.data(), p.squares = DecodeSquares(s.width);
-    EXPECT_EQ(ProjectLogits(p, logits.data(), nullptr), 0);
+  }
+
+  // The same by RunStep, into the same places. All layers have the same weights and pages.
+  void RunAgain(int layers) {
+    const Shape& s = w.shape;
+    keys = w.keys, values = w.values;
+    Poison();
+    StepModel model;
+    model.layers.assign(size_t(layers), {w.attn_norm.data(), w.qkv.data(), w.qkv_bias.data(), w.o.data(), nullptr,
+                                         w.ffn_norm.data(), layer, s.window});
+    model.embed = w.table.data(), model.norm = w.norm.data(), model.head = w.head.data(), model.width = s.width;
+    model.vocab = s.vocab, model.heads = s.heads, model.kv_heads = s.kv_heads, model.head_dim = s.head_dim;
+    model.eps = 1e-5F;
+    StepBuffers buffers;
+    buffers.x = x.data(), buffers.weighted = weighted.data(), buffers.squares = squares.data();
+    buffers.qkv = qkv.data(), buffers.mixed = mixed.data(), buffers.scratch = scratch.data();
+    buffers.live_stride = LiveBytes(s.channels);
+    std::vector<uint8_t> lives(size_t(buffers.live_stride) * size_t(layers));
+    buffers.live = lives.data();
+    const std::vector<LiveJob> jobs = JobsOf(model, buffers);
+    buffers.jobs = jobs.data();
+    Step step;
+    step.ids = w.ids.data() + first, step.positions = w.positions.data() + first;
+    step.experts = w.experts.data() + first, step.pages = w.pages.data() + first * kTable;
+    step.cos = w.cos.data() + first * s.head_dim / 2, step.sin = w.sin.data() + first * s.head_dim / 2;
+    const std::vector<void*> key_pages(size_t(layers), keys.data()), value_pages(size_t(layers), values.data());
+    step.keys = key_pages.data(), step.values = value_pages.data(), step.logits = logits.data();
+    step.tokens = tokens, step.table = kTable, step.multiprocessors = kMultiprocessors;
+    ASSERT_EQ(RunStep(model, buffers, step, nullptr), 0);
   }
 
   Residual To(const std::vector<Bf16>& next) {
@@ -164,7 +207,7 @@ Numbers Row(const std::vector<Bf16>& from, int row, int width) {
   return out;
 }
 
-void CheckQkv(const Step& step, int t) {
+void CheckQkv(const Staged& step, int t) {
   const World& w = step.w;
   const Shape& s = w.shape;
   const int dim = s.head_dim, half = dim / 2, token = step.first + t;
@@ -187,7 +230,7 @@ void CheckQkv(const Step& step, int t) {
   ExpectNear(found, expected, "qkv of token " + std::to_string(token));
 }
 
-void CheckAttention(const Step& step, int t) {
+void CheckAttention(const Staged& step, int t) {
   const World& w = step.w;
   const Shape& s = w.shape;
   const int token = step.first + t, last = w.positions[token];
@@ -210,7 +253,7 @@ void CheckAttention(const Step& step, int t) {
   ExpectNear(Row(step.mixed, t, s.heads * s.head_dim), expected, "attention of token " + std::to_string(token));
 }
 
-void CheckRest(const Step& step, int t) {
+void CheckRest(const Staged& step, int t) {
   const World& w = step.w;
   const Shape& s = w.shape;
   const std::string token = " of token " + std::to_string(step.first + t);
@@ -239,7 +282,7 @@ TEST(DecodeOnCpu, StagesAreThoseOfPlainSums) {
     SCOPED_TRACE(shape.name);
     const World world(shape);
     for (const int tokens : {3, 13, 32}) {
-      const Step step(world, 0, tokens);
+      const Staged step(world, 0, tokens);
       for (int t = 0; t < tokens; ++t) {
         CheckQkv(step, t);
         CheckAttention(step, t);
@@ -253,9 +296,9 @@ TEST(DecodeOnCpu, BitsOfATokenAreItsOwn) {
   for (const Shape& shape : kShapes) {
     SCOPED_TRACE(shape.name);
     const World world(shape);
-    const Step together(world, 0, 32);
+    const Staged together(world, 0, 32);
     for (const auto& [first, tokens] : {std::pair{0, 1}, {3, 8}, {5, 9}, {7, 20}}) {
-      const Step apart(world, first, tokens);
+      const Staged apart(world, first, tokens);
       for (int t = 0; t < tokens; ++t) {
         const size_t row = size_t(first + t);
         EXPECT_EQ(Row(apart.x, t, shape.width), Row(together.x, int(row), shape.width)) << row << " of " << tokens;
@@ -267,10 +310,22 @@ TEST(DecodeOnCpu, BitsOfATokenAreItsOwn) {
   }
 }
 
+TEST(DecodeOnCpu, AStepIsTheChainOfItsLayers) {
+  for (const Shape& shape : kShapes) {
+    const World world(shape);
+    for (const int layers : {1, 3}) {
+      Staged chain(world, 2, 6, layers);
+      const std::vector<float> logits = chain.logits;
+      chain.RunAgain(layers);
+      EXPECT_EQ(chain.logits, logits) << shape.name << ", layers " << layers;
+    }
+  }
+}
+
 TEST(DecodeOnCpu, WithoutAResidualTheResultIsTheFfnOfX) {
   const World world(kShapes[0]);
   const Shape& s = world.shape;
-  const Step step(world, 0, 5);
+  const Staged step(world, 0, 5);
   Layer layer;
   layer.records = world.records.data(), layer.signatures = world.signatures.data(), layer.channels = s.channels;
   layer.width = s.width, layer.experts = s.experts;

@@ -38,7 +38,7 @@ int PaddedChannels(const Layer& layer) { return CeilDiv(layer.channels, kGroup) 
 int64_t HiddenSize(const Layer& layer) { return static_cast<int64_t>(kDecodeTokensMax) * PaddedChannels(layer) * 2; }
 
 bool Fits(const Layer& layer, int tokens) {
-  return layer.width > 0 && layer.width % kDecodeWidthMultiple == 0 && layer.channels > 0 && layer.experts >= 1 &&
+  return layer.width > 0 && layer.width % kWidthMultiple == 0 && layer.channels > 0 && layer.experts >= 1 &&
          layer.experts <= kExpertsMax && tokens >= 0 && tokens <= kDecodeTokensMax;
 }
 
@@ -62,14 +62,14 @@ cudaError_t Decode(const Layer& layer, const DecodeCall& call, cudaStream_t stre
                                layer.channels,            padded, layer.width, call.tokens};
   cudaError_t status = cudaSuccess;
   if (call.tokens <= 8) {
-    status = LaunchProduct<Hidden, 1, 3, 2, 2>(out, in, call.multiprocessors, stream);
+    status = LaunchProduct<Hidden, 1, 3, 2, 2>(out, in, call.multiprocessors, stream, call.chained);
     return status == cudaSuccess ? LaunchColumns<1, 2, 1>(columns, stream) : status;
   }
   if (call.tokens <= 16) {
-    status = LaunchProduct<Hidden, 2, 3, 2, 2>(out, in, call.multiprocessors, stream);
+    status = LaunchProduct<Hidden, 2, 3, 2, 2>(out, in, call.multiprocessors, stream, call.chained);
     return status == cudaSuccess ? LaunchColumns<2, 2, 1>(columns, stream) : status;
   }
-  status = LaunchProduct<Hidden, 4, 3, 1, 2>(out, in, call.multiprocessors, stream);
+  status = LaunchProduct<Hidden, 4, 3, 1, 2>(out, in, call.multiprocessors, stream, call.chained);
   return status == cudaSuccess ? LaunchColumns<4, 1, 1>(columns, stream) : status;
 }
 
@@ -85,6 +85,7 @@ cudaError_t Decode(const Layer& layer, const uint8_t* ids, const void* x, void* 
   call.scratch = scratch;
   call.live = static_cast<uint8_t*>(scratch) + HiddenSize(layer);
   call.multiprocessors = multiprocessors;
+  call.chained = false;
   const LiveJob job = {layer.signatures, layer.channels, static_cast<uint8_t*>(scratch) + HiddenSize(layer)};
   if (const cudaError_t status = FindLive(job, ids, tokens, stream); status != cudaSuccess) return status;
   return Decode(layer, call, stream);

@@ -193,9 +193,12 @@ __global__ void __launch_bounds__(kProductThreads, kBlocks) Product(Outputs outp
 }
 
 template <class Outputs, int kTiles, int kRowTiles, int kHalves, int kBlocks>
-cudaError_t LaunchProduct(const Outputs& outputs, const Inputs& in, int multiprocessors, cudaStream_t stream) {
-  return LaunchChained(Product<Outputs, kTiles, kRowTiles, kHalves, kBlocks>,
-                       dim3(static_cast<unsigned>(kBlocks * multiprocessors)), kProductThreads, 1, stream, outputs, in);
+cudaError_t LaunchProduct(const Outputs& outputs, const Inputs& in, int multiprocessors, cudaStream_t stream,
+                          bool chained = true) {
+  const auto kernel = Product<Outputs, kTiles, kRowTiles, kHalves, kBlocks>;
+  const dim3 blocks(static_cast<unsigned>(kBlocks * multiprocessors));
+  if (!chained) return Launch(kernel, blocks, kProductThreads, stream, outputs, in);
+  return LaunchChained(kernel, blocks, kProductThreads, 1, stream, outputs, in);
 }
 
 }  // namespace outrider::kernels::cuda

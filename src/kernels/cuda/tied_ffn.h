@@ -15,9 +15,8 @@
 namespace outrider::kernels::cuda {
 
 constexpr int kExpertsMax = 16;
-constexpr int kWidthMultiple = 256;
+constexpr int kWidthMultiple = 64;
 constexpr int kDecodeTokensMax = 32;
-constexpr int kDecodeWidthMultiple = 64;
 constexpr int kDecodeChains = 32;  // ranges of the stored order that a decode step sums apart
 
 // One layer. Record c is gate row | up row | down column of channel c, `width` bf16 each (channel_store.h); records
@@ -29,7 +28,7 @@ struct Layer {
   const int32_t* lists = nullptr;
   const int32_t* list_at = nullptr;  // [experts + 1]
   int channels = 0;
-  int width = 0;  // a multiple of kWidthMultiple; for Decode of kDecodeWidthMultiple
+  int width = 0;  // a multiple of kWidthMultiple
   int experts = 0;
   int active_max = 0;  // channels of the largest expert
 };
@@ -63,7 +62,8 @@ cudaError_t FindLive(const LiveJob& job, const uint8_t* ids, int tokens, cudaStr
 // The FFN of at most kDecodeTokensMax tokens as part of a chain (stream.cuh).
 struct DecodeCall {
   const uint8_t* ids = nullptr;
-  const void* live = nullptr;  // of these ids; done before the kernel in front of this one has started
+  const void* live = nullptr;  // of these ids
+  bool chained = true;         // `live` is done before the kernel in front of this one has started
   const void* x = nullptr;     // bf16 [tokens, width]
   int squares = 0;             // parts of residual.squares by which gates and ups are normalized; 0: they are not
   Residual residual;           // the result is added; its x null: it is stored in y
