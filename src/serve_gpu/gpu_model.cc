@@ -7,24 +7,19 @@
 #include <algorithm>
 #include <utility>
 
+#include "serve_gpu/deal.h"
+
 namespace outrider::serve_gpu {
 
 using kernels::Signature;
 
 namespace {
 
-// Hands h, h + 8, h + 16 and h + 24 come next to each other: a thread block sums over neighbours, and blocks with every
-// eighth hand differ least.
 void Deal(serve::LiveChannels& live) {
-  const auto count = static_cast<int64_t>(live.channels.size()), groups = (count + kDealGroup - 1) / kDealGroup;
   serve::LiveChannels dealt;
-  for (int64_t hand = 0; hand < kDealHands; ++hand) {
-    for (int64_t group = hand / 4 + hand % 4 * 8; group < groups; group += kDealHands) {
-      for (int64_t c = group * kDealGroup; c < std::min(count, (group + 1) * kDealGroup); ++c) {
-        dealt.channels.push_back(live.channels[static_cast<size_t>(c)]);
-        dealt.signatures.push_back(live.signatures[static_cast<size_t>(c)]);
-      }
-    }
+  for (const int64_t place : DealtOrder(live.signatures)) {
+    dealt.channels.push_back(live.channels[static_cast<size_t>(place)]);
+    dealt.signatures.push_back(live.signatures[static_cast<size_t>(place)]);
   }
   live = std::move(dealt);
 }

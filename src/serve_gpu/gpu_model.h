@@ -12,15 +12,10 @@
 
 namespace outrider::serve_gpu {
 
-// Channels lie in groups of kDealGroup that are dealt from the order of signatures (serve::LiveChannelsOf) into kDealHands
-// hands, one behind the other: a kernel that sums over each hand apart finds about as many channels of every expert in
-// each (kernels/cuda/columns.cuh).
-constexpr int64_t kDealGroup = 16, kDealHands = 32;
-
 struct GpuLayer {
   at::Tensor attn_norm, qkv, qkv_bias, o, o_bias;  // qkv: rows of q, k and v behind each other; biases may be undefined
   at::Tensor ffn_norm;
-  at::Tensor records;      // [channels, 3, width]: gate row, up row, down column
+  at::Tensor records;      // [channels, 3, width]: gate row, up row, down column; in DealtOrder (deal.h)
   at::Tensor signatures;   // int16 [channels]; bit e: expert e has the channel
   at::Tensor lists;        // int32: channels of expert 0, then of expert 1, ...
   at::Tensor list_at;      // int32 [experts + 1]: expert e has those from list_at[e] to list_at[e + 1]
