@@ -261,8 +261,7 @@ void DefineServe(py::module_& m) {
       m, "ServeEngine",
       "Serves a dense model folder, or a refactored one (parent: the model it was made of, when its "
       "weights are not in the folder) on a device, cpu or cuda. Further keywords: sizes and caps by the names that "
-      "`info` "
-      "shows. Raises ValueError(\"error CODE: message\").")
+      "`info` shows. Raises ValueError(\"error CODE: message\").")
       .def(py::init(&Open), py::arg("folder"), py::arg("parent") = "", py::arg("device") = "cpu",
            py::arg("weight_format") = "", py::arg("threads") = 0, py::arg("policy") = "outrider",
            py::arg("layer_router") = "")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from outrider import _core
+from served_process import greeting_of
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,11 +128,7 @@ def served(folder: Path, *arguments: str):
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         try:
-            greeting = ""
-            while "curl" not in greeting:
-                line = process.stdout.readline()
-                assert line, process.stderr.read()
-                greeting += line
+            greeting = greeting_of(process)
             url = re.search(r"http://\S+/v1", greeting)[0]
             yield openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60), greeting, url[: -len("/v1")]
             process.terminate()

@@ -16,6 +16,7 @@ import openai
 import pytest
 from fake_engine import make_folder
 from outrider import cli
+from served_process import greeting_of
 from typer.testing import CliRunner
 
 PROGRAM = Path(__file__).with_name("serve_with_fake.py")
@@ -48,11 +49,7 @@ def served(*arguments: str, token_s: float = 0.0, port: int = 0) -> Iterator[Ser
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, **pipes) as process:
         try:
-            greeting = ""
-            while "curl" not in greeting:
-                line = process.stdout.readline()
-                assert line, process.stderr.read()
-                greeting += line
+            greeting = greeting_of(process)
             yield Served(process, greeting)
         finally:
             process.kill()

@@ -118,8 +118,12 @@ def write_self_text(
     with atomic_folder(out, force=force, needed_bytes=(options.tokens + options.length) * dtype.itemsize) as folder:
         model = _core.Model.load(str(parent), options.dtype, options.device)
         (folder / "tokens").mkdir()
-        splits, domains, decoded = {}, {}, lambda ids: wide.decode(ids, skip_special_tokens=True)
+        splits, domains = {}, {}
         mentioned: list[str] = []
+
+        def decoded(ids: list[int]) -> str:
+            return wide.decode(ids, skip_special_tokens=True)
+
         while plans:
             plan = plans.pop(0)
             keeper = SelfFilter(decoded, banned)
@@ -191,8 +195,7 @@ def _plans(parent: Path, wide: Any, tokenizer: ModelTokenizer, options: SelfOpti
     if form and tokens > text_tokens:
         plans.append(_chat_plan(form, tokens - text_tokens, tokenizer, special_ids(wide), options))
     if text_tokens:
-        ends = sorted({*special_ids(wide), text_start(wide, form)})
-        plans.append(_Plan(TEXT, text_tokens, [[text_start(wide, form)]], [(ends, [], 0.0)], [1], frozenset(ends)))
+        plans.append(_text_plan(TEXT, text_tokens, [[]], wide, form))
     for plan in plans:
         _require_room(plan, options)
     return plans
@@ -217,12 +220,18 @@ def _names_plan(
     names = names_in(texts)
     if not names:
         raise InputError("E_SELF", parent, NAMES, f"no name in {len(texts)} texts", "texts that mention names")
-    start = text_start(wide, chat_form(wide, parent / "tokenizer_config.json"))
-    ends = sorted({*special_ids(wide), start})
-    prompts = [[start, *ids] for ids in tokenizer.encode(names)]
-    plan = _Plan(NAMES, _name_tokens(options), prompts, [(ends, [], 0.0)], [1] * len(prompts), frozenset(ends))
+    form = chat_form(wide, parent / "tokenizer_config.json")
+    plan = _text_plan(NAMES, _name_tokens(options), tokenizer.encode(names), wide, form)
     _require_room(plan, options)
     return plan
+
+
+def _text_plan(domain: str, tokens: int, begins: Sequence[Sequence[int]], wide: Any, form: ChatForm | None) -> _Plan:
+    """Texts that are no conversation, behind the token that begins a text and each of `begins` in turns."""
+    start = text_start(wide, form)
+    ends = sorted({*special_ids(wide), start})
+    prompts = [[start, *ids] for ids in begins]
+    return _Plan(domain, tokens, prompts, [(ends, [], 0.0)], [1] * len(prompts), frozenset(ends))
 
 
 def _chat_plan(

@@ -119,10 +119,11 @@ void CpuExecutor::Ffn(const CpuLayer& layer) {
   const kernels::TokenEngine& token_engine = *kernels::TokenEngines().front();
   const kernels::DecodeEngine& engine = *kernels::DecodeEngines(model_.number()).front();
   const auto row = [&](int64_t i) { return x_.data() + ffn_order_[static_cast<size_t>(i)] * width; };
-  workers_->Run(count, [&](int64_t i, int) {
-    token_engine.norm(row(i), layer.ffn_norm.data(), width, eps, normed_.data() + i * width);
-  });
   const bool in_place = count <= kernels::kDecodeTokensMax;  // the order of the tokens is their own
+  if (!in_place || !model_.layerwise())                      // else ChooseExperts has left them so
+    workers_->Run(count, [&](int64_t i, int) {
+      token_engine.norm(row(i), layer.ffn_norm.data(), width, eps, normed_.data() + i * width);
+    });
   const auto into = in_place ? kernels::Into::kAdd : kernels::Into::kSet;
   for (int64_t first = 0; first < count; first += kernels::kDecodeTokensMax) {
     const int64_t some = std::min(count - first, kernels::kDecodeTokensMax);

@@ -83,24 +83,8 @@ class CudaDevice final : public Device {
 
   void Attend(const Rows& rows, const AttendCall& call) override {
     if (rows.chunk()) return AttendChunk(rows, call);
-    const spec::Config& config = model_.config();
-    cuda::PagedAttention to;
-    to.qkv = call.qkv.mutable_data_ptr();
-    to.cos = call.cos.const_data_ptr<float>();
-    to.sin = call.sin.const_data_ptr<float>();
-    to.positions = rows.positions.const_data_ptr<int32_t>();
-    to.pages = rows.pages.const_data_ptr<int32_t>();
-    to.keys = call.keys.mutable_data_ptr();
-    to.values = call.values.mutable_data_ptr();
-    to.out = call.out.mutable_data_ptr();
+    auto to = CallOf<cuda::PagedAttention>(rows, call);
     to.scratch = attention_scratch_.mutable_data_ptr<float>();
-    to.rows = static_cast<int>(call.rows);
-    to.table = static_cast<int>(rows.pages.size(1));
-    to.heads = static_cast<int>(config.heads);
-    to.kv_heads = static_cast<int>(config.kv_heads);
-    to.head_dim = static_cast<int>(config.head_dim);
-    to.window = static_cast<int>(call.window);
-    to.scale = 1 / std::sqrt(static_cast<float>(config.head_dim));
     C10_CUDA_CHECK(cuda::Attend(to, stream_.stream()));
   }
 
@@ -160,27 +144,34 @@ class CudaDevice final : public Device {
   int64_t waits() const override { return waits_; }
 
  private:
-  void AttendChunk(const Rows& rows, const AttendCall& call) {
+  // What both kinds of attention are told.
+  template <class Call>
+  Call CallOf(const Rows& rows, const AttendCall& call) const {
     const spec::Config& config = model_.config();
-    cuda::ChunkAttention to;
+    Call to;
     to.qkv = call.qkv.mutable_data_ptr();
     to.cos = call.cos.const_data_ptr<float>();
     to.sin = call.sin.const_data_ptr<float>();
     to.positions = rows.positions.const_data_ptr<int32_t>();
-    to.texts = rows.texts.const_data_ptr<int32_t>();
     to.pages = rows.pages.const_data_ptr<int32_t>();
-    to.tiles = rows.tiles.const_data_ptr<int32_t>();
     to.keys = call.keys.mutable_data_ptr();
     to.values = call.values.mutable_data_ptr();
     to.out = call.out.mutable_data_ptr();
     to.rows = static_cast<int>(call.rows);
-    to.tile_count = static_cast<int>(rows.tiles_used);
     to.table = static_cast<int>(rows.pages.size(1));
     to.heads = static_cast<int>(config.heads);
     to.kv_heads = static_cast<int>(config.kv_heads);
     to.head_dim = static_cast<int>(config.head_dim);
     to.window = static_cast<int>(call.window);
     to.scale = 1 / std::sqrt(static_cast<float>(config.head_dim));
+    return to;
+  }
+
+  void AttendChunk(const Rows& rows, const AttendCall& call) {
+    auto to = CallOf<cuda::ChunkAttention>(rows, call);
+    to.texts = rows.texts.const_data_ptr<int32_t>();
+    to.tiles = rows.tiles.const_data_ptr<int32_t>();
+    to.tile_count = static_cast<int>(rows.tiles_used);
     C10_CUDA_CHECK(cuda::AttendChunk(to, stream_.stream()));
   }
 

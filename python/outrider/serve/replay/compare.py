@@ -3,7 +3,7 @@
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -35,9 +35,7 @@ class Plan:
     goal: Goal | None = None
     factors: tuple[float, float] = (TTFT_FACTOR, TPOT_FACTOR)  # of the goals, where none are given
     equal_times: bool = False  # fewer rows at low rates, so that all runs take about as long
-    about: dict[str, Any] = field(
-        default_factory=dict
-    )  # what a run that goes on must have in common with its beginning
+    about: dict[str, Any] = field(default_factory=dict)  # a run that goes on has it in common with its beginning
     say: Callable[[str], None] = print
 
     def rows_at(self, share: float) -> int:
@@ -46,14 +44,10 @@ class Plan:
         return min(rows, max(ROWS_MIN, wanted))
 
 
-def _same(_: dict[str, Any]) -> None:
-    """Keeps nothing."""
-
-
 def compare(
     plan: Plan,
     found: dict[str, Any] | None = None,
-    keep: Callable[[dict[str, Any]], None] = _same,
+    keep: Callable[[dict[str, Any]], None] = lambda state: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Everything that was measured, as JSON. `found` goes on where it ended; `keep` gets the state after each run.
@@ -80,15 +74,12 @@ def compare(
 
 def _cases(plan: Plan) -> list[tuple[int, float, str]]:
     """Repetition, share, policy; the policies take turns in another order each time."""
-
-    def ordered() -> Iterator[tuple[int, float, str]]:
-        for repetition in range(plan.repetitions):
-            shift = repetition % len(plan.policies)
-            for share in plan.rates:
-                for policy in [*plan.policies[shift:], *plan.policies[:shift]]:
-                    yield repetition, share, policy
-
-    return list(ordered())
+    cases = []
+    for repetition in range(plan.repetitions):
+        shift = repetition % len(plan.policies)
+        for share in plan.rates:
+            cases += [(repetition, share, policy) for policy in [*plan.policies[shift:], *plan.policies[:shift]]]
+    return cases
 
 
 def begin(plan: Plan) -> dict[str, Any]:
