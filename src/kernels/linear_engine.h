@@ -10,10 +10,10 @@
 
 namespace outrider::kernels {
 
-constexpr int64_t kLanesOfPanel = 32;     // kPanelRows
-constexpr int64_t kPrefetchBytes = 4096;  // far enough for the memory, near enough for the cache
+constexpr int64_t kLanesOfPanel = 32;  // kPanelRows
 
-// Sums of T tokens over one panel of fp32 or bf16.
+// Sums of T tokens over one panel of fp32 or bf16. One stream through memory, a line every few cycles: processors
+// prefetch that by themselves, and better than with instructions in between.
 template <class V, bool kFromBf16>
 struct FloatPanel {
   using F = typename V::F;
@@ -31,7 +31,7 @@ struct FloatPanel {
     }
   }
 
-  template <int T, bool kPrefetch>
+  template <int T, bool /*kPrefetch*/>
   static void Sums(const std::byte* panel, const TokenBlocks& tokens, int64_t columns, int64_t first, float* out) {
     F sums[T][kVectors], weights[kVectors];
     OUTRIDER_UNROLLED
@@ -39,10 +39,6 @@ struct FloatPanel {
     for (int v = 0; v < kVectors; ++v) sums[t][v] = V::Zero();
     const float* x = tokens.x + first * tokens.stride;
     for (int64_t k = 0; k < columns; k += kFromBf16 ? 2 : 1) {
-      if constexpr (kPrefetch) {
-        __builtin_prefetch(panel + kPrefetchBytes);
-        __builtin_prefetch(panel + kPrefetchBytes + 64);
-      }
       if constexpr (kFromBf16) {
         F odd[kVectors];
         OUTRIDER_UNROLLED
@@ -72,6 +68,7 @@ struct WholePanel {
   static constexpr int kTokens = D::kLinearTokens;
   static constexpr int kVectors = kLanesOfPanel / V::kLanes;
   static constexpr int64_t kScales = kLanesOfPanel * kScaleBytes, kBytes = kScales + kLanesOfPanel * kBlock;
+  static constexpr int64_t kAhead = 8192;  // bytes; more work between two lines than above
 
   template <int T, bool kPrefetch>
   static void Sums(const std::byte* panel, const TokenBlocks& tokens, int64_t columns, int64_t first, float* out) {
@@ -85,7 +82,7 @@ struct WholePanel {
     const int32_t* starts = tokens.sums + first * blocks;
     for (int64_t b = 0; b < blocks; ++b, panel += kBytes) {
       if constexpr (kPrefetch)
-        for (int64_t line = 0; line < kBytes; line += 64) __builtin_prefetch(panel + kPrefetchBytes + line);
+        for (int64_t line = 0; line < kBytes; line += 64) __builtin_prefetch(panel + kAhead + line);
       I dots[T][kVectors];
       OUTRIDER_UNROLLED
       for (int t = 0; t < T; ++t) OUTRIDER_UNROLLED
