@@ -17,7 +17,7 @@ set(kernels_avx512 -mavx512f -mavx512dq -mavx512bw -mavx512vl -mfma)
 set(kernels_avx512_vnni ${kernels_avx512} -mavx512vnni)
 set(kernels_avx512_bf16 ${kernels_avx512} -mavx512bf16)
 set(kernels_amx ${kernels_avx512_bf16} -mamx-tile -mamx-bf16)
-set(kernels_avx2 -mavx2 -mfma)
+set(kernels_avx2 -mavx2 -mfma -mf16c)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # g++ 12 takes the undefined operands inside its own AVX-512 header for mistakes.
   list(APPEND kernels_avx512 -Wno-uninitialized -Wno-maybe-uninitialized)

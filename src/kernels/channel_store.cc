@@ -1,10 +1,12 @@
 #include "kernels/channel_store.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 
 #include "base/check.h"
+#include "kernels/bf16.h"
 #include "kernels/int8_block.h"
 
 namespace outrider::kernels {
@@ -47,6 +49,16 @@ void Fill(const DenseFfn& dense, T* records) {
   }
 }
 
+// Returns what the numbers were divided by: 1 if all of them are zero.
+float DivideByRootMeanSquare(std::span<float> numbers) {
+  double squares = 0;
+  for (const float v : numbers) squares += static_cast<double>(v) * v;
+  const auto root = static_cast<float>(std::sqrt(squares / static_cast<double>(numbers.size())));
+  if (root == 0) return 1;
+  for (float& v : numbers) v /= root;
+  return root;
+}
+
 // One part of a record: 0 gate, 1 up, 2 down.
 struct RecordPart {
   std::byte* record = nullptr;
@@ -68,10 +80,8 @@ struct RecordPart {
     }
     const uint16_t scale = ScaleOf(values);
     std::memcpy(record + 3 * width + at / kBlock * kScaleBytes, &scale, kScaleBytes);
-    for (int64_t i = 0; i < kBlock; ++i) {
-      const int8_t whole = WholeOf(values[i], FloatOf(scale));
-      record[at + i] = part == 2 ? static_cast<std::byte>(whole) : std::byte{ShiftedOf(whole)};
-    }
+    for (int64_t i = 0; i < kBlock; ++i)
+      record[at + i] = static_cast<std::byte>(WholeOf(values[i], FloatOfHalf(scale)));
   }
 };
 
@@ -120,7 +130,11 @@ base::Result<ChannelStore> ChannelStore::Pack(const ChannelSource& source, Numbe
   }
   std::vector<float> rows(static_cast<size_t>(kBlock * channels));
   for (int64_t o = 0; o < width; o += kBlock) {
-    for (int64_t i = 0; i < kBlock; ++i) source.down(o + i, rows.data() + i * channels);
+    for (int64_t i = 0; i < kBlock; ++i) {
+      const std::span of_output(rows.data() + i * channels, static_cast<size_t>(channels));
+      source.down(o + i, of_output.data());
+      if (number == Number::kI8) store.output_scales_.push_back(DivideByRootMeanSquare(of_output));
+    }
     for (int64_t c = 0; c < channels; ++c) {
       float column[kBlock];
       for (int64_t i = 0; i < kBlock; ++i) column[i] = rows[static_cast<size_t>(i * channels + c)];

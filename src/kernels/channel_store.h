@@ -3,12 +3,13 @@
 //
 //   gate row c | up row c | down column c
 //
-// For kI8 the bytes of gate and up are shifted by 128, and behind the numbers lie the scales of their blocks, bf16, in
-// the same order; a record fills whole lines.
-//
 // so that one channel is one range of memory, whatever the experts are. Each channel is stored once; which experts have
 // it says its signature (bit i: expert i). Channels with equal signatures are best kept together, but nothing here
 // depends on it.
+//
+// For kI8 the scales of the blocks lie behind the numbers, fp16, in the same order; a record fills whole lines. There,
+// down is divided by one number for each output before it is rounded: a block takes numbers of many outputs, which
+// would else all have the step of the largest.
 
 #include <cstddef>
 #include <cstdint>
@@ -55,6 +56,8 @@ class ChannelStore {
                                          std::span<const Signature> signatures, int64_t experts);
 
   const std::byte* records() const { return records_.data(); }
+  // kI8: what the sums over the channels are multiplied with, one for each output. Null for other numbers.
+  const float* output_scales() const { return output_scales_.empty() ? nullptr : output_scales_.data(); }
   int64_t record_bytes() const { return RecordBytes(number_, width_); }
   Number number() const { return number_; }
   int64_t channels() const { return static_cast<int64_t>(signatures_.size()); }
@@ -68,6 +71,7 @@ class ChannelStore {
   ChannelStore(Number number, int64_t width, std::span<const Signature> signatures, int64_t experts);
 
   AlignedBytes records_;
+  std::vector<float> output_scales_;
   Number number_ = Number::kF32;
   int64_t width_ = 0;
   std::vector<Signature> signatures_;

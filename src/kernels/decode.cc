@@ -15,7 +15,7 @@ namespace {
 // order an expert has its channels, each part gets its share of them, and threads that take parts have equal work.
 constexpr int64_t kParts = 16, kRun = 32;
 
-constexpr int64_t kJoined = 192;  // numbers of one task that joins
+constexpr int64_t kJoined = 192;  // numbers of one token that a task joins
 
 enum class Rows : uint8_t { kF32, kBf16 };
 
@@ -28,14 +28,15 @@ struct Call {
   std::span<const uint8_t> experts;
 };
 
-// Numbers [first, first + count) of y from the sums of all parts.
-void Join(float* sums, int64_t size, int64_t first, int64_t count, const Call& call) {
+// Numbers [first, first + count) of y from the sums of all parts; factors: of these numbers, or null.
+void Join(float* sums, int64_t size, int64_t first, int64_t count, const float* factors, const Call& call) {
   const TokenEngine& engine = *TokenEngines().front();
   if (call.rows == Rows::kF32) {
-    engine.join(sums + first, kParts, size, count, call.into == Into::kAdd, static_cast<float*>(call.y) + first);
+    float* y = static_cast<float*>(call.y) + first;
+    engine.join(sums + first, kParts, size, count, factors, call.into == Into::kAdd, y);
     return;
   }
-  engine.join(sums + first, kParts, size, count, false, sums + first);
+  engine.join(sums + first, kParts, size, count, factors, false, sums + first);
   for (int64_t i = first; i < first + count; ++i) static_cast<uint16_t*>(call.y)[i] = Bf16Of(sums[i]);
 }
 
@@ -83,8 +84,11 @@ base::Result<void> Run(const ChannelStore& store, const Call& call, const Decode
                  .then = part + threads < kParts ? (part + threads) * kRun : -1},
                 own);
   });
-  workers.Run((size + kJoined - 1) / kJoined, [&](int64_t task, int) {
-    Join(sums, size, task * kJoined, std::min(kJoined, size - task * kJoined), call);
+  const int64_t pieces = (width + kJoined - 1) / kJoined;
+  workers.Run(tokens * pieces, [&](int64_t task, int) {
+    const int64_t at = task % pieces * kJoined;
+    const float* factors = store.output_scales() == nullptr ? nullptr : store.output_scales() + at;
+    Join(sums, size, task / pieces * width + at, std::min(kJoined, width - at), factors, call);
   });
   return {};
 }

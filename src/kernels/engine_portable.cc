@@ -49,8 +49,16 @@ struct Vector4 {
   static F LoadWhole(const int8_t* at) {
     return Each([&](int i) { return static_cast<float>(at[i]); });
   }
-  static void StoreWhole(int8_t* at, F a) {
-    for (int i = 0; i < 4; ++i) at[i] = static_cast<int8_t>(a[i]);
+  static void StoreWhole(int16_t* at, F a) {
+    for (int i = 0; i < 4; ++i) at[i] = static_cast<int16_t>(a[i]);
+  }
+  // Of half-precision numbers that are not negative.
+  static F LoadHalf(const uint16_t* at) {
+    return Each([&](int i) {
+      const uint32_t bits = at[i];
+      if (bits < 0x400) return static_cast<float>(bits) * 0x1p-24F;
+      return __builtin_bit_cast(float, (bits << 13) + (112U << 23));
+    });
   }
   static F RoundBf16(F a) {
     return Each([&](int i) { return Widened(Rounded(a[i])); });
@@ -82,29 +90,23 @@ struct Vector4 {
 
 struct Dot4 {
   static constexpr int kLinearTokens = 1;
-  static constexpr int64_t kBytes = 16;
+  using W = int16_t __attribute__((vector_size(16)));
   using I = int32_t __attribute__((vector_size(16)));
 
-  static I Start(int32_t) { return I{0, 0, 0, 0}; }
-  static I Load(const std::byte* at) {
-    I result;
-    __builtin_memcpy(&result, at, sizeof(I));
+  static I Zero() { return I{0, 0, 0, 0}; }
+  static W Load(const std::byte* at) {
+    W result;
+    for (int i = 0; i < 8; ++i) result[i] = static_cast<int8_t>(at[i]);
     return result;
   }
-  static I LoadPlain(const std::byte* at) { return Load(at); }
-  static I StartAt(const int32_t*) { return Start(0); }
-  static Vector4::F Factors(const float* blocks, int64_t i) { return Vector4::Set(blocks[i / 2]); }
-  static I Broadcast(const int8_t* at) {
-    int32_t quad = 0;
-    __builtin_memcpy(&quad, at, sizeof(quad));
-    return I{quad, quad, quad, quad};
+  static W LoadTokens(const int16_t* at) {
+    W result;
+    __builtin_memcpy(&result, at, sizeof(W));
+    return result;
   }
-  static I Step(I sum, I weights, I x) {
-    for (int i = 0; i < 4; ++i) {
-      const auto w = static_cast<uint32_t>(weights[i]), q = static_cast<uint32_t>(x[i]);
-      for (int b = 0; b < 32; b += 8)
-        sum[i] += (static_cast<int32_t>(w >> b & 0xffU) - 128) * static_cast<int8_t>(q >> b & 0xffU);
-    }
+  static W Broadcast(const int16_t* at) { return W{at[0], at[1], at[0], at[1], at[0], at[1], at[0], at[1]}; }
+  static I Step(I sum, W weights, W x) {
+    for (int i = 0; i < 4; ++i) sum[i] += weights[2 * i] * x[2 * i] + weights[2 * i + 1] * x[2 * i + 1];
     return sum;
   }
   static Vector4::F ToFloat(I sum) {

@@ -1,19 +1,36 @@
 #pragma once
-// Blocks of Number::kI8. The scale is a bf16 number, rounded away from zero, so that no value leaves [-127, 127].
+// Blocks of Number::kI8. The scale is a half-precision number, rounded up, so that no value leaves [-127, 127].
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 
-#include "kernels/bf16.h"
 #include "kernels/number.h"
 
 namespace outrider::kernels {
 
+inline float FloatOfHalf(uint16_t bits) {
+  const uint32_t sign = (bits & 0x8000U) << 16, exponent = bits >> 10 & 0x1fU, fraction = bits & 0x3ffU;
+  if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000U | fraction << 13);
+  if (exponent != 0) return std::bit_cast<float>(sign | (exponent + 112) << 23 | fraction << 13);
+  const float small = static_cast<float>(fraction) * 0x1p-24F;
+  return sign != 0 ? -small : small;
+}
+
+// The lowest half-precision number that is not below `value`, which is not negative; the highest one for more than
+// that.
+inline uint16_t HalfNotBelow(float value) {
+  constexpr uint16_t kHighest = 0x7bff;
+  if (value >= FloatOfHalf(kHighest)) return kHighest;
+  if (value < 0x1p-14F) return static_cast<uint16_t>(std::ceil(value * 0x1p24F));  // not normal, steps of 2^-24
+  const auto bits = std::bit_cast<uint32_t>(value);
+  return static_cast<uint16_t>((bits - (112U << 23) + 0x1fffU) >> 13);
+}
+
 inline uint16_t ScaleOf(const float* values) {
   float most = 0;
   for (int64_t i = 0; i < kBlock; ++i) most = std::fmax(most, std::fabs(values[i]));
-  const auto bits = std::bit_cast<uint32_t>(most / 127);
-  return static_cast<uint16_t>((bits + 0xffffU) >> 16);
+  return HalfNotBelow(most / 127);
 }
 
 // The nearest multiple of the scale.
@@ -22,8 +39,5 @@ inline int8_t WholeOf(float value, float scale) {
   const float whole = std::nearbyint(value / scale);
   return static_cast<int8_t>(std::fmin(std::fmax(whole, -127.0F), 127.0F));
 }
-
-// Stored as unsigned bytes where the multiply instruction wants them so.
-inline uint8_t ShiftedOf(int8_t whole) { return static_cast<uint8_t>(whole + 128); }
 
 }  // namespace outrider::kernels

@@ -20,14 +20,12 @@ TokenBlocks Stage(const Matrix& matrix, const LinearCall& call, const LinearEngi
   if (!pad && !whole) return {.x = call.x, .stride = padded, .count = call.tokens};
   scratch.Clear();
   const int64_t x_at = scratch.Add(pad ? call.tokens * padded * 4 : 0);
-  const int64_t q_at = scratch.Add(whole ? call.tokens * padded : 0);
+  const int64_t q_at = scratch.Add(whole ? call.tokens * padded * 2 : 0);
   const int64_t scales_at = scratch.Add(whole ? call.tokens * blocks * 4 : 0);
-  const int64_t sums_at = scratch.Add(whole ? call.tokens * blocks * 4 : 0);
   scratch.Commit();
   auto* x = reinterpret_cast<float*>(scratch.Get(x_at));
-  auto* q = reinterpret_cast<int8_t*>(scratch.Get(q_at));
+  auto* q = reinterpret_cast<int16_t*>(scratch.Get(q_at));
   auto* scales = reinterpret_cast<float*>(scratch.Get(scales_at));
-  auto* sums = reinterpret_cast<int32_t*>(scratch.Get(sums_at));
   workers.Run(call.tokens, [&](int64_t t, int) {
     const float* row = call.x + t * matrix.columns();
     if (pad) {
@@ -35,9 +33,9 @@ TokenBlocks Stage(const Matrix& matrix, const LinearCall& call, const LinearEngi
       std::fill(std::copy(row, row + matrix.columns(), to), to + padded, 0.0F);
       row = to;
     }
-    if (whole) engine.quantise(row, blocks, q + t * padded, scales + t * blocks, sums + t * blocks);
+    if (whole) engine.quantise(row, blocks, q + t * padded, scales + t * blocks);
   });
-  return {.x = pad ? x : call.x, .stride = padded, .count = call.tokens, .q = q, .scales = scales, .sums = sums};
+  return {.x = pad ? x : call.x, .stride = padded, .count = call.tokens, .q = q, .scales = scales};
 }
 
 }  // namespace

@@ -58,8 +58,11 @@ struct FloatPanel {
   }
 };
 
-// The same for blocks of whole numbers. D multiplies them: D::I, a vector of as many 32-bit sums as V has lanes;
-// Start(sum of the token's block), Step(sums, weights, four numbers of the token), ToFloat.
+// The same for blocks of whole numbers: sums of a block are exact before they become fp32. D multiplies them:
+//   D::W, D::I           as many pairs of 16-bit numbers, or 32-bit sums, as V has lanes
+//   Load, LoadTokens     pairs of 8-bit weights, or of a token's 16-bit numbers, widened to W
+//   Broadcast            one pair of a token
+//   Zero, Step, ToFloat  of sums; Step(sums, weights, numbers)
 template <class V, class D>
 struct WholePanel {
   using F = typename V::F;
@@ -77,31 +80,30 @@ struct WholePanel {
     for (int t = 0; t < T; ++t) OUTRIDER_UNROLLED
     for (int v = 0; v < kVectors; ++v) sums[t][v] = V::Zero();
     const int64_t blocks = columns / kBlock;
-    const int8_t* q = tokens.q + first * columns;
+    const int16_t* q = tokens.q + first * columns;
     const float* scales = tokens.scales + first * blocks;
-    const int32_t* starts = tokens.sums + first * blocks;
     for (int64_t b = 0; b < blocks; ++b, panel += kBytes) {
       if constexpr (kPrefetch)
         for (int64_t line = 0; line < kBytes; line += 64) __builtin_prefetch(panel + kAhead + line);
       I dots[T][kVectors];
       OUTRIDER_UNROLLED
       for (int t = 0; t < T; ++t) OUTRIDER_UNROLLED
-      for (int v = 0; v < kVectors; ++v) dots[t][v] = D::Start(starts[t * blocks + b]);
+      for (int v = 0; v < kVectors; ++v) dots[t][v] = D::Zero();
       const std::byte* weights = panel + kScales;
-      for (int64_t quad = 0; quad < kBlock / 4; ++quad) {
-        I w[kVectors];
+      for (int64_t pair = 0; pair < kBlock / 2; ++pair, weights += 2 * kLanesOfPanel) {
+        typename D::W w[kVectors];
         OUTRIDER_UNROLLED
-        for (int v = 0; v < kVectors; ++v) w[v] = D::Load(weights + (quad * kLanesOfPanel + v * V::kLanes) * 4);
+        for (int v = 0; v < kVectors; ++v) w[v] = D::Load(weights + v * V::kLanes * 2);
         OUTRIDER_UNROLLED
         for (int t = 0; t < T; ++t) {
-          const I x = D::Broadcast(q + t * columns + b * kBlock + quad * 4);
+          const typename D::W x = D::Broadcast(q + t * columns + b * kBlock + pair * 2);
           OUTRIDER_UNROLLED
           for (int v = 0; v < kVectors; ++v) dots[t][v] = D::Step(dots[t][v], w[v], x);
         }
       }
       OUTRIDER_UNROLLED
       for (int v = 0; v < kVectors; ++v) {
-        const F scale = V::LoadBf16(reinterpret_cast<const uint16_t*>(panel) + v * V::kLanes);
+        const F scale = V::LoadHalf(reinterpret_cast<const uint16_t*>(panel) + v * V::kLanes);
         OUTRIDER_UNROLLED
         for (int t = 0; t < T; ++t)
           sums[t][v] = V::MulAdd(sums[t][v], D::ToFloat(dots[t][v]), V::Mul(scale, V::Set(scales[t * blocks + b])));

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "kernels/bf16.h"
 #include "kernels/int8_block.h"
 
 namespace outrider::kernels {
@@ -15,7 +16,7 @@ constexpr int64_t kBlockBytes = kBlockScales + kPanelRows * kBlock;
 
 // Byte of a number inside a block of a kI8 panel.
 int64_t PlaceInBlock(int64_t lane, int64_t column) {
-  return kBlockScales + (column / 4 * kPanelRows + lane) * 4 + column % 4;
+  return kBlockScales + (column / 2 * kPanelRows + lane) * 2 + column % 2;
 }
 
 }  // namespace
@@ -65,7 +66,7 @@ void Matrix::PackRow(int64_t row, const float* values) {
     const uint16_t scale = ScaleOf(values + b * kBlock);
     std::memcpy(block + lane * kScaleBytes, &scale, kScaleBytes);
     for (int64_t k = 0; k < kBlock; ++k)
-      block[PlaceInBlock(lane, k)] = std::byte{ShiftedOf(WholeOf(values[b * kBlock + k], FloatOf(scale)))};
+      block[PlaceInBlock(lane, k)] = static_cast<std::byte>(WholeOf(values[b * kBlock + k], FloatOfHalf(scale)));
   }
 }
 
@@ -81,8 +82,8 @@ void Matrix::Row(int64_t row, float* to) const {
       const std::byte* block = panel + k / kBlock * kBlockBytes;
       uint16_t scale = 0;
       std::memcpy(&scale, block + lane * kScaleBytes, kScaleBytes);
-      const int whole = static_cast<int>(block[PlaceInBlock(lane, k % kBlock)]) - 128;
-      to[k] = static_cast<float>(whole) * FloatOf(scale);
+      const auto whole = static_cast<int8_t>(block[PlaceInBlock(lane, k % kBlock)]);
+      to[k] = static_cast<float>(whole) * FloatOfHalf(scale);
     }
   }
 }

@@ -4,7 +4,7 @@
 //
 //   kF32    panel = [column][row] fp32
 //   kBf16   panel = [column / 2][row][column % 2] bf16
-//   kI8     panel = [column / 32] of { scale [row] bf16, [column % 32 / 4][row][column % 4] bytes, shifted by 128 }
+//   kI8     panel = [column / 32] of { scale [row] fp16, [column % 32 / 2][row][column % 2] bytes }
 
 #include <cstddef>
 #include <cstdint>

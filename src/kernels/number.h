@@ -6,7 +6,7 @@
 
 namespace outrider::kernels {
 
-// kI8: blocks of kBlock whole numbers of one byte, each block with a bf16 scale.
+// kI8: blocks of kBlock whole numbers of one byte, each block with a scale in half precision.
 enum class Number : uint8_t { kF32, kBf16, kI8 };
 
 constexpr int64_t kNumbers = 3;

@@ -46,16 +46,19 @@ struct TokenWork {
     for (int64_t k = 0; i + k < size; ++k) x[i + k] = rest[k];
   }
 
-  static void Join(const float* parts, int64_t count, int64_t stride, int64_t size, bool add, float* y) {
+  static void Join(const float* parts, int64_t count, int64_t stride, int64_t size, const float* factors, bool add,
+                   float* y) {
     int64_t i = 0;
     for (; i + kLanes <= size; i += kLanes) {
       F total = V::Load(parts + i);
       for (int64_t part = 1; part < count; ++part) total = V::Add(total, V::Load(parts + part * stride + i));
+      if (factors != nullptr) total = V::Mul(total, V::Load(factors + i));
       V::Store(y + i, add ? V::Add(V::Load(y + i), total) : total);
     }
     for (; i < size; ++i) {
       float total = parts[i];
       for (int64_t part = 1; part < count; ++part) total += parts[part * stride + i];
+      if (factors != nullptr) total *= factors[i];
       y[i] = add ? y[i] + total : total;
     }
   }
@@ -84,22 +87,16 @@ struct TokenWork {
     return most;
   }
 
-  static void Quantise(const float* x, int64_t blocks, int8_t* q, float* scales, int32_t* sums) {
+  static void Quantise(const float* x, int64_t blocks, int16_t* q, float* scales) {
     for (int64_t b = 0; b < blocks; ++b, x += kBlock, q += kBlock) {
       F most = V::Zero();
       OUTRIDER_UNROLLED
       for (int64_t i = 0; i < kBlock; i += kLanes) most = V::Max(most, Abs(V::Load(x + i)));
       const float highest = Highest(most);
-      scales[b] = highest / 127;
-      const F factor = V::Set(highest > 0 ? 127 / highest : 0.0F);
-      F sum = V::Zero();  // whole numbers, so exact
+      scales[b] = highest / 32767;
+      const F factor = V::Set(highest > 0 ? 32767 / highest : 0.0F);
       OUTRIDER_UNROLLED
-      for (int64_t i = 0; i < kBlock; i += kLanes) {
-        const F whole = V::Round(V::Mul(V::Load(x + i), factor));
-        V::StoreWhole(q + i, whole);
-        sum = V::Add(sum, whole);
-      }
-      sums[b] = static_cast<int32_t>(V::Sum(sum));
+      for (int64_t i = 0; i < kBlock; i += kLanes) V::StoreWhole(q + i, V::Round(V::Mul(V::Load(x + i), factor)));
     }
   }
 

@@ -1,6 +1,6 @@
 #pragma once
 // Channel records of whole numbers (Number::kI8) for the walk of decode_engine.h. A token is staged as whole numbers,
-// too: products of a block are exact, and one fp32 sum takes the blocks of a row one after another.
+// too: sums of a block are exact but for their last bits, and one fp32 sum takes the blocks of a row one after another.
 
 #include <cstddef>
 #include <cstdint>
@@ -12,95 +12,75 @@
 
 namespace outrider::kernels {
 
-// D multiplies as for WholePanel (linear_engine.h), and has
-//   kBytes              numbers of a vector, four to a lane
-//   StartAt(starts)     what a vector of sums starts with, from one start per block in its first lane
-//   Factors(blocks, i)  of vector i, from one factor per block
+// D multiplies as for WholePanel (linear_engine.h).
 template <class V, class D>
 struct WholeRecords {
   using F = typename V::F;
   using I = typename D::I;
   static constexpr Number kNumber = Number::kI8;
   static constexpr int64_t kLanes = V::kLanes;
-  static constexpr int64_t kLanesOfBlock = kBlock / 4;
-  static constexpr int64_t kSpan = 32;  // blocks whose factors are made together
+  static constexpr int64_t kPairs = 2 * kLanes;  // numbers of a vector of pairs
+  static constexpr int64_t kSpan = 32;           // blocks whose factors are made together
 
-  // A staged token: whole numbers, then for each block kLanesOfBlock starts, then one scale per block; all of whole
-  // spans, the rest zero.
+  // A staged token: whole numbers of 16 bits, then one scale per block; all of whole spans, the rest zero.
   static int64_t Blocks(int64_t width) { return (width / kBlock + kSpan - 1) / kSpan * kSpan; }
-  static int64_t StagedBytes(int64_t width) { return Blocks(width) * (kBlock + kLanesOfBlock * 4 + 4); }
+  static int64_t StagedBytes(int64_t width) { return Blocks(width) * (kBlock * 2 + 4); }
   static void Stage(const float* x, int64_t width, std::byte* to) {
-    const int64_t blocks = Blocks(width), used = width / kBlock;
-    auto* q = reinterpret_cast<int8_t*>(to);
-    auto* starts = reinterpret_cast<int32_t*>(to + blocks * kBlock);
-    auto* scales = reinterpret_cast<float*>(starts + blocks * kLanesOfBlock);
     __builtin_memset(to, 0, static_cast<size_t>(StagedBytes(width)));
-    for (int64_t b = 0; b < used; ++b) {
-      int32_t sum = 0;
-      TokenWork<V>::Quantise(x + b * kBlock, 1, q + b * kBlock, scales + b, &sum);
-      starts[b * kLanesOfBlock] = -128 * sum;
-    }
+    auto* scales = reinterpret_cast<float*>(to + Blocks(width) * kBlock * 2);
+    TokenWork<V>::Quantise(x, width / kBlock, reinterpret_cast<int16_t*>(to), scales);
   }
   static const std::byte* Token(const StepTokens& tokens, int64_t token, int64_t width) {
     return tokens.staged + token * StagedBytes(width);
   }
 
-  struct View {
-    const std::byte* q;
-    const int32_t* starts;
-    const float* scales;
-
-    View(const std::byte* token, int64_t blocks)
-        : q(token),
-          starts(reinterpret_cast<const int32_t*>(token + blocks * kBlock)),
-          scales(reinterpret_cast<const float*>(starts + blocks * kLanesOfBlock)) {}
-  };
+  // Sums of the products of one block, in lanes.
+  static F Dot(const std::byte* weights, const int16_t* x) {
+    I dot = D::Zero();
+    OUTRIDER_UNROLLED
+    for (int64_t i = 0; i < kBlock; i += kPairs) dot = D::Step(dot, D::Load(weights + i), D::LoadTokens(x + i));
+    return D::ToFloat(dot);
+  }
 
   // Per block of a span: the scale of the row times that of the token. Reads and writes whole vectors, as records and
   // spans allow.
   static void Factors(const uint16_t* row, const float* token, int64_t blocks, float* to) {
-    for (int64_t b = 0; b < blocks; b += kLanes) V::Store(to + b, V::Mul(V::LoadBf16(row + b), V::Load(token + b)));
+    for (int64_t b = 0; b < blocks; b += kLanes) V::Store(to + b, V::Mul(V::LoadHalf(row + b), V::Load(token + b)));
   }
 
   template <int T, bool kPrefetch>
   static void Products(const std::byte* record, const std::byte* next, int64_t width, const std::byte* const* tokens,
                        float* gates, float* ups) {
     const int64_t padded = Blocks(width), blocks = width / kBlock;
-    const std::byte* gate = record;
-    const std::byte* up = gate + width;
-    const auto* scales = reinterpret_cast<const uint16_t*>(gate + 3 * width);
+    const auto* scales = reinterpret_cast<const uint16_t*>(record + 3 * width);
     const std::byte* const next_last = next + RecordBytes(kNumber, width) - 64;
     F g[T], u[T];
     OUTRIDER_UNROLLED
     for (int t = 0; t < T; ++t) g[t] = u[t] = V::Zero();
-    for (int64_t block = 0; block < blocks; block += kSpan, scales += kSpan) {
-      const int64_t some = blocks - block < kSpan ? blocks - block : kSpan;
+    for (int64_t first = 0; first < blocks; first += kSpan, scales += kSpan) {
+      const int64_t some = blocks - first < kSpan ? blocks - first : kSpan;
       float factors[T][2][kSpan];
-      const std::byte* q[T];
-      const int32_t* starts[T];
+      const int16_t* x[T];
       OUTRIDER_UNROLLED
       for (int t = 0; t < T; ++t) {
-        const View token(tokens[t], padded);
-        q[t] = token.q + block * kBlock;
-        starts[t] = token.starts + block * kLanesOfBlock;
-        Factors(scales, token.scales + block, some, factors[t][0]);
-        Factors(scales + blocks, token.scales + block, some, factors[t][1]);
+        x[t] = reinterpret_cast<const int16_t*>(tokens[t]) + first * kBlock;
+        const float* own = reinterpret_cast<const float*>(tokens[t] + padded * kBlock * 2) + first;
+        Factors(scales, own, some, factors[t][0]);
+        Factors(scales + blocks, own, some, factors[t][1]);
       }
-      const std::byte* const end = gate + some * kBlock;
-      for (int64_t i = 0; gate < end; ++i, gate += D::kBytes, up += D::kBytes) {
+      const std::byte* gate = record + first * kBlock;
+      for (int64_t b = 0; b < some; ++b, gate += kBlock) {
         if constexpr (kPrefetch) {
           OUTRIDER_UNROLLED
-          for (int64_t line = 0; line < D::kBytes; line += 16) {  // a record has less than four bytes for one of gate
+          for (int line = 0; line < 2; ++line) {  // a record has less than four bytes for one of gate
             __builtin_prefetch(next);
             next = next < next_last ? next + 64 : next_last;
           }
         }
-        const I gate_row = D::Load(gate), up_row = D::Load(up);
         OUTRIDER_UNROLLED
         for (int t = 0; t < T; ++t) {
-          const I x = D::LoadPlain(q[t] + i * D::kBytes), start = D::StartAt(starts[t] + i * kLanes);
-          g[t] = V::MulAdd(g[t], D::ToFloat(D::Step(start, gate_row, x)), D::Factors(factors[t][0], i));
-          u[t] = V::MulAdd(u[t], D::ToFloat(D::Step(start, up_row, x)), D::Factors(factors[t][1], i));
+          g[t] = V::MulAdd(g[t], Dot(gate, x[t] + b * kBlock), V::Broadcast(factors[t][0] + b));
+          u[t] = V::MulAdd(u[t], Dot(gate + width, x[t] + b * kBlock), V::Broadcast(factors[t][1] + b));
         }
       }
     }
@@ -120,7 +100,7 @@ struct WholeRecords {
       for (int i = 0; i < N; ++i) {
         const auto* scales = reinterpret_cast<const uint16_t*>(records[i] + 3 * width) + 2 * blocks + first;
         for (int64_t b = 0; b < some; b += kLanes) {
-          const F scale = V::LoadBf16(scales + b);
+          const F scale = V::LoadHalf(scales + b);
           OUTRIDER_UNROLLED
           for (int t = 0; t < T; ++t) V::Store(factors[i][t] + b, V::Mul(scale, V::Set(h[t * kTogether + i])));
         }

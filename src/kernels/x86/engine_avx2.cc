@@ -51,10 +51,13 @@ struct Vector8 {
   static F LoadWhole(const int8_t* at) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))));
   }
-  static void StoreWhole(int8_t* at, F a) {
+  static void StoreWhole(int16_t* at, F a) {
     const __m256i words = _mm256_cvtps_epi32(a);
     const __m128i half = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(at), _mm_packs_epi16(half, half));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(at), half);
+  }
+  static F LoadHalf(const uint16_t* at) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
   }
   static F Add(F a, F b) { return _mm256_add_ps(a, b); }
   static F Mul(F a, F b) { return _mm256_mul_ps(a, b); }
@@ -74,29 +77,22 @@ struct Vector8 {
   }
 };
 
-// Pairs of products must fit 16 bits, so the signs of x go to the weights.
 struct Dot8 {
   static constexpr int kLinearTokens = 1;
-  static constexpr int64_t kBytes = 32;
+  using W = __m256i;
   using I = __m256i;
 
-  static I Start(int32_t) { return _mm256_setzero_si256(); }
-  static I Load(const std::byte* at) {
-    const __m256i shifted = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
-    return _mm256_xor_si256(shifted, _mm256_set1_epi8(static_cast<char>(0x80)));
+  static I Zero() { return _mm256_setzero_si256(); }
+  static W Load(const std::byte* at) {
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
   }
-  static I LoadPlain(const std::byte* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
-  static I StartAt(const int32_t*) { return _mm256_setzero_si256(); }
-  static __m256 Factors(const float* blocks, int64_t i) { return _mm256_broadcast_ss(blocks + i); }
-  static I Broadcast(const int8_t* at) {
-    int32_t quad;
-    __builtin_memcpy(&quad, at, sizeof(quad));
-    return _mm256_set1_epi32(quad);
+  static W LoadTokens(const int16_t* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
+  static W Broadcast(const int16_t* at) {
+    int32_t pair;
+    __builtin_memcpy(&pair, at, sizeof(pair));
+    return _mm256_set1_epi32(pair);
   }
-  static I Step(I sum, I weights, I x) {
-    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(weights, x));
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-  }
+  static I Step(I sum, W weights, W x) { return _mm256_add_epi32(sum, _mm256_madd_epi16(weights, x)); }
   static __m256 ToFloat(I sum) { return _mm256_cvtepi32_ps(sum); }
 };
 

@@ -41,7 +41,8 @@ std::vector<EngineSet> MachineEngines() {
   constexpr uint64_t kYmm = 0x6, kZmm = 0xe6, kTiles = 0x60000;
   const Leaf basic = Cpuid(1, 0), extended = Cpuid(7, 0), more = Cpuid(7, 1);
   const uint64_t saved = SavedState();
-  const bool avx2 = Bit(basic.ecx, 12) && Bit(extended.ebx, 5) && (saved & kYmm) == kYmm;
+  const bool avx2 =
+      Bit(basic.ecx, 12) && Bit(basic.ecx, 29) && Bit(extended.ebx, 5) && (saved & kYmm) == kYmm;  // FMA, F16C, AVX2
   const bool avx512 = avx2 && Bit(extended.ebx, 16) && Bit(extended.ebx, 17) && Bit(extended.ebx, 30) &&
                       Bit(extended.ebx, 31) && (saved & kZmm) == kZmm;  // F, DQ, BW, VL
   const bool vnni = avx512 && Bit(extended.ecx, 11);

@@ -83,14 +83,14 @@ TEST(Linear, AgreesWithDoubleLoops) {
           matrix.Row(r, row.data());
           for (int64_t t = 0; t < tokens; ++t) {
             double sum = p.bias[static_cast<size_t>(r)], terms = 1;
-            double rounding = 0;  // of x to steps of 1/127 of the highest of its block, which is below 5
+            double rounding = 0;  // of x to steps of 1/32767 of the highest of its block, which is below 5
             for (int64_t k = 0; k < columns; ++k) {
               const double x = p.x[static_cast<size_t>(t * columns + k)], w = row[static_cast<size_t>(k)];
               sum += x * w;
               terms += std::abs(x * w);
-              rounding += std::abs(w) * 5.0 / 127 / 2;
+              rounding += std::abs(w) * 5.0 / 32767 / 2;
             }
-            const double tolerance = number == Number::kI8 ? rounding : 4e-7 * terms;
+            const double tolerance = 4e-7 * terms + (number == Number::kI8 ? rounding : 0);
             ASSERT_NEAR(y[static_cast<size_t>(t * rows + r)], sum, tolerance)
                 << engine->name << " " << rows << "x" << columns << " row " << r << " token " << t;
           }

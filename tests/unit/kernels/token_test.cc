@@ -39,13 +39,15 @@ TEST(TokenWork, JoinAddsThePartsInOrder) {
     for (const int64_t size : {1, 8, 19, 64}) {
       const int64_t count = 5, stride = size + 3;
       const auto parts = Normal(5, count * stride), before = Normal(6, size);
-      std::vector<float> set(before.size(), 7), added = before;
-      engine->join(parts.data(), count, stride, size, false, set.data());
-      engine->join(parts.data(), count, stride, size, true, added.data());
+      std::vector<float> set(before.size(), 7), scaled = set, added = before;
+      engine->join(parts.data(), count, stride, size, nullptr, false, set.data());
+      engine->join(parts.data(), count, stride, size, nullptr, true, added.data());
+      engine->join(parts.data(), count, stride, size, before.data(), false, scaled.data());
       for (int64_t i = 0; i < size; ++i) {
         float total = parts[static_cast<size_t>(i)];
         for (int64_t part = 1; part < count; ++part) total += parts[static_cast<size_t>(part * stride + i)];
         EXPECT_EQ(set[static_cast<size_t>(i)], total) << engine->name;
+        EXPECT_EQ(scaled[static_cast<size_t>(i)], total * before[static_cast<size_t>(i)]) << engine->name;
         EXPECT_EQ(added[static_cast<size_t>(i)], before[static_cast<size_t>(i)] + total) << engine->name;
       }
     }

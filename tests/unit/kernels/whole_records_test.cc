@@ -6,6 +6,7 @@
 
 #include "kernels/cpu.h"
 #include "kernels/decode.h"
+#include "kernels/int8_block.h"
 #include "reference.h"
 
 namespace outrider::kernels::tests {
@@ -31,9 +32,8 @@ Layer Unpacked(const ChannelStore& store, const Layer& like) {
     const auto value = [&](int64_t part, int64_t j) {
       uint16_t scale = 0;
       std::memcpy(&scale, record + 3 * d + (part * d + j) / 32 * 2, 2);
-      const auto byte = static_cast<uint8_t>(record[part * d + j]);
-      const int whole = part == 2 ? static_cast<int8_t>(byte) : byte - 128;
-      return static_cast<float>(whole) * FloatOf(scale);
+      const float value = static_cast<float>(static_cast<int8_t>(record[part * d + j])) * FloatOfHalf(scale);
+      return part == 2 ? value * store.output_scales()[j] : value;
     };
     for (int64_t j = 0; j < d; ++j) {
       layer.gate.values[static_cast<size_t>(c * d + j)] = value(0, j);
@@ -68,7 +68,29 @@ TEST(WholeRecords, HoldEachNumberToHalfAStep) {
   };
   expect_near(layer.gate, held.gate, 1, 21 * 96);
   expect_near(layer.up, held.up, 1, 21 * 96);
-  expect_near(layer.down, held.down, 21, 21);
+  Numbers down = layer.down, held_down = held.down;  // as they were rounded
+  for (size_t o = 0; o < 96; ++o) {
+    double squares = 0;
+    for (size_t c = 0; c < 21; ++c) squares += std::pow(layer.down.values[o * 21 + c], 2);
+    EXPECT_NEAR(store.output_scales()[o], std::sqrt(squares / 21), 1e-6);
+    for (size_t c = 0; c < 21; ++c) {
+      down.values[o * 21 + c] /= store.output_scales()[o];
+      held_down.values[o * 21 + c] /= store.output_scales()[o];
+    }
+  }
+  expect_near(down, held_down, 21, 21);
+}
+
+TEST(WholeRecords, AScaleIsTheLowestHalfThatIsNotBelow) {
+  for (const float value :
+       {0.0F, 1e-9F, 3e-8F, 5e-6F, 6.1e-5F, 6.2e-5F, 1e-3F, 0.0078F, 1.0F, 1.0005F, 127.0F, 65504.0F}) {
+    const uint16_t bits = HalfNotBelow(value);
+    EXPECT_GE(FloatOfHalf(bits), value);
+    if (bits > 0) {
+      EXPECT_LT(FloatOfHalf(static_cast<uint16_t>(bits - 1)), value);
+    }
+  }
+  EXPECT_EQ(FloatOfHalf(HalfNotBelow(1e9F)), 65504.0F);
 }
 
 TEST(WholeRecords, FloatRecordsFromASourceAreThoseOfADenseLayer) {
@@ -93,12 +115,11 @@ TEST(WholeRecords, EachEngineAgreesWithDoubleLoops) {
     std::mt19937 random(seed);
     const Numbers x = RandomNumbers(random, s.tokens * s.width, 1, Number::kF32);
     Numbers rounded = x;
-    std::vector<int8_t> q(x.values.size());
+    std::vector<int16_t> q(x.values.size());
     std::vector<float> scales(x.values.size() / 32);
-    std::vector<int32_t> sums(scales.size());
     LinearEngines(Number::kI8)
         .front()
-        ->quantise(x.values.data(), static_cast<int64_t>(scales.size()), q.data(), scales.data(), sums.data());
+        ->quantise(x.values.data(), static_cast<int64_t>(scales.size()), q.data(), scales.data());
     for (size_t i = 0; i < q.size(); ++i) rounded.values[i] = static_cast<float>(q[i]) * scales[i / 32];
     const auto experts = RandomExperts(seed, s.tokens, s.experts);
     const Expected expected = MaskedDense(held, rounded, experts);
