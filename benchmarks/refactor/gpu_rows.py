@@ -6,7 +6,8 @@
 
 `--seconds` stops behind a checkpoint; the same call goes on. `--work` keeps everything, weights too; `--out` gets
 refactor_h100.json and .md, and with `--archive` one file of masks, routers, traces and cards. `--merge FILE` begins
-with the rows of an earlier results file. Rows are named in row_table.py.
+with the rows of an earlier results file; a row measured anew takes the earlier one's place. Rows are named in
+row_table.py.
 """
 
 import argparse
@@ -126,6 +127,7 @@ class Results:
             "circumstances": measure.circumstances(),
             "rows": rows,
             "comparisons": comparisons,
+            "comparisons_to_three": row_results.compare_all(rows, documents, "static-three"),
             "tasks": list(self._tasks.values()),
             "sweep": self._sweep,
             "documents": documents,
@@ -137,6 +139,7 @@ class Results:
         write_file(self._folder / f"{self._name}.md", row_results.markdown(result))
 
     def _add(self, row: dict[str, Any], evaluated: dict[str, Any], mode: str) -> None:
+        self._rows = {name: one for name, one in self._rows.items() if not row_results.is_rerun(row, one)}
         self._rows[row["id"]] = row
         unseen = evaluated.get("unseen", {}).get(mode) or {}
         self._documents[row["id"]] = row_results.documents_of(evaluated["test"][mode], unseen)

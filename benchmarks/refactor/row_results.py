@@ -13,10 +13,17 @@ from row_table import Row
 
 # Nats of a document keep this many decimals; a document has some thousand tokens.
 DECIMALS = 3
+# What rows that are compared have in common.
+SAME = ("preset", "active", "loss", "teacher", "nominal_tokens", "seed", "eval_tokens")
 _ABOUT = (
     "Perplexity on held-out text, geometric mean over the tuned domains. *To static* is the ratio of geometric means "
     "to the row `static` of the same preset, active share, tokens, loss and teacher, with a 95 % interval of a paired "
     "bootstrap over documents; below 1 is better. Seconds are those of optimizer steps."
+)
+_ABOUT_THREE = (
+    "Ratio to `static-three`, the best on valid of three published rules (mean |h|, mean |h| times the norm of the "
+    "output row, fluctuation with a ratio per layer and a compensating bias), without the coverage mask that `static` "
+    "may take:"
 )
 _HEAD = (
     *("preset", "active", "row", "loss", "teacher", "tokens", "router tokens", "teacher tokens", "geometric mean"),
@@ -105,19 +112,25 @@ def documents_of(test: dict[str, Any], unseen: dict[str, Any]) -> dict[str, Any]
     return {"test": compact(test), "unseen": compact(unseen)}
 
 
+def is_rerun(row: dict[str, Any], of: dict[str, Any]) -> bool:
+    """Whether both are the same row of the comparison, perhaps with other folders or options."""
+    return all(row.get(name) == of.get(name) for name in (*SAME, "row"))
+
+
 def losses_of(documents: dict[str, Any]) -> dict[str, DomainLoss]:
     """The inverse, of one of the two parts."""
     return {name: domain_loss(nats, tokens) for name, (tokens, nats) in documents.items()}
 
 
-def compare_all(rows: list[dict[str, Any]], documents: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each row against `static` of the same preset, active share, budget, loss and teacher: ratios of perplexities with
-    95 % intervals, below 1 better than `static`."""
-    same = ("preset", "active", "loss", "teacher", "nominal_tokens", "seed", "eval_tokens")
-    statics = {tuple(row[name] for name in same): row for row in rows if row["row"] == "static"}
+def compare_all(
+    rows: list[dict[str, Any]], documents: dict[str, Any], base_row: str = "static"
+) -> list[dict[str, Any]]:
+    """Each row against `base_row` of the same preset, active share, budget, loss and teacher: ratios of perplexities
+    with 95 % intervals, below 1 better than that row."""
+    statics = {tuple(row.get(name) for name in SAME): row for row in rows if row["row"] == base_row}
     found = []
     for row in rows:
-        static = statics.get(tuple(row.get(name) for name in same))
+        static = statics.get(tuple(row.get(name) for name in SAME))
         if static is None or static is row:
             continue
         entry = {"row": row["id"], "against": static["id"]}
@@ -162,17 +175,10 @@ def markdown(result: dict[str, Any]) -> str:
             ],
         ),
         "Ratio to `static`, domain by domain:",
-        _table(
-            ["row", *names, *(f"{name} (unseen)" for name in unseen)],
-            [
-                [_name(row)]
-                + [_ratio(comparisons[row["id"]].get("test", {}).get(n)) for n in names]
-                + [_ratio(comparisons[row["id"]].get("unseen", {}).get(n)) for n in unseen]
-                for row in rows
-                if row["id"] in comparisons
-            ],
-        ),
+        _ratios(rows, result["comparisons"], names, unseen),
     ]
+    if result.get("comparisons_to_three"):
+        parts += [_ABOUT_THREE, _ratios(rows, result["comparisons_to_three"], ["geometric mean", *names], unseen)]
     if result.get("tasks"):
         parts += ["Task sets, points with one standard error (metric, items):", row_tasks.markdown(result["tasks"])]
     if result.get("sweep"):
@@ -182,6 +188,18 @@ def markdown(result: dict[str, Any]) -> str:
         ]
         parts += ["Learning rates, chosen on valid:", _table(["row", "rate", "tokens", "valid"], lines)]
     return "\n\n".join(parts) + "\n"
+
+
+def _ratios(rows: list[dict[str, Any]], comparisons: list[dict[str, Any]], names: list[str], unseen: list[str]) -> str:
+    compared = {entry["row"]: entry for entry in comparisons}
+    lines = [
+        [_name(row)]
+        + [_ratio(compared[row["id"]].get("test", {}).get(n)) for n in names]
+        + [_ratio(compared[row["id"]].get("unseen", {}).get(n)) for n in unseen]
+        for row in rows
+        if row["id"] in compared
+    ]
+    return _table(["row", *names, *(f"{name} (unseen)" for name in unseen)], lines)
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -56,10 +56,12 @@ class Row:
 
 # Changes of `ours` that only these tables measure.
 _FURTHER: dict[str, dict[str, Any]] = {
+    "static-three": ROWS["static"] | {"experts.statistic": "best_of_three"},
     "ours-activation": {"coverage.mass": "activation"},
     "ours-global": {"experts.ratio": "global"},
     "ours-measured": {"experts.ratio": "measured"},
     "ours-16": {"experts.count": 16},
+    "ours-16-global": {"experts.count": 16, "experts.ratio": "global"},
     "ours-window-16": {"coverage.granularity": "window:16"},
     "ours-window-256": {"coverage.granularity": "window:256"},
     "ours-document": {"coverage.granularity": "document"},
@@ -67,8 +69,8 @@ _FURTHER: dict[str, dict[str, Any]] = {
     "ours-abs": {"router.loss": "code_abs"},
 }
 _NAMES = {
-    "outrider": """static ours static-ce ours-ce static+ random-router contextual layerwise carved random-mask
-        ours-activation ours-global ours-measured ours-16 ours-window-16 ours-window-256 ours-document""",
+    "outrider": """static static-three ours static-ce ours-ce static+ random-router contextual layerwise carved random-mask
+        ours-activation ours-global ours-measured ours-16 ours-16-global ours-window-16 ours-window-256 ours-document""",
     "readme": "static ours ours-paper ours-abs static+ random-router domain-oracle contextual layerwise",
 }
 

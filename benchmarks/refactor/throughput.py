@@ -3,6 +3,7 @@
 PYTHONPATH=python python benchmarks/refactor/throughput.py --shape smollm2-135m --output throughput.json
 PYTHONPATH=python python benchmarks/refactor/throughput.py --shape llama-7b --tune adapter:16 --rows outrider
 ... --profile ROW prints where the time of one expert step of that row goes
+... --rows outrider,coexec --steps 12: co-executed steps are recorded three times before they run ahead
 """
 
 import argparse
@@ -34,7 +35,9 @@ ROWS = {
     "static": {"experts.kind": "static", "experts.statistic": "l1_out", "routing.kind": "none"},
     "outrider": ROUTED,
     "distilled": ROUTED | {"teacher": "parent", "distill": 1.0},
+    "coexec": ROUTED | {"coexec": True},
     "deterministic": ROUTED | {"deterministic": True},
+    "deterministic-coexec": ROUTED | {"deterministic": True, "coexec": True},
     "readme": {"experts.kind": "published", "routing.kind": "router", "router.loss": "code", "router.width": 512,
                "router.scale": "none", "router.embed": "own"},
 }  # fmt: skip

@@ -240,7 +240,10 @@ class Chooser {
   // `coverage`: one expert of the coverage kind.
   base::Result<void> MakeStatic(ExpertFacts& facts) {
     base::Result<Masks> covering = Masks();
+    std::vector<std::string> candidates = {"l1", "l1_out", "fluctuation"};
+    const bool best = options_.experts_statistic.starts_with("best");
     if (options_.experts_statistic == "coverage" || options_.experts_statistic == "best") {
+      candidates.emplace_back("coverage");
       covering = FindCoverage(1, facts);
       if (!covering) return tl::unexpected(covering.error());
     }
@@ -253,8 +256,8 @@ class Chooser {
       model_.fill = name == "fluctuation" ? Compensation(sums, model_.masks) : std::vector<at::Tensor>();
     };
     facts.statistic = options_.experts_statistic;
-    if (options_.experts_statistic == "best") {
-      for (const char* name : {"l1", "l1_out", "fluctuation", "coverage"}) {
+    if (best) {
+      for (const std::string& name : candidates) {
         choose(name);
         facts.candidates[name] = NatsOnValid(model_);
       }

@@ -55,6 +55,7 @@ void ForEachField(AnyOptions& o, const Visit& visit) {
   visit("expert.steps", o.expert_steps, true);
   visit("batch", o.batch, true);
   visit("sequence", o.sequence, true);
+  visit("sample.start", o.sample_start, true);
   visit("micro_batch", o.micro_batch, true);
   visit("chunk", o.chunk, true);
   visit("router.rate", o.router_rate, true);
@@ -148,7 +149,7 @@ std::vector<std::string> WrongPairs(const Options& o) {
     found.emplace_back("routing.kind: experts.kind carved has a router per layer, expected layerwise");
   if (!one && o.routing_kind == "none")
     found.push_back("routing.kind: experts.kind " + o.experts_kind + " needs one of router, layerwise, random, domain");
-  if (!one && (o.experts_statistic == "best" || o.experts_statistic == "coverage"))
+  if (!one && (o.experts_statistic.starts_with("best") || o.experts_statistic == "coverage"))
     found.push_back("experts.statistic: " + o.experts_statistic + " is for experts.kind static only");
   if (o.routing_kind == "layerwise" && o.routing_tau > 0)
     found.emplace_back("routing.tau: routing.kind layerwise has no hysteresis, expected 0");
@@ -165,8 +166,9 @@ std::string Complaint(const Options& o) {
       OneOf("adapter.dtype", o.adapter_dtype, {"bfloat16", "int8"}),
       OneOf("experts.kind", o.experts_kind,
             {"coverage", "published", "random", "carved", "static", "contextual", "dense"}),
-      OneOf("experts.statistic", o.experts_statistic, {"l1", "l1_out", "fluctuation", "coverage", "best"}),
+      OneOf("experts.statistic", o.experts_statistic, {"l1", "l1_out", "fluctuation", "coverage", "best", "best_of_three"}),
       OneOf("experts.ratio", o.experts_ratio, {"uniform", "measured", "global"}),
+      OneOf("sample.start", o.sample_start, {"anywhere", "text"}),
       OneOf("routing.kind", o.routing_kind, {"router", "layerwise", "random", "domain", "none"}),
       OneOf("coverage.mass", o.coverage_mass, {"activation", "gradient"}),
       OneOf("router.scale", o.router_scale, {"none", "sqrt"}),

@@ -18,7 +18,7 @@ struct Options {
 
   // Experts. kind: coverage | published | random | carved | static | contextual | dense. statistic: l1 | l1_out |
   // fluctuation | coverage (static only: one coverage expert) | best (static only: the one with the lowest loss on
-  // valid before tuning).
+  // valid before tuning) | best_of_three (the same without coverage).
   std::string experts_kind = "coverage", experts_statistic = "l1";
   int64_t experts_count = 8;  // coverage, random; carved: the routed ones; published has one per domain
   double experts_keep = 0.5;  // share of all channels that a token uses; of each layer's with ratio uniform
@@ -43,6 +43,7 @@ struct Options {
   int64_t rounds = 4;
   int64_t router_steps = 38, router_last_steps = 0, expert_steps = 152;
   int64_t batch = 64, sequence = 2048;  // texts per optimizer step; tokens per text
+  std::string sample_start = "anywhere";  // anywhere | text: where a document begins
   int64_t micro_batch = 8;              // texts per forward pass
   int64_t chunk = 4096;                 // tokens whose logits exist at a time
   double router_rate = 5e-4, expert_rate = 1e-4, round_decay = 0.8;

@@ -62,6 +62,7 @@ def test_deterministic_runs_have_equal_bits(folder: Path, dtype: str) -> None:
     stopped = run(folder, f"parts-{dtype}", **changes, steps_max=7)
     assert not stopped["done"]
     assert run(folder, f"parts-{dtype}", **changes)["eval"] == whole["eval"]
+    assert run(folder, f"coexec-{dtype}", **changes, coexec=True)["eval"] == whole["eval"]
     for name in ("model.safetensors", "outrider_masks.safetensors", "outrider_router.safetensors"):
-        files = [(folder / f"{run_name}-{dtype}" / "model" / name).read_bytes() for run_name in ("whole", "parts")]
-        assert files[0] == files[1], name
+        files = [(folder / f"{made}-{dtype}" / "model" / name).read_bytes() for made in ("whole", "parts", "coexec")]
+        assert files[0] == files[1] == files[2], name

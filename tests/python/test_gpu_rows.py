@@ -92,14 +92,14 @@ def test_dry_run_prints_tokens_and_writes_nothing(inputs, capsys):
 
 @pytest.fixture(scope="module")
 def finished(inputs):
-    rows = "outrider-0.5-static,outrider-0.5-ours,readme-0.75-static,readme-0.75-ours,readme-0.75-domain-oracle"
+    rows = "outrider-0.5-static,outrider-0.5-static-three,outrider-0.5-ours,readme-0.75-static,readme-0.75-ours,readme-0.75-domain-oracle"
     assert call(inputs, rows, "--archive", "outrider-0.5-ours,readme-0.75-*") == 0
     return found(inputs)
 
 
 def test_every_row_has_its_figures(finished):
     rows = {(r["preset"], r["active"], r["row"]): r for r in finished["rows"]}
-    assert len(rows) == 7
+    assert len(rows) == 8
     ours = rows["outrider", 0.5, "ours"]
     assert (ours["loss"], ours["teacher"], ours["tokens"]) == ("ce + 1 kl", "dense-cont", 1024)
     assert ours["ppl_by_domain"].keys() == {"code", "docstrings"} and ours["ppl_unseen"].keys() == {"licences"}
@@ -113,12 +113,16 @@ def test_every_row_has_its_figures(finished):
     assert rows[None, 1.0, "parent"]["ppl_geomean"] == pytest.approx(512, rel=0.1), "random weights"
     assert rows["readme", 0.75, "domain-oracle"]["ppl_unseen"] == {}
     assert rows["outrider", 0.5, "static"]["statistic"] in ("l1", "l1_out", "fluctuation", "coverage")
+    assert rows["outrider", 0.5, "static-three"]["statistic"] in ("l1", "l1_out", "fluctuation")
 
 
 def test_comparisons_are_against_the_static_row_of_the_same_kind(finished):
     rows = {r["id"]: r for r in finished["rows"]}
     pairs = {(rows[c["row"]]["preset"], rows[c["row"]]["row"]): rows[c["against"]] for c in finished["comparisons"]}
-    assert pairs.keys() == {("outrider", "ours"), ("readme", "ours"), ("readme", "domain-oracle")}
+    assert pairs.keys() == {
+        *(("outrider", name) for name in ("static-three", "ours")),
+        *(("readme", name) for name in ("ours", "domain-oracle")),
+    }
     for (preset, _), static in pairs.items():
         assert (static["preset"], static["row"]) == (preset, "static")
     for entry in finished["comparisons"]:
@@ -129,6 +133,12 @@ def test_comparisons_are_against_the_static_row_of_the_same_kind(finished):
         assert (ours["to_static"], ours["to_static_interval"]) == (value, [low, high])
         assert static["to_static"] is None
     assert row_results.compare_all(finished["rows"], finished["documents"]) == finished["comparisons"]
+
+
+def test_a_second_comparison_is_against_published_rules_alone(finished):
+    rows = {r["id"]: r for r in finished["rows"]}
+    against = {rows[c["row"]]["row"]: rows[c["against"]]["row"] for c in finished["comparisons_to_three"]}
+    assert against == {"static": "static-three", "ours": "static-three"}
 
 
 def test_the_text_holds_the_rows(finished, inputs):
@@ -183,7 +193,7 @@ def test_rows_of_an_earlier_file_stay(finished, inputs):
     earlier = inputs[0] / "out" / "found.json"
     assert call(inputs, "outrider-0.5-static-ce", "--merge", str(earlier), out="merged") == 0
     ids = [row["id"].rpartition("-")[0] for row in found(inputs, "merged")["rows"]]
-    assert len(ids) == 8 and "outrider-0.5-static-ce" in ids
+    assert len(ids) == 9 and "outrider-0.5-static-ce" in ids
 
 
 def test_rows_are_scored_on_tasks(inputs, monkeypatch, capsys):

@@ -165,6 +165,7 @@ def test_runs_at_low_rates_have_fewer_rows():
     shaped = load.shape("p", load.poisson(100, 3), count=100, scale=1, context=10_000)
     plan = compare.Plan(lambda _: None, Prepared(shaped, [[1]] * 100), equal_times=True)
     assert [plan.rows_at(share) for share in (0.3, 0.9, 1.2, 0.01)] == [25, 75, 100, 8]
+    assert replace(plan, rates=(0.3,)).rows_at(0.3) == 25, "as beside the other rates"
     assert replace(plan, equal_times=False).rows_at(0.3) == 100
 
 

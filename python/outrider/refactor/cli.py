@@ -103,7 +103,7 @@ def self_command(
     turns: Annotated[int, typer.Option(help="Questions and answers of a conversation.")] = 1,
     length: Annotated[int, typer.Option(help="Tokens of a text at most.")] = 512,
     temperature: Annotated[float, typer.Option(help="Of the draws.")] = 1.0,
-    answer_temperature: Annotated[float, typer.Option(help="The same in the answers of conversations.")] = 0.7,
+    answer_temperature: Annotated[float, typer.Option(help="The same in answers and in texts about names.")] = 0.7,
     top_k: Annotated[int, typer.Option(help="Draw from the k most likely only; 0: from all.")] = 256,
     top_p: Annotated[float, typer.Option(help="Draw from the most likely that reach p together.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Equal seeds give equal texts.", min=0)] = 0,

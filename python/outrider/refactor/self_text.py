@@ -37,8 +37,8 @@ class SelfOptions:
     """`text_share`: of the tokens, in texts that are no conversation; all of them without a chat template.
 
     `name_share`: of all tokens, in texts that begin with a name; the others are shared out as if it were 0.
-    `turns`: questions and answers of a conversation; answers are drawn at a temperature of their own. `length`: tokens
-    of a text at most. `rows`: texts at once.
+    `turns`: questions and answers of a conversation; answers, and texts about names, are drawn at a temperature of
+    their own. `length`: tokens of a text at most. `rows`: texts at once.
     """
 
     tokens: int
@@ -221,17 +221,28 @@ def _names_plan(
     if not names:
         raise InputError("E_SELF", parent, NAMES, f"no name in {len(texts)} texts", "texts that mention names")
     form = chat_form(wide, parent / "tokenizer_config.json")
-    plan = _text_plan(NAMES, _name_tokens(options), tokenizer.encode(names), wide, form)
+    # What the parent says of a name when it is asked, not all that it might: at the temperature of answers.
+    plan = _text_plan(NAMES, _name_tokens(options), tokenizer.encode(names), wide, form, options.answer_temperature)
     _require_room(plan, options)
     return plan
 
 
-def _text_plan(domain: str, tokens: int, begins: Sequence[Sequence[int]], wide: Any, form: ChatForm | None) -> _Plan:
-    """Texts that are no conversation, behind the token that begins a text and each of `begins` in turns."""
+def _text_plan(
+    domain: str,
+    tokens: int,
+    begins: Sequence[Sequence[int]],
+    wide: Any,
+    form: ChatForm | None,
+    temperature: float = 0.0,
+) -> _Plan:
+    """Texts that are no conversation, behind the token that begins a text and each of `begins` in turns.
+
+    `temperature`: 0 for that of the options.
+    """
     start = text_start(wide, form)
     ends = sorted({*special_ids(wide), start})
     prompts = [[start, *ids] for ids in begins]
-    return _Plan(domain, tokens, prompts, [(ends, [], 0.0)], [1] * len(prompts), frozenset(ends))
+    return _Plan(domain, tokens, prompts, [(ends, [], temperature)], [1] * len(prompts), frozenset(ends))
 
 
 def _chat_plan(

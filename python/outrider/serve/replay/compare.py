@@ -40,7 +40,7 @@ class Plan:
 
     def rows_at(self, share: float) -> int:
         rows = len(self.prepared.prompts)
-        wanted = round(rows * share / max(self.rates)) if self.equal_times else rows
+        wanted = round(rows * share / max(RATES)) if self.equal_times else rows
         return min(rows, max(ROWS_MIN, wanted))
 
 
