@@ -5,14 +5,15 @@
 #
 #   PARENT=model IN=inputs OUT=build/replay benchmarks/serve/replay_all.sh [overload]
 #
-# IN holds NAME/ (adapters or models), NAME.layers.safetensors (layer_router.py) and LOAD.json (outrider bench load).
+# IN holds NAME/ (adapters, or models with weights of their own and no PARENT), NAME.layers.safetensors (layer_router.py)
+# and LOAD.json (outrider bench load).
 # With `overload`, the overload of one model, over HTTP as well, on eight cores. CORE: the first core to use.
 set -u
 cd "$(dirname "$0")/../.."
 export PYTHONPATH=python OMP_NUM_THREADS=2
 python=${PYTHON:-python3} models=${MODELS:-"outrider_token outrider_window16 readme_tied"} loads=${LOADS:-"azure mooncake"}
 rates=${RATES:-"0.3 0.9 1.2"}
-common=(--parent "$PARENT" --weights int8 --option decode_tokens=32 --option prefill_tokens="${CHUNK:-64}"
+common=(${PARENT:+--parent "$PARENT"} --weights int8 --option decode_tokens=32 --option prefill_tokens="${CHUNK:-64}"
         --option running_max=64 --ttft-factor 10 --tpot-factor 15)
 core=${CORE:-0}
 mkdir -p "$OUT"

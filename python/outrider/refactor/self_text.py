@@ -5,6 +5,7 @@ question, too (the way of Magpie, arXiv 2406.08464); other texts begin with the 
 and a name that the texts before them mention.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -120,10 +121,7 @@ def write_self_text(
         (folder / "tokens").mkdir()
         splits, domains = {}, {}
         mentioned: list[str] = []
-
-        def decoded(ids: list[int]) -> str:
-            return wide.decode(ids, skip_special_tokens=True)
-
+        decoded = functools.partial(wide.decode, skip_special_tokens=True)
         while plans:
             plan = plans.pop(0)
             keeper = SelfFilter(decoded, banned)
