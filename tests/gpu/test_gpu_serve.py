@@ -85,7 +85,7 @@ def test_a_model_that_the_kernels_do_not_take_is_named(tmp_path):
     from test_serve_cpu import VARIANTS
 
     make_model(VARIANTS["llama"], tmp_path)
-    with pytest.raises(ValueError, match=r"E_CUDA: device cuda: hidden_size: found 64, expected .*device cpu"):
+    with pytest.raises(ValueError, match=r"E_CUDA: device cuda: head_dim: found 16, expected .*device cpu"):
         _core.ServeEngine(str(tmp_path), device="cuda")
 
 
