@@ -53,8 +53,8 @@ serve_gpu::GpuModel Packed(const Weights& weights, int64_t experts, const std::v
   for (const Array<uint16_t>& layer : signatures)
     map.signatures.emplace_back(layer.data(), layer.data() + layer.size());
   const at::Tensor& embed = weights.parameters.embed;
-  auto packed = Unwrap(
-      serve_gpu::GpuModel::Pack(weights.config, map, weights.parameters, embed.device(), embed.scalar_type()));
+  auto packed =
+      Unwrap(serve_gpu::GpuModel::Pack(weights.config, map, weights.parameters, embed.device(), embed.scalar_type()));
   if (library) Unwrap(packed.AddLibraryFfn());
   return packed;
 }
@@ -99,7 +99,8 @@ void DefineGpuPasses(py::module_& m) {
            py::arg("signatures") = std::vector<Array<uint16_t>>(), py::arg("library") = false);
   py::class_<GpuPasses>(m, "GpuPasses", "The GPU executor over a packed model, without an engine around it.")
       .def(py::init<const serve_gpu::GpuModel&, int64_t, int64_t, bool, bool, bool>(), py::arg("model"), py::kw_only(),
-           py::arg("pages"), py::arg("step_tokens"), py::arg("exact") = true, py::arg("reference") = false, py::arg("library") = false)
+           py::arg("pages"), py::arg("step_tokens"), py::arg("exact") = true, py::arg("reference") = false,
+           py::arg("library") = false)
       .def("run", &GpuPasses::Logits, py::arg("runs"), "Logits [wanted tokens, V] and the cost of one pass.")
       .def("greedy", &GpuPasses::Greedy, py::arg("runs"), "Likeliest ids [wanted tokens, 1] and the cost of one pass.")
       .def("device_milliseconds", &GpuPasses::DeviceMilliseconds, py::arg("steps"),

@@ -66,7 +66,6 @@ COLUMNS = {
     "dense FFN, ms": "dense_ms",
     "ours, ms": "ours_ms",
     "ours / dense": "ours_to_dense",
-    "program": "program",
     "share of the FFN": "share",
     "experts a step": "distinct_experts",
     "step, ms": "step_ms",

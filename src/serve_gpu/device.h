@@ -46,8 +46,8 @@ struct AttendCall {
 
 // A decoding pass from ids to logits.
 struct DecodePass {
-  at::Tensor cos, sin;                       // fp32 [at least count, head_dim / 2]
-  const std::vector<at::Tensor>& keys;       // per layer
+  at::Tensor cos, sin;                  // fp32 [at least count, head_dim / 2]
+  const std::vector<at::Tensor>& keys;  // per layer
   const std::vector<at::Tensor>& values;
   at::Tensor logits;  // fp32 [at least count, vocab], with `head`
   int64_t count = 0;  // rows

@@ -91,7 +91,8 @@ struct Staged {
     const Shape& s = w.shape;
     EXPECT_EQ(FindLive({w.signatures.data(), s.channels, live.data()}, w.experts.data() + first, tokens, nullptr), 0);
     EXPECT_EQ(Embed(w.table.data(), w.ids.data() + first, tokens, To(w.attn_norm), nullptr), 0);
-    for (int l = 0; l < layers; ++l) RunLayer(l == 0 ? 1 : DecodeSquares(s.width), l + 1 == layers ? w.norm : w.attn_norm);
+    for (int l = 0; l < layers; ++l)
+      RunLayer(l == 0 ? 1 : DecodeSquares(s.width), l + 1 == layers ? w.norm : w.attn_norm);
     Projection p = Project(w.head, s.vocab, s.width, To(w.norm));
     p.x = weighted.data(), p.squares = DecodeSquares(s.width);
     EXPECT_EQ(ProjectLogits(p, logits.data(), nullptr), 0);
@@ -211,7 +212,8 @@ void CheckQkv(const Staged& step, int t) {
   const World& w = step.w;
   const Shape& s = w.shape;
   const int dim = s.head_dim, half = dim / 2, token = step.first + t;
-  Numbers expected = Product(w.qkv.data(), s.width, w.all, s.width, step.before_o.data() + t * s.width, w.attn_norm.data());
+  Numbers expected =
+      Product(w.qkv.data(), s.width, w.all, s.width, step.before_o.data() + t * s.width, w.attn_norm.data());
   Numbers found;
   for (int i = 0; i < w.all; ++i) expected[i] += Number(w.qkv_bias[i]);
   const int position = w.positions[token];
@@ -222,9 +224,11 @@ void CheckQkv(const Staged& step, int t) {
       b = b * c + a * d, a = turned;
     }
     const int64_t page = w.pages[token * kTable + position / kPage], kv = (head - s.heads) % s.kv_heads;
-    const Bf16* at = head < s.heads ? &step.qkv[size_t(t) * w.all + head * dim]
-                                    : &(head < s.heads + s.kv_heads ? step.keys : step.values)
-                                          [size_t(((page * s.kv_heads + kv) * kPage + position % kPage) * dim)];
+    const Bf16* at = head < s.heads
+                         ? &step.qkv[size_t(t) * w.all + head * dim]
+                         : &(head < s.heads + s.kv_heads
+                                 ? step.keys
+                                 : step.values)[size_t(((page * s.kv_heads + kv) * kPage + position % kPage) * dim)];
     for (int i = 0; i < dim; ++i) found.push_back(Number(at[i]));
   }
   ExpectNear(found, expected, "qkv of token " + std::to_string(token));
@@ -331,7 +335,9 @@ TEST(DecodeOnCpu, WithoutAResidualTheResultIsTheFfnOfX) {
   layer.width = s.width, layer.experts = s.experts;
   std::vector<uint8_t> scratch(size_t(DecodeBytes(layer)), 0xff);
   std::vector<Bf16> y(size_t(5) * s.width);
-  ASSERT_EQ(Decode(layer, world.experts.data(), world.table.data(), y.data(), 5, scratch.data(), kMultiprocessors, nullptr), 0);
+  ASSERT_EQ(
+      Decode(layer, world.experts.data(), world.table.data(), y.data(), 5, scratch.data(), kMultiprocessors, nullptr),
+      0);
   for (int t = 0; t < 5; ++t) {
     const Bf16* x = world.table.data() + t * s.width;
     const Numbers gate = Product(world.records.data(), 3 * s.width, s.channels, s.width, x, nullptr);
@@ -340,7 +346,8 @@ TEST(DecodeOnCpu, WithoutAResidualTheResultIsTheFfnOfX) {
     for (int c = 0; c < s.channels; ++c) {
       if ((world.signatures[c] >> world.experts[t] & 1) == 0) continue;
       for (int i = 0; i < s.width; ++i)
-        sums[i] += gate[c] / (1 + std::exp(-gate[c])) * up[c] * Number(world.records[(size_t(c) * 3 + 2) * s.width + i]);
+        sums[i] +=
+            gate[c] / (1 + std::exp(-gate[c])) * up[c] * Number(world.records[(size_t(c) * 3 + 2) * s.width + i]);
     }
     ExpectNear(Row(y, t, s.width), sums, "token " + std::to_string(t));
   }

@@ -58,8 +58,15 @@ cudaError_t Decode(const Layer& layer, const DecodeCall& call, cudaStream_t stre
   const Hidden out = {records, layer.signatures, call.ids, live, hidden, layer.width, padded};
   const Squares squares = {call.residual.squares, call.squares, layer.width, call.residual.eps};
   const Inputs in = {static_cast<const uint8_t*>(call.x), call.tokens, layer.width, squares};
-  const ColumnsCall columns = {records + 4 * layer.width, live,   hidden,      call.residual, static_cast<Bf16*>(call.y),
-                               layer.channels,            padded, layer.width, call.tokens};
+  const ColumnsCall columns = {records + 4 * layer.width,
+                               live,
+                               hidden,
+                               call.residual,
+                               static_cast<Bf16*>(call.y),
+                               layer.channels,
+                               padded,
+                               layer.width,
+                               call.tokens};
   cudaError_t status = cudaSuccess;
   if (call.tokens <= 8) {
     status = LaunchProduct<Hidden, 1, 3, 2, 2>(out, in, call.multiprocessors, stream, call.chained);

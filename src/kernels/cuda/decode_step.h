@@ -34,14 +34,14 @@ struct StepModel {
 
 // Memory of a step, the same for every step of a model.
 struct StepBuffers {
-  void* x = nullptr;           // bf16 [kDecodeTokensMax, width]
-  void* weighted = nullptr;    // as x
-  float* squares = nullptr;    // [kDecodeTokensMax, kSquaresMax]
-  void* qkv = nullptr;         // bf16 [kDecodeTokensMax, (heads + 2 kv_heads) * head_dim]
-  void* mixed = nullptr;       // bf16 [kDecodeTokensMax, heads * head_dim]
-  void* scratch = nullptr;     // DecodeBytes of the largest layer
-  uint8_t* live = nullptr;     // live_stride bytes for each layer
-  int64_t live_stride = 0;     // LiveBytes of the largest layer
+  void* x = nullptr;              // bf16 [kDecodeTokensMax, width]
+  void* weighted = nullptr;       // as x
+  float* squares = nullptr;       // [kDecodeTokensMax, kSquaresMax]
+  void* qkv = nullptr;            // bf16 [kDecodeTokensMax, (heads + 2 kv_heads) * head_dim]
+  void* mixed = nullptr;          // bf16 [kDecodeTokensMax, heads * head_dim]
+  void* scratch = nullptr;        // DecodeBytes of the largest layer
+  uint8_t* live = nullptr;        // live_stride bytes for each layer
+  int64_t live_stride = 0;        // LiveBytes of the largest layer
   const LiveJob* jobs = nullptr;  // JobsOf
 };
 

@@ -44,7 +44,8 @@ __global__ void __launch_bounds__(kWarps * 32)
 }  // namespace
 
 int64_t LiveBytes(int channels) {
-  return 16 + static_cast<int64_t>(CeilDiv(channels, 4)) * 16 + static_cast<int64_t>(CeilDiv(channels, kGroup * 8)) * 16;
+  return 16 + static_cast<int64_t>(CeilDiv(channels, 4)) * 16 +
+         static_cast<int64_t>(CeilDiv(channels, kGroup * 8)) * 16;
 }
 
 cudaError_t FindLive(const LiveJob* jobs, int count, const uint8_t* ids, int tokens, cudaStream_t stream) {

@@ -202,9 +202,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) Mix(PagedAttention call) {
     __syncthreads();
   }
   if (rank == 0 && thread < kDim) {
-    const auto of = [&](int p) {
-      return kCluster > 1 ? OfBlock(parts[p % kBlockParts], p / kBlockParts) : parts[p];
-    };
+    const auto of = [&](int p) { return kCluster > 1 ? OfBlock(parts[p % kBlockParts], p / kBlockParts) : parts[p]; };
     float most = kNothing, total = 0, mixed = 0;
     for (int p = 0; p < kParts; ++p) most = fmaxf(most, of(p)[0]);
     for (int p = 0; p < kParts; ++p) {
@@ -223,7 +221,8 @@ cudaError_t LaunchMix(const PagedAttention& call, cudaStream_t stream) {
   const auto heads = static_cast<unsigned>(call.heads), rows = static_cast<unsigned>(call.rows);
   constexpr unsigned kFew = 128;  // blocks that leave multiprocessors idle
   if (rows * heads <= kFew)
-    return LaunchChained(Mix<kDim, kClusterMax>, dim3(kClusterMax, heads, rows), kWarps * 32, kClusterMax, stream, call);
+    return LaunchChained(Mix<kDim, kClusterMax>, dim3(kClusterMax, heads, rows), kWarps * 32, kClusterMax, stream,
+                         call);
   return LaunchChained(Mix<kDim, 1>, dim3(1, heads, rows), kWarps * 32, 1, stream, call);
 }
 

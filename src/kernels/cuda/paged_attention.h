@@ -15,7 +15,7 @@ constexpr int kAttentionParts = 32;
 constexpr int kAttentionPageTokens = 16;
 
 struct PagedAttention {
-  void* qkv = nullptr;  // bf16 [rows, (heads + 2 kv_heads) * head_dim]: queries, keys, values
+  void* qkv = nullptr;         // bf16 [rows, (heads + 2 kv_heads) * head_dim]: queries, keys, values
   const float* cos = nullptr;  // [rows, head_dim / 2]
   const float* sin = nullptr;
   const int32_t* positions = nullptr;  // [rows]

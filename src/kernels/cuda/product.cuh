@@ -158,9 +158,9 @@ __device__ __forceinline__ void StoreSums(const Outputs& outputs, const Inputs& 
   }
 }
 
-// Outputs: weight; int units() pairs in all; uint32_t Row(u) first row of pair u, in 16 bytes from `weight`; second() to
-// the other one, likewise; void Store(u, valid, token, first, second), called by 8 neighbouring lanes for the pairs of a
-// tile; kWholeTiles: whether tiles must be the same ones, whatever the number of blocks.
+// Outputs: weight; int units() pairs in all; uint32_t Row(u) first row of pair u, in 16 bytes from `weight`; second()
+// to the other one, likewise; void Store(u, valid, token, first, second), called by 8 neighbouring lanes for the pairs
+// of a tile; kWholeTiles: whether tiles must be the same ones, whatever the number of blocks.
 template <class Outputs, int kTiles, int kRowTiles, int kHalves, int kBlocks>
 __global__ void __launch_bounds__(kProductThreads, kBlocks) Product(Outputs outputs, Inputs in) {
   constexpr int kPairs = kRowTiles * kTilePairs;

@@ -11,9 +11,9 @@ namespace outrider::kernels::cuda {
 constexpr int kSquaresMax = 1024;
 
 struct Residual {
-  void* x = nullptr;           // bf16 [tokens, width]
-  void* weighted = nullptr;    // bf16 [tokens, width]: x * next_norm
-  float* squares = nullptr;    // [tokens, kSquaresMax]: sums of squares of x, `parts` of them
+  void* x = nullptr;                // bf16 [tokens, width]
+  void* weighted = nullptr;         // bf16 [tokens, width]: x * next_norm
+  float* squares = nullptr;         // [tokens, kSquaresMax]: sums of squares of x, `parts` of them
   const void* next_norm = nullptr;  // bf16 [width], weights of the next normalization
   float eps = 0;
   int width = 0;

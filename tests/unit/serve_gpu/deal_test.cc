@@ -56,7 +56,8 @@ TEST(DealtOrder, EachHandHasAsMuchOfEveryExpert) {
   for (int e = 0; e < 8; ++e) {
     int64_t most = 0;
     for (int64_t h = 0; h < kHands; ++h)
-      most = std::max(most, Of(e, signatures, order, kGroups * h / kHands * kGroup, kGroups * (h + 1) / kHands * kGroup));
+      most =
+          std::max(most, Of(e, signatures, order, kGroups * h / kHands * kGroup, kGroups * (h + 1) / kHands * kGroup));
     const auto mean = static_cast<double>(Of(e, signatures, order, 0, kChannels)) / kHands;
     EXPECT_LT(static_cast<double>(most), 1.1 * mean) << "expert " << e;
   }
