@@ -28,6 +28,7 @@ struct Shape {
 
 const Shape kShapes[] = {
     {"heads of 64, odd vocabulary", 576, 3, 1, 64, 100, 5, 101, 0},
+    {"three heads of keys", 576, 9, 3, 64, 144, 4, 128, 0},
     {"heads of 128, window", 256, 2, 1, 128, 1200, 16, 64, 20},
     {"heads of 32, dense", 64, 2, 1, 32, 48, 1, 64, 0},
 };

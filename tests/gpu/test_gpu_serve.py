@@ -25,6 +25,7 @@ SHAPES = {
     "heads of 128": {"width": 1024, "heads": 8, "kv_heads": 8},
     "heads of 32": {"heads": 16, "kv_heads": 4},
     "window": {"window": 100},
+    "three heads of keys": {"width": 576, "heads": 9, "kv_heads": 3},
 }
 TOKENS, PROMPT = 530, 500
 TOLERANCE = 0.03  # of the largest logit; bf16 rounds in other places

@@ -3,11 +3,12 @@
 //
 //   y [token, output] = sum over wanted channels of hidden [token, channel] * down [channel] [output]
 //
-// A cluster of two blocks has 64 outputs. Each of their kChains warps has a fixed range of the stored order, takes its
-// groups of 16 channels one after another, skips what nobody wants, and keeps its sums in registers. The warps of a
-// block, then the two blocks, are summed one after another. Channels that a token does not have add zeros: its bits
-// depend on its own channels only. (Larger clusters would sum more of the order, but do not fill all multiprocessors;
-// ranges that lie apart would touch more pages of memory at a time.)
+// A cluster of two blocks has 64 outputs. Each of their kDecodeChains warps has a fixed range of the stored order,
+// takes its groups of 16 channels one after another, skips what nobody wants, and keeps its sums in registers. The
+// warps of a block, then the two blocks, are summed one after another. Channels that a token does not have add zeros:
+// its bits depend on its own channels only. (Larger clusters would sum more of the order, but do not fill all
+// multiprocessors; ranges that lie apart would touch more pages of memory at a time.)
+#include "kernels/cuda/forms.cuh"
 #include "kernels/cuda/live.cuh"
 #include "kernels/cuda/residual.cuh"
 #include "kernels/cuda/stream.cuh"
@@ -16,8 +17,6 @@
 namespace outrider::kernels::cuda {
 
 constexpr int kParts = 2;
-constexpr int kChains = kDecodeChains / kParts;
-constexpr int kColumnThreads = kChains * 32;
 constexpr int kColumnOutputs = 64;
 constexpr int kOwnOutputs = kColumnOutputs / kParts;  // that a block finishes
 
@@ -62,16 +61,13 @@ class Groups {
 };
 
 // A group under way.
-template <int kTiles>
 struct Group {
   int at = -1;        // its number; -1: none
   unsigned mask = 0;  // which of the lane's four channels are wanted
   uint4 rows[4];      // 8 outputs of each
-  uint2 hidden[kTiles];
 };
 
-template <int kTiles>
-__device__ __forceinline__ void LoadColumns(const ColumnsCall& call, Groups& groups, int output, Group<kTiles>& group) {
+__device__ __forceinline__ void LoadColumns(const ColumnsCall& call, Groups& groups, int output, Group& group) {
   const int first = Lane() % 4 * 4;
   if (!groups.Next(group.at, group.mask)) group.at = -1;
   group.mask = group.at < 0 ? 0 : group.mask >> first & 15;
@@ -81,9 +77,26 @@ __device__ __forceinline__ void LoadColumns(const ColumnsCall& call, Groups& gro
   for (int i = 0; i < 4; ++i) group.rows[i] = LoadWeights(from + i * 6 * call.width, (group.mask >> i & 1) != 0);
 }
 
+// Sends the next `ahead` groups into the second cache: four lanes have 128 bytes of a channel. The walk stays where it
+// is.
+__device__ __forceinline__ void PrefetchColumns(const ColumnsCall& call, Groups groups, int first_output, int ahead) {
+  int at = 0;
+  unsigned mask = 0;
+#pragma unroll 1
+  for (int i = 0; i < ahead && groups.Next(at, mask); ++i) {
+#pragma unroll
+    for (int j = 0; j < kGroup; j += 8) {
+      const int own = j + Lane() / 4;
+      const int64_t channel = static_cast<int64_t>(at) * kGroup + own;
+      const uint8_t* from = call.columns + channel * 6 * call.width + first_output * 2 + Lane() % 4 * 32;
+      if ((mask >> own & 1) != 0) Prefetch(from);
+    }
+  }
+}
+
 // Stale numbers of channels that nobody wants may be anything; they become zeros.
 template <int kTiles>
-__device__ __forceinline__ void LoadHidden(const ColumnsCall& call, Group<kTiles>& group) {
+__device__ __forceinline__ void LoadHidden(const ColumnsCall& call, const Group& group, uint2 (&hidden)[kTiles]) {
   const unsigned m = group.mask;
   const uint32_t low = (m & 1 ? 0xffffU : 0) | (m & 2 ? 0xffff0000U : 0);
   const uint32_t high = (m & 4 ? 0xffffU : 0) | (m & 8 ? 0xffff0000U : 0);
@@ -92,7 +105,7 @@ __device__ __forceinline__ void LoadHidden(const ColumnsCall& call, Group<kTiles
     const int token = n * 8 + Lane() / 4;
     const Bf16* at = call.hidden + static_cast<int64_t>(token) * call.padded + group.at * kGroup + Lane() % 4 * 4;
     const uint2 h = LoadResult8(at, m != 0 && token < call.tokens);
-    group.hidden[n] = {h.x & low, h.y & high};
+    hidden[n] = {h.x & low, h.y & high};
   }
 }
 
@@ -104,42 +117,47 @@ __device__ __forceinline__ uint32_t Pair(uint4 low, uint4 high, int j) {
 }
 
 template <int kTiles>
-__device__ __forceinline__ void AddGroup(const Group<kTiles>& group, float (&sums)[4][kTiles][4]) {
+__device__ __forceinline__ void AddGroup(const Group& group, const uint2 (&hidden)[kTiles],
+                                         float (&sums)[4][kTiles][4]) {
   const uint4(&rows)[4] = group.rows;
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     const uint32_t a0 = Pair(rows[0], rows[1], 2 * j), a1 = Pair(rows[0], rows[1], 2 * j + 1);
     const uint32_t a2 = Pair(rows[2], rows[3], 2 * j), a3 = Pair(rows[2], rows[3], 2 * j + 1);
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n) Multiply(sums[j][n], a0, a1, a2, a3, group.hidden[n].x, group.hidden[n].y);
+    for (int n = 0; n < kTiles; ++n) Multiply(sums[j][n], a0, a1, a2, a3, hidden[n].x, hidden[n].y);
   }
 }
 
-// Sums over one chain, with kDepth groups under way at any time.
-template <int kTiles, int kDepth>
-__device__ __forceinline__ void WalkGroups(const ColumnsCall& call, int chain, int output,
+// Sums over one chain. With one place for hidden numbers, those of the next group are fetched while other warps add.
+template <int kTiles, int kGroups, int kHiddens, int kAhead>
+__device__ __forceinline__ void WalkGroups(const ColumnsCall& call, int chain, int chains, int output,
                                            float (&sums)[4][kTiles][4]) {
+  static_assert(kHiddens == kGroups || kHiddens == 1);
   const int all = CeilDiv(call.channels, kGroup);
-  Groups list(call.live.masks, all * chain / kDecodeChains, all * (chain + 1) / kDecodeChains);
-  Group<kTiles> groups[kDepth];
+  Groups list(call.live.masks, all * chain / chains, all * (chain + 1) / chains);
+  Group groups[kGroups];
+  uint2 hidden[kHiddens][kTiles];
 #pragma unroll
-  for (int i = 0; i < kDepth; ++i) LoadColumns(call, list, output, groups[i]);
+  for (int i = 0; i < kGroups; ++i) LoadColumns(call, list, output, groups[i]);
+  PrefetchColumns(call, list, output / kColumnOutputs * kColumnOutputs, kAhead);
   WaitForPrevious();
 #pragma unroll
-  for (int i = 0; i < kDepth; ++i) LoadHidden(call, groups[i]);
+  for (int i = 0; i < kHiddens; ++i) LoadHidden(call, groups[i], hidden[i]);
   while (true) {
 #pragma unroll
-    for (int i = 0; i < kDepth; ++i) {
+    for (int i = 0; i < kGroups; ++i) {
       if (groups[i].at < 0) return;
-      AddGroup(groups[i], sums);
+      AddGroup(groups[i], hidden[i % kHiddens], sums);
+      if constexpr (kHiddens < kGroups) LoadHidden(call, groups[(i + 1) % kGroups], hidden[0]);
       LoadColumns(call, list, output, groups[i]);
-      LoadHidden(call, groups[i]);
+      if constexpr (kHiddens == kGroups) LoadHidden(call, groups[i], hidden[i]);
     }
   }
 }
 
 // Sums of the block's chains for tokens n * 8 to n * 8 + 7 into `block`.
-template <int kTiles>
+template <int kTiles, int kChains>
 __device__ __forceinline__ void JoinChains(const float (&sums)[4][kTiles][4], int n,
                                            float (&chains)[kChains][8][kColumnOutputs],
                                            float (*block)[kColumnOutputs]) {
@@ -150,7 +168,7 @@ __device__ __forceinline__ void JoinChains(const float (&sums)[4][kTiles][4], in
     for (int i = 0; i < 4; ++i) chains[Warp()][token + i % 2][output + 2 * j + i / 2] = sums[j][n][i];
   }
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < 8 * kColumnOutputs; i += kColumnThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < 8 * kColumnOutputs; i += kChains * 32) {
     float sum = 0;
     for (int c = 0; c < kChains; ++c) sum += chains[c][i / kColumnOutputs][i % kColumnOutputs];
     block[n * 8 + i / kColumnOutputs][i % kColumnOutputs] = sum;
@@ -158,17 +176,18 @@ __device__ __forceinline__ void JoinChains(const float (&sums)[4][kTiles][4], in
   __syncthreads();
 }
 
-template <int kTiles, int kDepth, int kBlocks>
-__global__ void __launch_bounds__(kColumnThreads, kBlocks) Columns(ColumnsCall call) {
+template <int kTiles, int kGroups, int kHiddens, int kAhead, int kChains>
+__global__ void __launch_bounds__(kChains * 32, 1) Columns(ColumnsCall call) {
   __shared__ float chains[kChains][8][kColumnOutputs];
   __shared__ float block[kTiles * 8][kColumnOutputs];
   const int part = static_cast<int>(blockIdx.x) % kParts;
   const int first = static_cast<int>(blockIdx.x) / kParts * kColumnOutputs;
   StartNext();
   float sums[4][kTiles][4] = {};
-  WalkGroups<kTiles, kDepth>(call, part * kChains + Warp(), first + Lane() / 4 * 8, sums);
+  WalkGroups<kTiles, kGroups, kHiddens, kAhead>(call, part * kChains + Warp(), kParts * kChains, first + Lane() / 4 * 8,
+                                                sums);
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) JoinChains<kTiles>(sums, n, chains, block);
+  for (int n = 0; n < kTiles; ++n) JoinChains<kTiles, kChains>(sums, n, chains, block);
   SyncCluster();
   // A warp finishes the block's own outputs of a token.
   static_assert(kOwnOutputs == 32);
@@ -192,10 +211,18 @@ __global__ void __launch_bounds__(kColumnThreads, kBlocks) Columns(ColumnsCall c
 // Parts of the sums of squares that Columns leaves.
 inline int ColumnsSquares(int width) { return width / kOwnOutputs; }
 
-template <int kTiles, int kDepth, int kBlocks>
+template <int kTiles, ColumnForm kForm>
 cudaError_t LaunchColumns(const ColumnsCall& call, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(call.width / kColumnOutputs * kParts);
-  return LaunchChained(Columns<kTiles, kDepth, kBlocks>, dim3(blocks), kColumnThreads, kParts, stream, call);
+  constexpr int kChains = kDecodeChains / kParts;
+  const auto kernel = Columns<kTiles, kForm.groups, kForm.hiddens, kForm.ahead, kChains>;
+  return LaunchChained(kernel, dim3(blocks), kChains * 32, kParts, stream, call);
+}
+
+inline cudaError_t LaunchColumns(const ColumnsCall& call, cudaStream_t stream) {
+  if (call.tokens <= 8) return LaunchColumns<1, kColumnForms[0]>(call, stream);
+  if (call.tokens <= 16) return LaunchColumns<2, kColumnForms[1]>(call, stream);
+  return LaunchColumns<4, kColumnForms[2]>(call, stream);
 }
 
 }  // namespace outrider::kernels::cuda

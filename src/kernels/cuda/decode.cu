@@ -67,17 +67,8 @@ cudaError_t Decode(const Layer& layer, const DecodeCall& call, cudaStream_t stre
                                padded,
                                layer.width,
                                call.tokens};
-  cudaError_t status = cudaSuccess;
-  if (call.tokens <= 8) {
-    status = LaunchProduct<Hidden, 1, 3, 2, 2>(out, in, call.multiprocessors, stream, call.chained);
-    return status == cudaSuccess ? LaunchColumns<1, 2, 1>(columns, stream) : status;
-  }
-  if (call.tokens <= 16) {
-    status = LaunchProduct<Hidden, 2, 3, 2, 2>(out, in, call.multiprocessors, stream, call.chained);
-    return status == cudaSuccess ? LaunchColumns<2, 2, 1>(columns, stream) : status;
-  }
-  status = LaunchProduct<Hidden, 4, 3, 1, 2>(out, in, call.multiprocessors, stream, call.chained);
-  return status == cudaSuccess ? LaunchColumns<4, 1, 1>(columns, stream) : status;
+  const cudaError_t status = LaunchProduct<kWideForms>(out, in, call.multiprocessors, stream, call.chained);
+  return status == cudaSuccess ? LaunchColumns(columns, stream) : status;
 }
 
 cudaError_t Decode(const Layer& layer, const uint8_t* ids, const void* x, void* y, int tokens, void* scratch,

@@ -10,6 +10,7 @@
 //
 // A result is one chain per warp over its blocks, then the warps one after another: neither the number of tokens nor
 // of thread blocks changes it.
+#include "kernels/cuda/forms.cuh"
 #include "kernels/cuda/residual.cuh"
 #include "kernels/cuda/stream.cuh"
 
@@ -63,6 +64,19 @@ __device__ __forceinline__ void LoadRows(const Place<kRowTiles>& place, int byte
   }
 }
 
+// Sends block `block` of the warp into the second cache: four lanes have the 128 bytes of a row. Where there is no
+// pair, it is the first one's.
+template <int kRowTiles>
+__device__ __forceinline__ void PrefetchRows(const Place<kRowTiles>& place, int block, int end) {
+  const int byte = HalfAt(2 * block) + Lane() % 4 * 16;
+  if (byte >= end) return;
+#pragma unroll
+  for (int t = 0; t < kRowTiles; ++t) {
+    Prefetch(place.base + byte + uint64_t{place.lines[t]} * 16);
+    Prefetch(place.base + byte + uint64_t{place.lines[t] + place.second} * 16);
+  }
+}
+
 template <int kTiles, int kRowTiles>
 __device__ __forceinline__ void LoadTokens(const Place<kRowTiles>& place, int depth, int byte, bool inside,
                                            Half<kTiles, kRowTiles>& half) {
@@ -84,15 +98,17 @@ __device__ __forceinline__ void Consume(const Half<kTiles, kRowTiles>& half, Sum
   }
 }
 
-// Sums of the warp over its blocks of k, with kHalves halves under way at any time. What `once` does after the wait
-// shares its time.
+// Sums of the warp over its blocks of k, with kHalves halves under way at any time; before the wait, `ahead` more
+// blocks are sent for. What `once` does after the wait shares its time.
 template <int kTiles, int kRowTiles, int kHalves, class Once>
-__device__ __forceinline__ void Walk(int depth, const Place<kRowTiles>& place, Once once,
+__device__ __forceinline__ void Walk(int depth, const Place<kRowTiles>& place, int ahead, Once once,
                                      Sums<kTiles, kRowTiles>& sums) {
   const int end = depth * 2 - place.at;
   Half<kTiles, kRowTiles> halves[kHalves];
 #pragma unroll
   for (int h = 0; h < kHalves; ++h) LoadRows(place, HalfAt(h), HalfAt(h) < end, halves[h]);
+#pragma unroll 1
+  for (int i = 0; i < ahead; ++i) PrefetchRows(place, kHalves / 2 + i, end);
   WaitForPrevious();
 #pragma unroll
   for (int h = 0; h < kHalves; ++h) LoadTokens(place, depth, HalfAt(h), HalfAt(h) < end, halves[h]);
@@ -161,7 +177,7 @@ __device__ __forceinline__ void StoreSums(const Outputs& outputs, const Inputs& 
 // Outputs: weight; int units() pairs in all; uint32_t Row(u) first row of pair u, in 16 bytes from `weight`; second()
 // to the other one, likewise; void Store(u, valid, token, first, second), called by 8 neighbouring lanes for the pairs
 // of a tile; kWholeTiles: whether tiles must be the same ones, whatever the number of blocks.
-template <class Outputs, int kTiles, int kRowTiles, int kHalves, int kBlocks>
+template <class Outputs, int kTiles, int kRowTiles, int kHalves, int kBlocks, int kAhead>
 __global__ void __launch_bounds__(kProductThreads, kBlocks) Product(Outputs outputs, Inputs in) {
   constexpr int kPairs = kRowTiles * kTilePairs;
   __shared__ float rows[kSplit][kRowTiles][16][10];
@@ -181,7 +197,7 @@ __global__ void __launch_bounds__(kProductThreads, kBlocks) Product(Outputs outp
     const auto once = [&] {
       if (sweep == 0) in.squares.FindScales(in.tokens, scales);
     };
-    Walk<kTiles, kRowTiles, kHalves>(in.depth, place, once, sums);
+    Walk<kTiles, kRowTiles, kHalves>(in.depth, place, sweep == 0 && begin < end ? kAhead : 0, once, sums);
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
       __syncthreads();
@@ -192,13 +208,22 @@ __global__ void __launch_bounds__(kProductThreads, kBlocks) Product(Outputs outp
   }
 }
 
-template <class Outputs, int kTiles, int kRowTiles, int kHalves, int kBlocks>
+template <class Outputs, int kTiles, ProductForm kForm>
 cudaError_t LaunchProduct(const Outputs& outputs, const Inputs& in, int multiprocessors, cudaStream_t stream,
-                          bool chained = true) {
-  const auto kernel = Product<Outputs, kTiles, kRowTiles, kHalves, kBlocks>;
-  const dim3 blocks(static_cast<unsigned>(kBlocks * multiprocessors));
+                          bool chained) {
+  const auto kernel = Product<Outputs, kTiles, kForm.row_tiles, kForm.halves, kForm.blocks, kForm.ahead>;
+  const dim3 blocks(static_cast<unsigned>(kForm.blocks * multiprocessors));
   if (!chained) return Launch(kernel, blocks, kProductThreads, stream, outputs, in);
   return LaunchChained(kernel, blocks, kProductThreads, 1, stream, outputs, in);
+}
+
+// kForms: of at most 8, 16 and 32 tokens.
+template <const ProductForm (&kForms)[3], class Outputs>
+cudaError_t LaunchProduct(const Outputs& outputs, const Inputs& in, int multiprocessors, cudaStream_t stream,
+                          bool chained = true) {
+  if (in.tokens <= 8) return LaunchProduct<Outputs, 1, kForms[0]>(outputs, in, multiprocessors, stream, chained);
+  if (in.tokens <= 16) return LaunchProduct<Outputs, 2, kForms[1]>(outputs, in, multiprocessors, stream, chained);
+  return LaunchProduct<Outputs, 4, kForms[2]>(outputs, in, multiprocessors, stream, chained);
 }
 
 }  // namespace outrider::kernels::cuda

@@ -86,20 +86,12 @@ Inputs InputsOf(const Projection& call) {
 
 Halves HalvesOf(const Projection& call) { return {static_cast<const uint8_t*>(call.weight), call.rows, call.depth}; }
 
-template <class Outputs>
-cudaError_t LaunchAny(const Projection& call, const Outputs& out, cudaStream_t stream) {
-  const Inputs in = InputsOf(call);
-  if (call.tokens <= 8) return LaunchProduct<Outputs, 1, 3, 2, 2>(out, in, call.multiprocessors, stream);
-  if (call.tokens <= 16) return LaunchProduct<Outputs, 2, 3, 2, 2>(out, in, call.multiprocessors, stream);
-  return LaunchProduct<Outputs, 4, 3, 1, 2>(out, in, call.multiprocessors, stream);
-}
-
 }  // namespace
 
 cudaError_t ProjectQkv(const Projection& call, const PagedAttention& to, cudaStream_t stream) {
   if (!Fits(call) || call.squares <= 0 || to.head_dim % 2 != 0) return cudaErrorInvalidValue;
   const TurnedQkv out = {static_cast<const uint8_t*>(call.weight), static_cast<const Bf16*>(call.bias), to, call.depth};
-  return LaunchAny(call, out, stream);
+  return LaunchProduct<kWideForms>(out, InputsOf(call), call.multiprocessors, stream);
 }
 
 int ProjectSquares(int rows) { return CeilDiv(rows, 2 * kTilePairs); }
@@ -110,14 +102,12 @@ cudaError_t ProjectAndAdd(const Projection& call, cudaStream_t stream) {
   const Added out = {HalvesOf(call), static_cast<const Bf16*>(call.bias), call.residual};
   Inputs in = InputsOf(call);
   in.squares.parts = 0;
-  if (call.tokens <= 8) return LaunchProduct<Added, 1, 1, 4, 2>(out, in, call.multiprocessors, stream);
-  if (call.tokens <= 16) return LaunchProduct<Added, 2, 1, 4, 2>(out, in, call.multiprocessors, stream);
-  return LaunchProduct<Added, 4, 1, 2, 2>(out, in, call.multiprocessors, stream);
+  return LaunchProduct<kNarrowForms>(out, in, call.multiprocessors, stream);
 }
 
 cudaError_t ProjectLogits(const Projection& call, float* logits, cudaStream_t stream) {
   if (!Fits(call) || call.squares <= 0) return cudaErrorInvalidValue;
-  return LaunchAny(call, Logits{HalvesOf(call), logits}, stream);
+  return LaunchProduct<kWideForms>(Logits{HalvesOf(call), logits}, InputsOf(call), call.multiprocessors, stream);
 }
 
 }  // namespace outrider::kernels::cuda
