@@ -95,7 +95,7 @@ struct Dot4 {
 
   static I Zero() { return I{0, 0, 0, 0}; }
   static W Load(const std::byte* at) {
-    W result;
+    W result{};
     for (int i = 0; i < 8; ++i) result[i] = static_cast<int8_t>(at[i]);
     return result;
   }
