@@ -46,21 +46,25 @@ struct Weights {
   }
 };
 
-serve_gpu::GpuModel Packed(const Weights& weights, int64_t experts, const std::vector<Array<uint16_t>>& signatures) {
+serve_gpu::GpuModel Packed(const Weights& weights, int64_t experts, const std::vector<Array<uint16_t>>& signatures,
+                           bool library) {
   const at::NoGradGuard no_grad;
   serve::ExpertMap map{.experts = experts, .signatures = {}, .order = {}};
   for (const Array<uint16_t>& layer : signatures)
     map.signatures.emplace_back(layer.data(), layer.data() + layer.size());
   const at::Tensor& embed = weights.parameters.embed;
-  return Unwrap(
-      serve_gpu::GpuModel::Pack(weights.config, map, weights.parameters, embed.device(), embed.scalar_type()));
+  auto packed =
+      Unwrap(serve_gpu::GpuModel::Pack(weights.config, map, weights.parameters, embed.device(), embed.scalar_type()));
+  if (library) Unwrap(packed.AddLibraryFfn());
+  return packed;
 }
 
 class GpuPasses {
  public:
-  GpuPasses(const serve_gpu::GpuModel& packed, int64_t pages, int64_t step_tokens, bool exact, bool reference)
+  GpuPasses(const serve_gpu::GpuModel& packed, int64_t pages, int64_t step_tokens, bool exact, bool reference,
+            bool library)
       : executor_(Unwrap(serve_gpu::GpuExecutor::Make(packed, {.kv_pages = pages, .step_tokens_max = step_tokens},
-                                                      {.exact = exact, .reference = reference}))) {}
+                                                      {.exact = exact, .reference = reference, .library = library}))) {}
 
   py::tuple Logits(const std::vector<PassRun>& runs) {
     return TimedPass<float>(runs, executor_->shape().vocab,
@@ -92,10 +96,11 @@ void DefineGpuPasses(py::module_& m) {
            py::arg("window") = 0);
   py::class_<serve_gpu::GpuModel>(m, "GpuModel", "Weights packed with an expert map.")
       .def(py::init(&Packed), py::arg("weights"), py::arg("experts") = 0,
-           py::arg("signatures") = std::vector<Array<uint16_t>>());
+           py::arg("signatures") = std::vector<Array<uint16_t>>(), py::arg("library") = false);
   py::class_<GpuPasses>(m, "GpuPasses", "The GPU executor over a packed model, without an engine around it.")
-      .def(py::init<const serve_gpu::GpuModel&, int64_t, int64_t, bool, bool>(), py::arg("model"), py::kw_only(),
-           py::arg("pages"), py::arg("step_tokens"), py::arg("exact") = true, py::arg("reference") = false)
+      .def(py::init<const serve_gpu::GpuModel&, int64_t, int64_t, bool, bool, bool>(), py::arg("model"), py::kw_only(),
+           py::arg("pages"), py::arg("step_tokens"), py::arg("exact") = true, py::arg("reference") = false,
+           py::arg("library") = false)
       .def("run", &GpuPasses::Logits, py::arg("runs"), "Logits [wanted tokens, V] and the cost of one pass.")
       .def("greedy", &GpuPasses::Greedy, py::arg("runs"), "Likeliest ids [wanted tokens, 1] and the cost of one pass.")
       .def("device_milliseconds", &GpuPasses::DeviceMilliseconds, py::arg("steps"),

@@ -71,6 +71,7 @@ COLUMNS = {
     "step, ms": "step_ms",
     "tokens/s": "tokens_per_second",
     "of copy bandwidth": "share_of_copy_bandwidth",
+    "times as fast as library products": "times_as_fast_as_library",
     "host beside it": "overhead_share",
     "waits a step": "host_waits_per_step",
     "tokens of a prompt": "chunk",

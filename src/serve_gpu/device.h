@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/result.h"
 #include "serve_gpu/gpu_model.h"
@@ -43,6 +44,16 @@ struct AttendCall {
   int64_t window = 0;  // positions seen, the token's own included; 0: all
 };
 
+// A decoding pass from ids to logits.
+struct DecodePass {
+  at::Tensor cos, sin;                  // fp32 [at least count, head_dim / 2]
+  const std::vector<at::Tensor>& keys;  // per layer
+  const std::vector<at::Tensor>& values;
+  at::Tensor logits;  // fp32 [at least count, vocab], with `head`
+  int64_t count = 0;  // rows
+  bool head = false;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -51,6 +62,11 @@ class Device {
   // y [at least rows, width]: the FFN of each row's expert over x.
   virtual void Ffn(const Rows& rows, const GpuLayer& layer, int64_t count, const at::Tensor& x,
                    const at::Tensor& y) = 0;
+  // All of a decoding pass. False: this device leaves it to operators, Attend and Ffn.
+  virtual bool Decode(const Rows& rows, const DecodePass& pass) {
+    (void)rows, (void)pass;
+    return false;
+  }
   // A pass of rows, number `kind`; body: all operators of it. The first call of a kind prepares it.
   virtual void Run(int kind, const std::function<void()>& body) = 0;
   // A chunk of `count` rows, prepared by nobody.

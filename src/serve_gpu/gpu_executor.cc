@@ -8,6 +8,7 @@
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/rms_norm.h>
+#include <ATen/ops/silu.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
@@ -85,6 +86,8 @@ base::Result<std::unique_ptr<GpuExecutor>> GpuExecutor::Make(GpuModel model, con
   auto shape = serve::ShapeOf(config, model.experts(), limits);
   if (!shape) return tl::unexpected(shape.error());
   shape->prompts_apart = true;
+  if (form.library && !model.layers().front().gate_up.defined())
+    return base::Fail("E_CONFIG", "library: found a model without a library's FFN, expected a dense one with it");
   auto made = std::unique_ptr<GpuExecutor>(new GpuExecutor(std::move(model), *shape, form));
   if (form.reference || !made->model_.device().is_cuda()) {
     made->device_ = MakeReference(made->model_, made->staged_);
@@ -104,6 +107,7 @@ GpuExecutor::GpuExecutor(GpuModel model, const ModelShape& shape, const PassForm
     : model_(std::move(model)),
       shape_(shape),
       exact_(form.exact),
+      library_(form.library),
       row_places_((shape.context + kPageTokens - 1) / kPageTokens),
       chunk_places_(row_places_.table) {
   const spec::Config& config = model_.config();
@@ -219,7 +223,7 @@ void GpuExecutor::Layers(const Rows& rows, int64_t count, at::Tensor& x, int64_t
   const auto norm = [&](const at::Tensor& weight) {
     return at::rms_norm(x, {config.hidden_size}, weight, config.rms_eps);
   };
-  const at::Tensor angles = rows.positions.slice(0, 0, n).to(at::kFloat).unsqueeze(1) * frequencies_;
+  const at::Tensor angles = Angles(rows, n);
   const at::Tensor cos = angles.cos(), sin = angles.sin(), mixed = mixed_.slice(0, 0, n), ffn = ffn_.slice(0, 0, n);
   for (size_t l = 0; l < model_.layers().size(); ++l) {
     const GpuLayer& layer = model_.layers()[l];
@@ -234,12 +238,34 @@ void GpuExecutor::Layers(const Rows& rows, int64_t count, at::Tensor& x, int64_t
                            .window = config.windows[l]});
     AddProduct(x, mixed, layer.o, product_rows);
     if (layer.o_bias.defined()) x.add_(layer.o_bias);
+    if (library_ && !rows.chunk()) {
+      LibraryFfn(layer, norm(layer.ffn_norm), x);
+      continue;
+    }
     device_->Ffn(rows, layer, count, norm(layer.ffn_norm), ffn);
     x.add_(ffn);
   }
 }
 
+void GpuExecutor::LibraryFfn(const GpuLayer& layer, const at::Tensor& normed, at::Tensor& x) const {
+  const at::Tensor both = at::linear(normed, layer.gate_up);
+  const int64_t channels = both.size(1) / 2;
+  x.addmm_(at::silu(both.slice(1, 0, channels)) * both.slice(1, channels), layer.down.t());
+}
+
+at::Tensor GpuExecutor::Angles(const Rows& rows, int64_t count) const {
+  return rows.positions.slice(0, 0, count).to(at::kFloat).unsqueeze(1) * frequencies_;
+}
+
 void GpuExecutor::Body(int64_t rows, bool head) {
+  if (!library_) {
+    const at::Tensor angles = Angles(rows_, rows), logits = logits_.slice(0, 0, rows);
+    const DecodePass pass{angles.cos(), angles.sin(), keys_, values_, logits, rows, head};
+    if (device_->Decode(rows_, pass)) {
+      if (head) best_.slice(0, 0, rows).copy_(logits.argmax(-1));
+      return;
+    }
+  }
   const int64_t n = exact_ ? kRowsMax : rows;  // of library operators
   at::Tensor x = at::embedding(model_.embed(), rows_.ids.slice(0, 0, n));
   Layers(rows_, rows, x, n);

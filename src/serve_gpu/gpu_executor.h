@@ -29,6 +29,9 @@ struct PassForm {
   // it.
   bool exact = true;
   bool reference = false;  // public operators where kernels would run
+  // Decoding of a dense model with library products and norms, and our attention: what our kernels are compared with.
+  // The model has its FFN for it (GpuModel::AddLibraryFfn).
+  bool library = false;
   // Puts something around the device. For fault injection; empty: nothing.
   std::function<std::unique_ptr<Device>(std::unique_ptr<Device>)> wrap = {};
 };
@@ -72,14 +75,16 @@ class GpuExecutor : public serve::Executor {
   void RunWritten(const Output<Number>& out);
   void Launch(int64_t count, bool head);
   void Layers(const Rows& rows, int64_t count, at::Tensor& x, int64_t product_rows);
+  void LibraryFfn(const GpuLayer& layer, const at::Tensor& normed, at::Tensor& x) const;
   at::Tensor ChunkBody(const Rows& rows, int64_t count);
   void Body(int64_t rows, bool head);
   void Head(const at::Tensor& x);
+  at::Tensor Angles(const Rows& rows, int64_t count) const;
   void CountCost(const serve::PassInput& input, const Group& group, bool head);
 
   GpuModel model_;
   serve::ModelShape shape_;
-  bool exact_ = true;
+  bool exact_ = true, library_ = false;
   RowPlaces row_places_;
   ChunkPlaces chunk_places_;
   Staged staged_;

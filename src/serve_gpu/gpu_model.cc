@@ -7,11 +7,22 @@
 #include <algorithm>
 #include <utility>
 
+#include "serve_gpu/deal.h"
+
 namespace outrider::serve_gpu {
 
 using kernels::Signature;
 
 namespace {
+
+void Deal(serve::LiveChannels& live) {
+  serve::LiveChannels dealt;
+  for (const int64_t place : DealtOrder(live.signatures)) {
+    dealt.channels.push_back(live.channels[static_cast<size_t>(place)]);
+    dealt.signatures.push_back(live.signatures[static_cast<size_t>(place)]);
+  }
+  live = std::move(dealt);
+}
 
 // What each expert has, for kernels that walk its channels.
 void ListChannels(const std::vector<Signature>& signatures, int64_t experts, at::Device device, GpuLayer& to) {
@@ -40,6 +51,7 @@ base::Result<GpuModel> GpuModel::Pack(const spec::Config& config, const serve::E
     const model::Layer& from = parameters.layers[l];
     auto live = serve::LiveChannelsOf(config, experts, static_cast<int64_t>(l));
     if (!live) return tl::unexpected(live.error());
+    Deal(*live);
     GpuLayer& to = packed.layers_.emplace_back();
     to.attn_norm = here(from.attn_norm);
     to.qkv = at::cat({here(from.q), here(from.k), here(from.v)}, 0);
@@ -74,6 +86,15 @@ void GpuModel::CountBytes(const std::vector<std::vector<Signature>>& signatures)
     for (const Signature s : signatures[l]) by_signature[s] += record;
   }
   ffn_bytes_ = serve::BytesOfSets(std::move(by_signature));
+}
+
+base::Result<void> GpuModel::AddLibraryFfn() {
+  if (experts_ > 0) return base::Fail("E_CONFIG", "library: found a model with experts, expected a dense one");
+  for (GpuLayer& layer : layers_) {
+    layer.gate_up = at::cat({layer.records.select(1, 0), layer.records.select(1, 1)}, 0);
+    layer.down = layer.records.select(1, 2).t().contiguous();
+  }
+  return {};
 }
 
 int64_t GpuModel::FfnBytes(uint16_t experts) const { return ffn_bytes_[experts & (ffn_bytes_.size() - 1)]; }

@@ -15,11 +15,12 @@ namespace outrider::serve_gpu {
 struct GpuLayer {
   at::Tensor attn_norm, qkv, qkv_bias, o, o_bias;  // qkv: rows of q, k and v behind each other; biases may be undefined
   at::Tensor ffn_norm;
-  at::Tensor records;      // [channels, 3, width]: gate row, up row, down column
-  at::Tensor signatures;   // int16 [channels]; bit e: expert e has the channel
-  at::Tensor lists;        // int32: channels of expert 0, then of expert 1, ...
-  at::Tensor list_at;      // int32 [experts + 1]: expert e has those from list_at[e] to list_at[e + 1]
-  int64_t active_max = 0;  // channels of the largest expert
+  at::Tensor records;        // [channels, 3, width]: gate row, up row, down column; in DealtOrder (deal.h)
+  at::Tensor signatures;     // int16 [channels]; bit e: expert e has the channel
+  at::Tensor lists;          // int32: channels of expert 0, then of expert 1, ...
+  at::Tensor list_at;        // int32 [experts + 1]: expert e has those from list_at[e] to list_at[e + 1]
+  int64_t active_max = 0;    // channels of the largest expert
+  at::Tensor gate_up, down;  // [2 channels, width], [width, channels]; see AddLibraryFfn
 };
 
 class GpuModel {
@@ -37,6 +38,9 @@ class GpuModel {
   const at::Tensor& norm() const { return norm_; }
   const at::Tensor& head() const { return head_; }
   const std::vector<GpuLayer>& layers() const { return layers_; }
+
+  // A second copy of a dense model's FFN, for library products. E_CONFIG: it has experts.
+  base::Result<void> AddLibraryFfn();
 
   int64_t FfnBytes(uint16_t experts) const;
   int64_t LayerBytes() const { return layer_bytes_; }

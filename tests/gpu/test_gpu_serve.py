@@ -25,6 +25,7 @@ SHAPES = {
     "heads of 128": {"width": 1024, "heads": 8, "kv_heads": 8},
     "heads of 32": {"heads": 16, "kv_heads": 4},
     "window": {"window": 100},
+    "three heads of keys": {"width": 576, "heads": 9, "kv_heads": 3},
 }
 TOKENS, PROMPT = 530, 500
 TOLERANCE = 0.03  # of the largest logit; bf16 rounds in other places
@@ -85,7 +86,7 @@ def test_a_model_that_the_kernels_do_not_take_is_named(tmp_path):
     from test_serve_cpu import VARIANTS
 
     make_model(VARIANTS["llama"], tmp_path)
-    with pytest.raises(ValueError, match=r"E_CUDA: device cuda: hidden_size: found 64, expected .*device cpu"):
+    with pytest.raises(ValueError, match=r"E_CUDA: device cuda: head_dim: found 16, expected .*device cpu"):
         _core.ServeEngine(str(tmp_path), device="cuda")
 
 

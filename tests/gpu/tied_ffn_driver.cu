@@ -11,7 +11,7 @@ int tied_plan(const uint8_t* ids, int tokens, int experts, int32_t* order, int32
 
 int64_t tied_hidden_bytes(const cuda::Layer* layer, int tokens) { return cuda::HiddenBytes(*layer, tokens); }
 
-int64_t tied_decode_bytes(const cuda::Layer* layer, int tokens) { return cuda::DecodeBytes(*layer, tokens); }
+int64_t tied_decode_bytes(const cuda::Layer* layer, int) { return cuda::DecodeBytes(*layer); }
 
 int tied_prefill(const cuda::Layer* layer, int32_t* order, int32_t* order_at, const void* x, void* y, int tokens,
                  void* hidden, int multiprocessors, int outputs, void* stream) {
@@ -21,7 +21,11 @@ int tied_prefill(const cuda::Layer* layer, int32_t* order, int32_t* order_at, co
 
 int tied_decode(const cuda::Layer* layer, const uint8_t* ids, const void* x, void* y, int tokens, void* scratch,
                 void* stream) {
-  return cuda::Decode(*layer, ids, x, y, tokens, scratch, static_cast<cudaStream_t>(stream));
+  int device = 0, multiprocessors = 0;
+  if (const cudaError_t status = cudaGetDevice(&device); status != cudaSuccess) return status;
+  const cudaError_t status = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (status != cudaSuccess) return status;
+  return cuda::Decode(*layer, ids, x, y, tokens, scratch, multiprocessors, static_cast<cudaStream_t>(stream));
 }
 
 }  // extern "C"

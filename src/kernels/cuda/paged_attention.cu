@@ -1,189 +1,252 @@
-// Three launches:
-//
-//   Store  rotary angles; keys and values into their pages
-//   Parts  softmax sums over one part of the pages, per row and head; a warp has four tokens of each page
-//   Join   the parts one after another
-#include <cuda_bf16.h>
-
+// A warp makes the softmax sums of one part of a token's pages after another: a key is read by kDim / 8 lanes, 16 bytes
+// each, and kBatch tokens of a lane are under way together. A row and head have one block, or a cluster of kClusterMax
+// where there are few of them. At the end all parts are joined one after another, so the form changes no bit.
 #include "kernels/cuda/paged_attention.h"
+
+#include "kernels/cuda/stream.cuh"
+#include "kernels/cuda/turned.cuh"
 
 namespace outrider::kernels::cuda {
 namespace {
 
-using Bf16 = __nv_bfloat16;
 constexpr int kPage = kAttentionPageTokens;
-constexpr int kWarps = 4;
-constexpr int kEach = kPage / kWarps;  // tokens of a page that one warp reads
-constexpr float kNothing = -1e30F;     // maximum of no score; its difference to itself is a number
+constexpr int kWarps = 8;
+constexpr int kClusterMax = 4;
+constexpr int kParts = kAttentionParts;
+constexpr int kBatch = 8;
+constexpr int kEach = 8;            // numbers of a head that a lane has
+constexpr float kNothing = -1e30F;  // maximum of no score; its difference to itself is a number
 
 // One block per row and head of queries, keys or values; a thread turns one plane.
 __global__ void Store(PagedAttention call) {
-  const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y),
-            pair = static_cast<int>(threadIdx.x);
-  const int half = call.head_dim / 2, all = call.heads + 2 * call.kv_heads;
-  auto* from = static_cast<Bf16*>(call.qkv) + (static_cast<int64_t>(row) * all + head) * call.head_dim;
-  float a = __bfloat162float(from[pair]), b = __bfloat162float(from[pair + half]);
-  if (head < call.heads + call.kv_heads) {
-    const float cos = call.cos[row * half + pair], sin = call.sin[row * half + pair];
-    const float turned = a * cos - b * sin;
-    b = b * cos + a * sin;
-    a = turned;
-  }
-  Bf16* to = from;
-  if (head >= call.heads) {
-    const bool is_key = head < call.heads + call.kv_heads;
-    const int kv = head - call.heads - (is_key ? 0 : call.kv_heads);
-    const int position = call.positions[row];
-    const int64_t page = call.pages[static_cast<int64_t>(row) * call.table + position / kPage];
-    to = static_cast<Bf16*>(is_key ? call.keys : call.values) +
-         ((page * call.kv_heads + kv) * kPage + position % kPage) * call.head_dim;
-  }
-  to[pair] = __float2bfloat16(a);
-  to[pair + half] = __float2bfloat16(b);
+  const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  const int pair = static_cast<int>(threadIdx.x), half = call.head_dim / 2;
+  const int all = call.heads + 2 * call.kv_heads;
+  const auto* from = static_cast<const Bf16*>(call.qkv) + (static_cast<int64_t>(row) * all + head) * call.head_dim;
+  StoreTurnedPair(call, row, head, pair, __bfloat162float(from[pair]), __bfloat162float(from[pair + half]));
 }
 
-// kDims numbers of a row that lie side by side, lane by lane.
-template <int kDims>
-__device__ __forceinline__ void Load(const Bf16* row, float (&to)[kDims]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  if constexpr (kDims == 1) {
-    to[0] = __bfloat162float(row[lane]);
-  } else {
-    struct alignas(kDims * 2) Together {
-      __nv_bfloat162 pairs[kDims / 2];
-    };
-    const Together from = *reinterpret_cast<const Together*>(row + lane * kDims);
+__device__ __forceinline__ void Unpack(uint4 from, float (&to)[kEach]) {
+  const uint32_t words[4] = {from.x, from.y, from.z, from.w};
 #pragma unroll
-    for (int i = 0; i < kDims / 2; ++i) {
-      const float2 two = __bfloat1622float2(from.pairs[i]);
-      to[2 * i] = two.x;
-      to[2 * i + 1] = two.y;
-    }
+  for (int i = 0; i < 4; ++i) {
+    to[2 * i] = __uint_as_float(words[i] << 16);
+    to[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000U);
   }
 }
 
-// Of one softmax: largest score, sum of weights, weighted sum of values; a lane has kDims numbers of the latter.
-template <int kDims>
+// Of one softmax: largest score, sum of weights, weighted sum of the lane's numbers of the values.
 struct Sums {
-  float most = kNothing, total = 0, mixed[kDims] = {};
+  float most = kNothing, total = 0, mixed[kEach] = {};
 
-  __device__ __forceinline__ void Add(float other_most, float other_total, const float (&other)[kDims]) {
-    const float top = fmaxf(most, other_most);
-    const float mine = __expf(most - top), theirs = __expf(other_most - top);
-    total = total * mine + other_total * theirs;
+  __device__ __forceinline__ void Scale(float top) {
+    const float by = __expf(most - top);
+    total *= by;
 #pragma unroll
-    for (int i = 0; i < kDims; ++i) mixed[i] = mixed[i] * mine + other[i] * theirs;
+    for (int i = 0; i < kEach; ++i) mixed[i] *= by;
     most = top;
+  }
+
+  // Joins those of the lane `distance` away, in the same order on both.
+  __device__ __forceinline__ void JoinLane(int distance) {
+    Scale(fmaxf(most, __shfl_xor_sync(~0U, most, distance)));
+    total += __shfl_xor_sync(~0U, total, distance);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) mixed[i] += __shfl_xor_sync(~0U, mixed[i], distance);
   }
 };
 
-// Four tokens at `keys` and `values`; those outside of [first, last] do not count.
-template <int kDims>
-__device__ __forceinline__ void AddTokens(const PagedAttention& call, const float (&query)[kDims], const Bf16* keys,
-                                          const Bf16* values, int at, int first, int last, Sums<kDims>& sums) {
-  float k[kEach][kDims], v[kEach][kDims], scores[kEach];
+// What a row sees: positions from first to last, on `pages` pages from first_page on.
+struct Seen {
+  int first, last, first_page, pages;
+
+  __device__ Seen(const PagedAttention& call, int row) : last(call.positions[row]) {
+    first = call.window > 0 ? max(0, last - call.window + 1) : 0;
+    first_page = first / kPage;
+    pages = last / kPage + 1 - first_page;
+  }
+  // Where part `part` begins, in pages from first_page on.
+  __device__ int Begin(int part) const { return pages * part / kParts; }
+};
+
+// Page numbers of a row in order, fetched 32 at a time, one a lane.
+class PageList {
+ public:
+  __device__ PageList(const PagedAttention& call, int row, const Seen& seen, int begin)
+      : row_(call.pages + static_cast<int64_t>(row) * call.table + seen.first_page), pages_(seen.pages) {
+    Fetch(begin);
+  }
+  // The same `page` in all lanes, not before `begin`.
+  __device__ __forceinline__ int At(int page) {
+    if (page >= base_ + 32) Fetch(page);
+    return __shfl_sync(~0U, own_, page - base_);
+  }
+
+ private:
+  __device__ void Fetch(int page) {
+    base_ = page;
+    own_ = page + Lane() < pages_ ? row_[page + Lane()] : 0;
+  }
+
+  const int32_t* row_;
+  int pages_, base_ = 0, own_ = 0;
+};
+
+// One batch: kBatch times `kSide` tokens that lie side by side, from slot `slot` of a part of `end` slots on.
+template <int kDim>
+struct Batch {
+  static constexpr int kLanes = kDim / kEach, kSide = 32 / kLanes, kTokens = kBatch * kSide;
+  int64_t places[kBatch];  // of the lane's tokens in keys and values, in numbers; -1: none or not seen
+
+  // begin, end: pages of the part; batch: how many tokens of it came before.
+  __device__ __forceinline__ void Find(const PagedAttention& call, const Seen& seen, PageList& list, int kv, int begin,
+                                       int end, int batch) {
 #pragma unroll
-  for (int t = 0; t < kEach; ++t) {
-    Load<kDims>(keys + t * call.head_dim, k[t]);
-    Load<kDims>(values + t * call.head_dim, v[t]);
+    for (int j = 0; j < kBatch; ++j) {
+      const int slot = batch + j * kSide, page = begin + slot / kPage;  // both the same in all lanes
+      const int at = slot % kPage + Lane() / kLanes, position = (seen.first_page + page) * kPage + at;
+      const int64_t number = list.At(min(page, end - 1));
+      places[j] = page < end && position >= seen.first && position <= seen.last
+                      ? ((number * call.kv_heads + kv) * kPage + at) * kDim + Lane() % kLanes * kEach
+                      : -1;
+    }
+  }
+
+  __device__ __forceinline__ void Prefetch(const PagedAttention& call) const {
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      if (places[j] < 0) continue;
+      cuda::Prefetch(static_cast<const Bf16*>(call.keys) + places[j]);
+      cuda::Prefetch(static_cast<const Bf16*>(call.values) + places[j]);
+    }
+  }
+
+  __device__ __forceinline__ void Add(const PagedAttention& call, const float (&query)[kEach], Sums& sums) const {
+    uint4 keys[kBatch], values[kBatch];
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const int64_t place = max(places[j], int64_t{0}) * 2;
+      keys[j] = LoadResult(static_cast<const uint8_t*>(call.keys) + place, places[j] >= 0);
+      values[j] = LoadResult(static_cast<const uint8_t*>(call.values) + place, places[j] >= 0);
+    }
+    float scores[kBatch], top = sums.most;
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      float key[kEach], dot = 0;
+      Unpack(keys[j], key);
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) dot += query[i] * key[i];
+#pragma unroll
+      for (int step = kLanes / 2; step > 0; step /= 2) dot += __shfl_xor_sync(~0U, dot, step);
+      scores[j] = places[j] >= 0 ? dot * call.scale : kNothing;
+      top = fmaxf(top, scores[j]);
+    }
+    sums.Scale(top);
+#pragma unroll
+    for (int j = 0; j < kBatch; ++j) {
+      const float weight = places[j] >= 0 ? __expf(scores[j] - top) : 0;
+      float value[kEach];
+      Unpack(values[j], value);
+      sums.total += weight;
+#pragma unroll
+      for (int i = 0; i < kEach; ++i) sums.mixed[i] += weight * value[i];
+    }
+  }
+};
+
+// Sums of one part as [most, total, mixed...].
+template <int kDim>
+__device__ __forceinline__ void AddPart(const PagedAttention& call, const Seen& seen, PageList& list, int kv, int part,
+                                        const float (&query)[kEach], float* to) {
+  constexpr int kLanes = kDim / kEach;
+  const int begin = seen.Begin(part), end = seen.Begin(part + 1);
+  Sums sums;
+  for (int batch = 0; batch < (end - begin) * kPage; batch += Batch<kDim>::kTokens) {
+    Batch<kDim> tokens;
+    tokens.Find(call, seen, list, kv, begin, end, batch);
+    tokens.Add(call, query, sums);
   }
 #pragma unroll
-  for (int t = 0; t < kEach; ++t) {
-    float dot = 0;
+  for (int distance = kLanes; distance < 32; distance *= 2) sums.JoinLane(distance);
+  if (Lane() >= kLanes) return;
+  if (Lane() == 0) to[0] = sums.most, to[1] = sums.total;
 #pragma unroll
-    for (int i = 0; i < kDims; ++i) dot += query[i] * k[t][i];
-    for (int step = 16; step > 0; step /= 2) dot += __shfl_xor_sync(~0U, dot, step);
-    scores[t] = dot * call.scale;
-  }
-#pragma unroll
-  for (int t = 0; t < kEach; ++t)
-    if (at + t >= first && at + t <= last) sums.Add(scores[t], 1, v[t]);
+  for (int i = 0; i < kEach; ++i) to[2 + Lane() * kEach + i] = sums.mixed[i];
 }
 
-template <int kDims>
-__global__ void __launch_bounds__(kWarps * 32) Parts(PagedAttention call) {
-  constexpr int kDim = kDims * 32;
-  __shared__ float shared[kWarps][kDim + 2];
-  const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y),
-            part = static_cast<int>(blockIdx.z);
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int kv = head / (call.heads / call.kv_heads), last = call.positions[row];
-  const int first = call.window > 0 ? max(0, last - call.window + 1) : 0;
-  const int first_page = first / kPage, pages = last / kPage + 1 - first_page;
-  const int all = call.heads + 2 * call.kv_heads;
-  float query[kDims];
-  Load<kDims>(static_cast<const Bf16*>(call.qkv) + (static_cast<int64_t>(row) * all + head) * kDim, query);
-  Sums<kDims> sums;
-  const int end = first_page + pages * (part + 1) / kAttentionSplits;
-  for (int p = first_page + pages * part / kAttentionSplits; p < end; ++p) {
-    const int64_t page = call.pages[static_cast<int64_t>(row) * call.table + p];
-    const int64_t at = ((page * call.kv_heads + kv) * kPage + warp * kEach) * kDim;
-    AddTokens<kDims>(call, query, static_cast<const Bf16*>(call.keys) + at, static_cast<const Bf16*>(call.values) + at,
-                     p * kPage + warp * kEach, first, last, sums);
+template <int kDim, int kCluster>
+__global__ void __launch_bounds__(kWarps * 32, 2) Mix(PagedAttention call) {
+  constexpr int kBlockParts = kParts / kCluster, kWarpParts = kBlockParts / kWarps;
+  __shared__ float parts[kBlockParts][kDim + 2];
+  const int thread = static_cast<int>(threadIdx.x), rank = static_cast<int>(blockIdx.x);
+  const int head = static_cast<int>(blockIdx.y), row = static_cast<int>(blockIdx.z);
+  const int kv = head / (call.heads / call.kv_heads), all = call.heads + 2 * call.kv_heads;
+  const Seen seen(call, row);
+  const int own = Warp() * kWarpParts, first = rank * kBlockParts + own;
+  PageList list(call, row, seen, seen.Begin(first));
+  if (seen.Begin(first) < seen.Begin(first + 1)) {
+    Batch<kDim> batch;
+    batch.Find(call, seen, list, kv, seen.Begin(first), seen.Begin(first + 1), 0);
+    batch.Prefetch(call);
   }
-  for (int i = 0; i < kDims; ++i) shared[warp][lane * kDims + i] = sums.mixed[i];
-  if (lane == 0) {
-    shared[warp][kDim] = sums.most;
-    shared[warp][kDim + 1] = sums.total;
+  WaitForPrevious();
+  StartNext();
+  const auto* queries = static_cast<const uint8_t*>(call.qkv) + (static_cast<int64_t>(row) * all + head) * kDim * 2;
+  float query[kEach];
+  Unpack(LoadResult(queries + thread % (kDim / kEach) * kEach * 2, true), query);
+#pragma unroll 1
+  for (int p = 0; p < kWarpParts; ++p) AddPart<kDim>(call, seen, list, kv, first + p, query, parts[own + p]);
+  if constexpr (kCluster > 1) {
+    SyncCluster();
+  } else {
+    __syncthreads();
   }
-  __syncthreads();
-  if (warp != 0) return;
-  for (int w = 1; w < kWarps; ++w) {
-    float other[kDims];
-    for (int i = 0; i < kDims; ++i) other[i] = shared[w][lane * kDims + i];
-    sums.Add(shared[w][kDim], shared[w][kDim + 1], other);
+  if (rank == 0 && thread < kDim) {
+    const auto of = [&](int p) { return kCluster > 1 ? OfBlock(parts[p % kBlockParts], p / kBlockParts) : parts[p]; };
+    float most = kNothing, total = 0, mixed = 0;
+    for (int p = 0; p < kParts; ++p) most = fmaxf(most, of(p)[0]);
+    for (int p = 0; p < kParts; ++p) {
+      const float by = __expf(of(p)[0] - most);
+      total += of(p)[1] * by;
+      mixed += of(p)[2 + thread] * by;
+    }
+    static_cast<Bf16*>(call.out)[(static_cast<int64_t>(row) * call.heads + head) * kDim + thread] =
+        __float2bfloat16(mixed / total);
   }
-  float* to = call.scratch + ((static_cast<int64_t>(row) * call.heads + head) * kAttentionSplits + part) * (kDim + 2);
-  for (int i = 0; i < kDims; ++i) to[lane * kDims + i] = sums.mixed[i];
-  if (lane == 0) {
-    to[kDim] = sums.most;
-    to[kDim + 1] = sums.total;
-  }
+  if constexpr (kCluster > 1) SyncCluster();  // nobody ends while others read
 }
 
-template <int kDims>
-__global__ void Join(PagedAttention call) {
-  constexpr int kDim = kDims * 32;
-  const int row = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
-  const int lane = static_cast<int>(threadIdx.x);
-  const int64_t at = static_cast<int64_t>(row) * call.heads + head;
-  Sums<kDims> sums;
-  for (int part = 0; part < kAttentionSplits; ++part) {
-    const float* from = call.scratch + (at * kAttentionSplits + part) * (kDim + 2);
-    float other[kDims];
-    for (int i = 0; i < kDims; ++i) other[i] = from[lane * kDims + i];
-    sums.Add(from[kDim], from[kDim + 1], other);
-  }
-  auto* to = static_cast<Bf16*>(call.out) + at * kDim + lane * kDims;
-  for (int i = 0; i < kDims; ++i) to[i] = __float2bfloat16(sums.mixed[i] / sums.total);
+template <int kDim>
+cudaError_t LaunchMix(const PagedAttention& call, cudaStream_t stream) {
+  const auto heads = static_cast<unsigned>(call.heads), rows = static_cast<unsigned>(call.rows);
+  constexpr unsigned kFew = 128;  // blocks that leave multiprocessors idle
+  if (rows * heads <= kFew)
+    return LaunchChained(Mix<kDim, kClusterMax>, dim3(kClusterMax, heads, rows), kWarps * 32, kClusterMax, stream,
+                         call);
+  return LaunchChained(Mix<kDim, 1>, dim3(1, heads, rows), kWarps * 32, 1, stream, call);
 }
 
-template <int kDims>
-cudaError_t Launch(const PagedAttention& call, cudaStream_t stream) {
-  const auto rows = static_cast<unsigned>(call.rows), heads = static_cast<unsigned>(call.heads);
-  const dim3 all(rows, heads + 2 * static_cast<unsigned>(call.kv_heads));
-  Store<<<all, static_cast<unsigned>(call.head_dim / 2), 0, stream>>>(call);
-  Parts<kDims><<<dim3(rows, heads, kAttentionSplits), kWarps * 32, 0, stream>>>(call);
-  Join<kDims><<<dim3(rows, heads), 32, 0, stream>>>(call);
-  return cudaGetLastError();
+bool Fits(const PagedAttention& call) {
+  return call.rows > 0 && call.kv_heads > 0 && call.heads > 0 && call.heads % call.kv_heads == 0;
 }
 
 }  // namespace
 
-int64_t AttentionFloats(int rows, int heads, int head_dim) {
-  return static_cast<int64_t>(rows) * heads * kAttentionSplits * (head_dim + 2);
+cudaError_t StoreTurned(const PagedAttention& call, cudaStream_t stream) {
+  if (!Fits(call) || call.head_dim % 2 != 0) return cudaErrorInvalidValue;
+  const dim3 all(static_cast<unsigned>(call.rows), static_cast<unsigned>(call.heads + 2 * call.kv_heads));
+  return cuda::Launch(Store, all, call.head_dim / 2, stream, call);
 }
 
 cudaError_t Attend(const PagedAttention& call, cudaStream_t stream) {
-  const bool fits = call.rows > 0 && call.kv_heads > 0 && call.heads > 0 && call.heads % call.kv_heads == 0;
-  if (!fits) return cudaErrorInvalidValue;
+  if (!Fits(call)) return cudaErrorInvalidValue;
   switch (call.head_dim) {
     case 32:
-      return Launch<1>(call, stream);
+      return LaunchMix<32>(call, stream);
     case 64:
-      return Launch<2>(call, stream);
+      return LaunchMix<64>(call, stream);
     case 128:
-      return Launch<4>(call, stream);
+      return LaunchMix<128>(call, stream);
     default:
       return cudaErrorInvalidValue;
   }

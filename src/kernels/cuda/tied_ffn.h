@@ -10,12 +10,14 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/residual.h"
+
 namespace outrider::kernels::cuda {
 
 constexpr int kExpertsMax = 16;
-constexpr int kWidthMultiple = 256;
+constexpr int kWidthMultiple = 64;
 constexpr int kDecodeTokensMax = 32;
-constexpr int kDecodeParts = 32;  // of the stored order, summed one after another
+constexpr int kDecodeChains = 32;  // ranges of the stored order that a decode step sums apart
 
 // One layer. Record c is gate row | up row | down column of channel c, `width` bf16 each (channel_store.h); records
 // hold less than 64 GiB. `lists` holds the channels of expert 0, then of expert 1, ...; expert i has those from
@@ -46,9 +48,36 @@ int64_t HiddenBytes(const Layer& layer, int tokens);
 cudaError_t Prefill(const Layer& layer, const Plan& plan, const void* x, void* y, int tokens, void* hidden,
                     int multiprocessors, int outputs, cudaStream_t stream);
 
-// As Prefill for at most kDecodeTokensMax tokens, from expert ids; scratch: DecodeBytes. Three launches.
-int64_t DecodeBytes(const Layer& layer, int tokens);
+// The channels of a layer that the tokens of a step want; live: LiveBytes, on the device.
+struct LiveJob {
+  const uint16_t* signatures = nullptr;
+  int channels = 0;
+  void* live = nullptr;
+};
+int64_t LiveBytes(int channels);
+// For `count` layers at once; jobs: device memory.
+cudaError_t FindLive(const LiveJob* jobs, int count, const uint8_t* ids, int tokens, cudaStream_t stream);
+cudaError_t FindLive(const LiveJob& job, const uint8_t* ids, int tokens, cudaStream_t stream);
+
+// The FFN of at most kDecodeTokensMax tokens as part of a chain (stream.cuh).
+struct DecodeCall {
+  const uint8_t* ids = nullptr;
+  const void* live = nullptr;  // of these ids
+  bool chained = true;         // `live` is done before the kernel in front of this one has started
+  const void* x = nullptr;     // bf16 [tokens, width]
+  int squares = 0;             // parts of residual.squares by which gates and ups are normalized; 0: they are not
+  Residual residual;           // the result is added; its x null: it is stored in y
+  void* y = nullptr;           // bf16 [tokens, width]
+  int tokens = 0;
+  void* scratch = nullptr;  // DecodeBytes
+  int multiprocessors = 0;
+};
+int64_t DecodeBytes(const Layer& layer);
+// Parts of residual.squares that Decode leaves.
+int DecodeSquares(int width);
+cudaError_t Decode(const Layer& layer, const DecodeCall& call, cudaStream_t stream);
+// All of it, from expert ids: y = FFN(x). Three launches.
 cudaError_t Decode(const Layer& layer, const uint8_t* ids, const void* x, void* y, int tokens, void* scratch,
-                   cudaStream_t stream);
+                   int multiprocessors, cudaStream_t stream);
 
 }  // namespace outrider::kernels::cuda

@@ -14,9 +14,12 @@
 #include <cmath>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "kernels/cuda/chunk_attention.h"
+#include "kernels/cuda/decode_step.h"
 #include "kernels/cuda/paged_attention.h"
+#include "kernels/cuda/residual.h"
 #include "kernels/cuda/tied_ffn.h"
 
 namespace outrider::serve_gpu {
@@ -51,23 +54,44 @@ cuda::Layer LayerOf(const GpuModel& model, const GpuLayer& layer) {
   return out;
 }
 
+cuda::StepModel StepModelOf(const GpuModel& model) {
+  const spec::Config& config = model.config();
+  const auto pointer = [](const at::Tensor& t) { return t.defined() ? t.const_data_ptr() : nullptr; };
+  cuda::StepModel out;
+  for (const GpuLayer& layer : model.layers()) {
+    const auto window = static_cast<int>(config.windows[out.layers.size()]);
+    out.layers.push_back({pointer(layer.attn_norm), pointer(layer.qkv), pointer(layer.qkv_bias), pointer(layer.o),
+                          pointer(layer.o_bias), pointer(layer.ffn_norm), LayerOf(model, layer), window});
+  }
+  out.embed = pointer(model.embed());
+  out.norm = pointer(model.norm());
+  out.head = pointer(model.head());
+  out.width = static_cast<int>(config.hidden_size);
+  out.vocab = static_cast<int>(config.vocab);
+  out.heads = static_cast<int>(config.heads);
+  out.kv_heads = static_cast<int>(config.kv_heads);
+  out.head_dim = static_cast<int>(config.head_dim);
+  out.eps = static_cast<float>(config.rms_eps);
+  return out;
+}
+
 class CudaDevice final : public Device {
  public:
   CudaDevice(const GpuModel& model, const Staged& staged)
       : model_(model),
         staged_(staged),
+        step_model_(StepModelOf(model)),
         stream_(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, model.device().index())),
         pool_(at::cuda::graph_pool_handle()),
         host_rows_(staged.rows.nbytes()),
         host_chunk_(staged.chunk.nbytes()),
         host_fetched_(static_cast<size_t>(kRowsMax * model.config().vocab) * sizeof(float)) {
-    const spec::Config& config = model.config();
     const c10::cuda::CUDAStreamGuard on_stream(stream_);
     const auto options = staged.rows.options();
     int64_t bytes = 0, hidden_bytes = 0;
     for (const GpuLayer& layer : model.layers()) {
       const cuda::Layer one = LayerOf(model, layer);
-      bytes = std::max(bytes, cuda::DecodeBytes(one, static_cast<int>(kRowsMax)));
+      bytes = std::max(bytes, cuda::DecodeBytes(one));
       hidden_bytes = std::max(hidden_bytes, cuda::HiddenBytes(one, static_cast<int>(kChunkMax)));
     }
     ffn_scratch_ = at::empty({bytes}, options.dtype(at::kByte));
@@ -75,16 +99,14 @@ class CudaDevice final : public Device {
     order_ = at::empty({kChunkMax}, options);
     order_at_ = at::empty({cuda::kExpertsMax + 1}, options);
     C10_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, model.device().index()));
-    attention_scratch_ = at::empty({cuda::AttentionFloats(static_cast<int>(kRowsMax), static_cast<int>(config.heads),
-                                                          static_cast<int>(config.head_dim))},
-                                   options.dtype(at::kFloat));
+    MakeStepBuffers();
     C10_CUDA_CHECK(cudaDeviceSynchronize());  // weights and buffers were made on other streams
   }
 
   void Attend(const Rows& rows, const AttendCall& call) override {
     if (rows.chunk()) return AttendChunk(rows, call);
-    auto to = CallOf<cuda::PagedAttention>(rows, call);
-    to.scratch = attention_scratch_.mutable_data_ptr<float>();
+    const auto to = CallOf<cuda::PagedAttention>(rows, call);
+    C10_CUDA_CHECK(cuda::StoreTurned(to, stream_.stream()));
     C10_CUDA_CHECK(cuda::Attend(to, stream_.stream()));
   }
 
@@ -97,7 +119,28 @@ class CudaDevice final : public Device {
     }
     C10_CUDA_CHECK(cuda::Decode(LayerOf(model_, layer), rows.experts.const_data_ptr<uint8_t>(), x.const_data_ptr(),
                                 y.mutable_data_ptr(), static_cast<int>(count), ffn_scratch_.mutable_data_ptr(),
-                                stream_.stream()));
+                                multiprocessors_, stream_.stream()));
+  }
+
+  bool Decode(const Rows& rows, const DecodePass& pass) override {
+    std::vector<void*> keys, values;
+    for (const at::Tensor& cache : pass.keys) keys.push_back(cache.mutable_data_ptr());
+    for (const at::Tensor& cache : pass.values) values.push_back(cache.mutable_data_ptr());
+    cuda::Step step;
+    step.ids = rows.ids.const_data_ptr<int32_t>();
+    step.positions = rows.positions.const_data_ptr<int32_t>();
+    step.experts = rows.experts.const_data_ptr<uint8_t>();
+    step.pages = rows.pages.const_data_ptr<int32_t>();
+    step.cos = pass.cos.const_data_ptr<float>();
+    step.sin = pass.sin.const_data_ptr<float>();
+    step.keys = keys.data();
+    step.values = values.data();
+    if (pass.head) step.logits = pass.logits.mutable_data_ptr<float>();
+    step.tokens = static_cast<int>(pass.count);
+    step.table = static_cast<int>(rows.pages.size(1));
+    step.multiprocessors = multiprocessors_;
+    C10_CUDA_CHECK(cuda::RunStep(step_model_, step_, step, stream_.stream()));
+    return true;
   }
 
   void Run(int kind, const std::function<void()>& body) override {
@@ -175,6 +218,29 @@ class CudaDevice final : public Device {
     C10_CUDA_CHECK(cuda::AttendChunk(to, stream_.stream()));
   }
 
+  // Memory for Decode, whose FFN shares ffn_scratch_.
+  void MakeStepBuffers() {
+    const cuda::StepModel& m = step_model_;
+    const auto take = [&](int64_t bytes) {
+      step_memory_.push_back(at::empty({bytes}, staged_.rows.options().dtype(at::kByte)));
+      return step_memory_.back().mutable_data_ptr();
+    };
+    step_.x = take(kRowsMax * m.width * 2);
+    step_.weighted = take(kRowsMax * m.width * 2);
+    step_.squares = static_cast<float*>(take(kRowsMax * cuda::kSquaresMax * 4));
+    step_.qkv = take(kRowsMax * (m.heads + 2 * m.kv_heads) * m.head_dim * 2);
+    step_.mixed = take(kRowsMax * m.heads * m.head_dim * 2);
+    step_.scratch = ffn_scratch_.mutable_data_ptr();
+    for (const cuda::StepLayer& layer : m.layers)
+      step_.live_stride = std::max(step_.live_stride, cuda::LiveBytes(layer.ffn.channels));
+    step_.live = static_cast<uint8_t*>(take(step_.live_stride * static_cast<int64_t>(m.layers.size())));
+    const std::vector<cuda::LiveJob> jobs = cuda::JobsOf(m, step_);
+    const size_t size = jobs.size() * sizeof(cuda::LiveJob);
+    void* to = take(static_cast<int64_t>(size));
+    C10_CUDA_CHECK(cudaMemcpy(to, jobs.data(), size, cudaMemcpyHostToDevice));
+    step_.jobs = static_cast<const cuda::LiveJob*>(to);
+  }
+
   void Upload(const at::Tensor& to, const PinnedBytes& from) {
     C10_CUDA_CHECK(
         cudaMemcpyAsync(to.mutable_data_ptr(), from.get(), to.nbytes(), cudaMemcpyHostToDevice, stream_.stream()));
@@ -183,7 +249,10 @@ class CudaDevice final : public Device {
 
   const GpuModel model_;  // shares its tensors
   Staged staged_;
-  at::Tensor ffn_scratch_, hidden_, order_, order_at_, attention_scratch_;
+  at::Tensor ffn_scratch_, hidden_, order_, order_at_;
+  const cuda::StepModel step_model_;
+  cuda::StepBuffers step_;
+  std::vector<at::Tensor> step_memory_;
   c10::cuda::CUDAStream stream_;
   c10::MempoolId_t pool_;
   PinnedBytes host_rows_, host_chunk_, host_fetched_;
@@ -213,6 +282,8 @@ base::Result<void> CheckCudaShape(const spec::Config& config) {
   };
   if (config.hidden_size % cuda::kWidthMultiple != 0)
     return bad("hidden_size", config.hidden_size, "a multiple of " + std::to_string(cuda::kWidthMultiple));
+  if (constexpr int64_t most = int64_t{cuda::kSquaresMax} * 16; config.hidden_size > most)
+    return bad("hidden_size", config.hidden_size, "at most " + std::to_string(most));
   if (config.head_dim != 32 && config.head_dim != 64 && config.head_dim != 128)
     return bad("head_dim", config.head_dim, "32, 64 or 128");
   return {};

@@ -67,6 +67,54 @@ TEST(GpuExecutor, ReferenceAgreesWithTheCpu) {
   }
 }
 
+TEST(GpuExecutor, LibraryProductsOfADenseModelAgreeWithTheCpu) {
+  int dense = 0;
+  for (const Form& form : Forms()) {
+    const Case c(form);
+    auto model = *GpuModel::Pack(form.config, c.map, ParametersOf(form.config, c.weights), at::kCPU, at::kFloat);
+    const serve::PassLimits limits{.kv_pages = 40, .step_tokens_max = 160};
+    const auto without = GpuExecutor::Make(model, limits, {.library = true});
+    ASSERT_FALSE(without);
+    EXPECT_EQ(without.error().code, "E_CONFIG");
+    const auto added = model.AddLibraryFfn();
+    if (form.experts > 1) {
+      EXPECT_EQ(added.error().message, "library: found a model with experts, expected a dense one");
+      continue;
+    }
+    ++dense;
+    const auto expected = RunWhole(*MakeExecutor(form.config, c.map, c.weights, kernels::Number::kF32, 1), c.text);
+    const auto found = RunWhole(**GpuExecutor::Make(model, limits, {.library = true}), c.text);
+    for (size_t i = 0; i < expected.size(); ++i)
+      ASSERT_NEAR(found[i], expected[i], 1e-5F * Largest(expected)) << form.name << " number " << i;
+  }
+  EXPECT_GT(dense, 0);
+}
+
+// Each channel lies somewhere, with its signature.
+TEST(GpuModel, ChannelsAreDealt) {
+  const Case c(Forms()[1]);
+  const auto parameters = ParametersOf(c.form.config, c.weights);
+  const auto model = *GpuModel::Pack(c.form.config, c.map, parameters, at::kCPU, at::kFloat);
+  for (size_t l = 0; l < model.layers().size(); ++l) {
+    const auto live = *serve::LiveChannelsOf(c.form.config, c.map, static_cast<int64_t>(l));
+    const GpuLayer& layer = model.layers()[l];
+    ASSERT_EQ(layer.records.size(0), static_cast<int64_t>(live.channels.size()));
+    std::vector<int> seen(live.channels.size(), 0);
+    const auto width = static_cast<size_t>(layer.records.size(2));
+    for (int64_t r = 0; r < layer.records.size(0); ++r) {
+      const float* gate = layer.records.const_data_ptr<float>() + static_cast<size_t>(r) * 3 * width;
+      const auto same = std::ranges::find_if(live.channels, [&](int32_t channel) {
+        const at::Tensor row = parameters.layers[l].gate.select(0, channel);
+        return std::equal(gate, gate + width, row.const_data_ptr<float>());
+      });
+      ASSERT_NE(same, live.channels.end());
+      const auto i = static_cast<size_t>(same - live.channels.begin());
+      EXPECT_EQ(std::exchange(seen[i], 1), 0);
+      EXPECT_EQ(static_cast<kernels::Signature>(layer.signatures.const_data_ptr<int16_t>()[r]), live.signatures[i]);
+    }
+  }
+}
+
 // Pieces of the text beside pieces of another one, in pages in any order.
 TEST(GpuExecutor, PiecesAndNeighboursChangeNothing) {
   for (const Form& form : Forms()) {

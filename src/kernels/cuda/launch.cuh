@@ -1,0 +1,36 @@
+#pragma once
+// Launches of the kernels of a decoding step. Tests replace this header by one that runs on the CPU.
+
+#include <cuda_runtime.h>
+
+namespace outrider::kernels::cuda {
+
+template <class... Parameters, class... Arguments>
+cudaError_t Launch(void (*kernel)(Parameters...), dim3 blocks, int threads, cudaStream_t stream,
+                   const Arguments&... arguments) {
+  kernel<<<blocks, static_cast<unsigned>(threads), 0, stream>>>(Parameters(arguments)...);
+  return cudaGetLastError();
+}
+
+// Launches a kernel that may start before the work in front of it on `stream` is done, where that has a kernel that
+// lets it; cluster: blocks along x that
+// exchange shared memory.
+template <class... Parameters, class... Arguments>
+cudaError_t LaunchChained(void (*kernel)(Parameters...), dim3 blocks, int threads, int cluster, cudaStream_t stream,
+                          const Arguments&... arguments) {
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = static_cast<unsigned>(cluster);
+  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = blocks;
+  config.blockDim = static_cast<unsigned>(threads);
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = cluster > 1 ? 2 : 1;
+  return cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
+}  // namespace outrider::kernels::cuda
