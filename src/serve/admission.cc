@@ -110,12 +110,12 @@ void ForecastBySteps(int64_t waiting, const EngineStats& stats, const EngineOpti
   load.prefill_tokens_per_s =
       sched::PromptTokensPerS(stats.step_fit, goal_s, stats.writing, options.limits) / sched::kForecastFactor;
   load.hold_bound_s = 0;
-  load.place_wait_s = sched::kForecastFactor * sched::PlaceWaitS({.running = stats.running,
-                                                                  .texts_max = stats.texts_max,
-                                                                  .ahead = stats.queued + waiting,
-                                                                  .text_tokens = stats.text_tokens,
-                                                                  .step_s = stats.step_fit.Seconds(stats.writing,
-                                                                                                   prompt_tokens)});
+  load.place_wait_s =
+      sched::kForecastFactor * sched::PlaceWaitS({.running = stats.running,
+                                                  .texts_max = stats.texts_max,
+                                                  .ahead = stats.queued + waiting,
+                                                  .text_tokens = stats.text_tokens,
+                                                  .step_s = stats.step_fit.Seconds(stats.writing, prompt_tokens)});
 }
 
 // "0: no cap", as the caps of a tenant are.

@@ -52,8 +52,8 @@ base::Result<sched::StepPlan> EngineCore::Choose(std::span<const sched::ReadyIte
 sched::StepLimits EngineCore::LimitsBeside(std::span<const sched::ReadyItem> items) const {
   const int64_t texts = std::ranges::count(items, sched::Lane::kDecode, &sched::ReadyItem::lane);
   sched::StepLimits limits = limits_;
-  limits.prefill_tokens = sched::PromptTokensWithin(step_model_.fit(), TpotGoalS(),
-                                                    std::min(texts, limits.decode_tokens), options_.limits);
+  limits.prefill_tokens =
+      sched::PromptTokensWithin(step_model_.fit(), TpotGoalS(), std::min(texts, limits.decode_tokens), options_.limits);
   return limits;
 }
 

@@ -28,7 +28,7 @@ class StepModel {
     const double t = static_cast<double>(texts) / texts_max_;
     const double p = static_cast<double>(prompt_tokens) / prompt_tokens_max_;
     const double predicted = fit_.Seconds(texts, prompt_tokens);
-    const double error = std::min(seconds - predicted, std::max(predicted, kLeastReach * seconds));
+    const double error = std::min(seconds - predicted, predicted);
     const double move = kPace * error / (1 + t * t + p * p);
     fit_.step_s = std::max(0.0, fit_.step_s + move);
     fit_.text_s = std::max(0.0, fit_.text_s + move * t / texts_max_);
@@ -39,7 +39,6 @@ class StepModel {
 
  private:
   static constexpr double kPace = 0.2;
-  static constexpr double kLeastReach = 0.1;  // of a step's time, so that a fit close to nothing can grow
 
   const double texts_max_, prompt_tokens_max_;
   sched::StepFit fit_;

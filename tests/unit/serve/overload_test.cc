@@ -90,7 +90,8 @@ Figures Offer(const Case& c, double per_s, Goals goals) {
     out.admitted += served.refused ? 0 : 1;
     if (served.refused) continue;
     out.ended_late += served.finish == Finish::kDeadline ? 1 : 0;
-    const bool first = served.first_s >= 0 && (served.first_s - served.at_s) * 1e3 <= static_cast<double>(c.ttft_goal_ms);
+    const bool first =
+        served.first_s >= 0 && (served.first_s - served.at_s) * 1e3 <= static_cast<double>(c.ttft_goal_ms);
     const bool each = served.tpot_s() * 1e3 <= static_cast<double>(c.tpot_goal_ms);
     out.late_first += first ? 0 : 1;
     out.late_tokens += each ? 0 : 1;
@@ -131,6 +132,33 @@ TEST_P(Overload, KeepsTheGoodput) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Loads, Overload, testing::ValuesIn(kCases));
+
+// Both goals bound what runs: by hand, step by step.
+TEST(OverloadSteps, TextsAndPromptsOfAStepAreBounded) {
+  const Case& c = kCases[0];
+  EngineOptions options = Options(c, Goals::kBoth);
+  int64_t most = 0, steps = 0, cut = 0;
+  bool whole_beside_nobody = true;
+  options.policy = [&](const sched::Snapshot& snapshot) {
+    const int64_t texts = std::ranges::count(snapshot.items, sched::Lane::kDecode, &sched::ReadyItem::lane);
+    const auto running = static_cast<int64_t>(snapshot.items.size());
+    whole_beside_nobody &= texts > 0 || snapshot.limits.prefill_tokens == 64;
+    EXPECT_GE(snapshot.limits.prefill_tokens, 8);
+    cut += snapshot.limits.prefill_tokens < 64 ? 1 : 0;
+    most = std::max(most, running);
+    ++steps;
+    return sched::PlanOutrider(snapshot);
+  };
+  TimedRun run(options, Shape(c.experts), c.cost);
+  run.Serve(PoissonLoad(30, 10, c.prompt_mean, c.written_mean));
+  EXPECT_TRUE(whole_beside_nobody);
+  EXPECT_GT(cut, steps / 2);
+  // (0.8 * 78 - 5 - 8 * 1.8) / 2 = 21 texts; what is learned last is how much a text costs.
+  EXPECT_LE(most, 32);
+  EXPECT_GE(most, 15);
+  EXPECT_LE(run.Stats().step_p95_s, 0.078);
+  EXPECT_NEAR(run.Stats().step_fit.prompt_token_s, 0.0018, 0.0006);
+}
 
 // The test can tell: a goal of the first token alone lets steps become longer than the other allows.
 TEST(OverloadBefore, AGoalOfTheFirstTokenAloneLosesMostOfIt) {
