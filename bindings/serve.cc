@@ -40,7 +40,7 @@ struct Settings {
   int64_t kv_tokens = 0;     // that the backbone's cache holds; 0: as ServingOptions says
   int64_t route_tokens = 0;  // likewise the router's; 0: twice as many
   int64_t kv_memory_percent = 90;
-  int64_t prefix_cache = 1, self_check = 0;
+  int64_t prefix_cache = 1, self_check = 0, end_late_first = 0;
   serve::EngineOptions options;
 
   // Every keyword, in the order of `info`.
@@ -55,6 +55,7 @@ struct Settings {
             {"age_max", &limits.age_max},
             {"tpot_goal_ms", &options.tpot_goal_ms},
             {"ttft_goal_ms", &options.ttft_goal_ms},
+            {"end_late_first", &end_late_first},
             {"prefill_age_max", &limits.prefill_age_max},
             {"prompt_hold_max", &limits.prompt_hold_max},
             {"ffn_bytes_max", &limits.ffn_bytes_max},
@@ -85,6 +86,7 @@ Settings Parse(const py::kwargs& keywords) {
   using Options = serve::EngineOptions;
   settings.options.prefix_cache = settings.prefix_cache != 0 ? Options::PrefixCache::kOn : Options::PrefixCache::kOff;
   settings.options.self_check = settings.self_check != 0 ? Options::SelfCheck::kOn : Options::SelfCheck::kOff;
+  settings.options.late_first = settings.end_late_first != 0 ? Options::LateFirst::kEnd : Options::LateFirst::kServe;
   return settings;
 }
 
@@ -139,9 +141,6 @@ class ServeEngine {
  public:
   ServeEngine(Names names, Settings settings) : names_(std::move(names)), settings_(std::move(settings)) {
     settings_.options.policy = PolicyNamed(names_.policy);
-    if (settings_.options.tpot_goal_ms > 0 && names_.policy != "outrider")
-      throw py::value_error("error E_OPTION: tpot_goal_ms: found policy " + names_.policy +
-                            ", expected outrider, which alone holds tokens");
     // So that nothing waits for what the others never do: admission reckons with it.
     if (names_.policy != "outrider") settings_.options.limits.prompt_hold_max = 0;
     const ServingOptions opening = Opening(names_, settings_);
@@ -208,7 +207,10 @@ class ServeEngine {
       const py::gil_scoped_release unlocked;
       return engine_->Stats();
     }();
-    return ToDict(stats);
+    py::dict out = ToDict(stats);
+    out["ttft_goal_s"] = static_cast<double>(settings_.options.ttft_goal_ms) * 1e-3;
+    out["tpot_goal_s"] = static_cast<double>(settings_.options.tpot_goal_ms) * 1e-3;
+    return out;
   }
 
   int EventFd() const { return engine_->event_fd(); }

@@ -20,8 +20,11 @@ py::dict Counts(const serve::EngineStats& stats) {
   const std::pair<const char*, int64_t> counts[] = {
       {"submitted", stats.submitted},
       {"slow_readers", stats.slow_readers},
+      {"late_first", stats.late_first},
       {"queued", stats.queued},
       {"running", stats.running},
+      {"writing", stats.writing},
+      {"texts_max", stats.texts_max},
       {"open_streams", stats.open_streams},
       {"tokens_admitted", stats.tokens_admitted},
       {"backlog_prompt_tokens", stats.backlog_prompt_tokens},
@@ -86,6 +89,10 @@ py::dict ToDict(const serve::EngineStats& stats) {
       {"bytes_per_s", stats.bytes_per_s},
       {"token_s", stats.token_s},
       {"step_p95_s", stats.step_p95_s},
+      {"fit_step_s", stats.step_fit.step_s},
+      {"fit_text_s", stats.step_fit.text_s},
+      {"fit_prompt_token_s", stats.step_fit.prompt_token_s},
+      {"text_tokens", stats.text_tokens},
       {"prefill_tokens_per_s", stats.prefill_tokens_per_s},
       {"goodput_tokens_per_s", stats.goodput_tokens_per_s},
   };

@@ -115,10 +115,12 @@ def _about(one: dict[str, Any]) -> str:
 
 def _overload(one: dict[str, Any]) -> list[str]:
     verdict, http = one["verdict"], one.get("http")
-    lines = ["| rate | goodput tok/s | kept % | refused | of requests | refusal p99 ms |", "| --- |" + " ---: |" * 5]
+    lines = ["| rate | goodput tok/s | kept % | refused | ended late | of requests | refusal p99 ms |"]
+    lines.append("| --- |" + " ---: |" * 6)
     for row in one["shares"]:
         late = "-" if row["refused_s_p99"] is None else f"{1000 * row['refused_s_p99']:.2f}"
         cells = [f"{row['goodput_tokens_per_s']:.1f}", f"{100 * row['kept_share']:.1f}", f"{row['rejected']}"]
+        cells.append(f"{row.get('ended_late', 0)}")
         lines.append(f"| {row['rate_share']:g} | " + " | ".join([*cells, f"{row['requests']}", late]) + " |")
     share = verdict["kept_of_peak"]
     lines += ["", f"At the highest rate {100 * share:.1f} % of the best goodput." if share is not None else ""]

@@ -23,7 +23,9 @@ Verdict Judge(const Ask& ask, const Load& load, const AdmissionLimits& limits, d
 double PredictedTtft(const Ask& ask, const Load& load) {
   if (load.prefill_tokens_per_s <= 0) return 0;
   const int64_t own = std::max<int64_t>(0, ask.prompt_tokens - ask.cached_tokens);
-  return static_cast<double>(load.prefill_tokens + own) / load.prefill_tokens_per_s + load.hold_bound_s;
+  const double before_s = static_cast<double>(load.prefill_tokens) / load.prefill_tokens_per_s;
+  return std::max(before_s, load.place_wait_s) + static_cast<double>(own) / load.prefill_tokens_per_s +
+         load.hold_bound_s;
 }
 
 int64_t RetryAfter(const Load& load) {

@@ -24,6 +24,7 @@ struct Load {
   double prefill_tokens_per_s = 0;  // measured; 0: not yet
   double goodput_tokens_per_s = 0;  // measured, of all tokens; 0: not yet
   double hold_bound_s = 0;          // what holding may add to a first token
+  double place_wait_s = 0;          // until the request may run at all; prompts before it run meanwhile
 };
 
 struct Ask {

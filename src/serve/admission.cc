@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "sched/holding.h"
+#include "sched/step_fit.h"
 
 namespace outrider::serve {
 namespace {
@@ -92,10 +93,29 @@ const char* CodeOf(sched::Verdict verdict) {
   }
 }
 
-// By when the first token has to be there; 0: at any time.
-int64_t FirstTokenMs(const Request& request, const EngineOptions& options) {
-  if (request.deadline_ms == 0 || options.ttft_goal_ms == 0) return std::max(request.deadline_ms, options.ttft_goal_ms);
-  return std::min(request.deadline_ms, options.ttft_goal_ms);
+// By when the first token has to be there; 0: at any time. An engine that is idle takes what misses its goal: it will
+// not become faster, and learns from it how fast it is.
+int64_t FirstTokenMs(const Request& request, bool idle, const EngineOptions& options) {
+  const int64_t goal_ms = idle ? 0 : options.ttft_goal_ms;
+  if (request.deadline_ms == 0 || goal_ms == 0) return std::max(request.deadline_ms, goal_ms);
+  return std::min(request.deadline_ms, goal_ms);
+}
+
+// With a goal of time per token the steps to come are known: no more texts run than a step takes, so no prompt is held
+// for them, and prompts get what the goal leaves.
+void ForecastBySteps(int64_t waiting, const EngineStats& stats, const EngineOptions& options, sched::Load& load) {
+  const double goal_s = static_cast<double>(options.tpot_goal_ms) * 1e-3;
+  const int64_t prompt_tokens =
+      load.prefill_tokens > 0 ? sched::PromptTokensWithin(stats.step_fit, goal_s, stats.writing, options.limits) : 0;
+  load.prefill_tokens_per_s =
+      sched::PromptTokensPerS(stats.step_fit, goal_s, stats.writing, options.limits) / sched::kForecastFactor;
+  load.hold_bound_s = 0;
+  load.place_wait_s =
+      sched::kForecastFactor * sched::PlaceWaitS({.running = stats.running,
+                                                  .texts_max = stats.texts_max,
+                                                  .ahead = stats.queued + waiting,
+                                                  .text_tokens = stats.text_tokens,
+                                                  .step_s = stats.step_fit.Seconds(stats.writing, prompt_tokens)});
 }
 
 // "0: no cap", as the caps of a tenant are.
@@ -142,7 +162,7 @@ tl::expected<void, Rejection> CheckCaps(const Request& request, int64_t text_max
   sched::Ask ask;
   ask.prompt_tokens = prompt;
   ask.max_tokens = text_max - prompt;
-  ask.deadline_s = static_cast<double>(FirstTokenMs(request, options)) * 1e-3;
+  ask.deadline_s = static_cast<double>(FirstTokenMs(request, admitted.total.requests == 0, options)) * 1e-3;
   sched::Load load;
   load.total = admitted.total;
   load.key = admitted.tenant;
@@ -152,6 +172,7 @@ tl::expected<void, Rejection> CheckCaps(const Request& request, int64_t text_max
   load.goodput_tokens_per_s = stats.goodput_tokens_per_s;
   load.hold_bound_s =
       static_cast<double>(sched::PromptHoldSteps(options.limits, prompt, admitted.total.requests)) * stats.step_p95_s;
+  if (options.tpot_goal_ms > 0 && stats.step_fit.Known()) ForecastBySteps(admitted.waiting, stats, options, load);
   sched::AdmissionLimits limits;
   limits.total = {options.running_max + options.queued_max, options.tokens_admitted_max};
   limits.per_key = {request.tenant.requests_max, request.tenant.tokens_max};
@@ -167,10 +188,10 @@ base::Result<EngineOptions> CompleteOptions(EngineOptions options, const ModelSh
   if (!options.policy) return Fail("E_OPTION", "policy: found none");
   if (shape.kv_page_tokens < 1 || shape.kv_pages < 1) return refuse("kv_pages", shape.kv_pages, "at least 1");
   if (shape.experts > 16) return refuse("experts", shape.experts, "at most 16");
-  if (options.tpot_goal_ms < 0 || (options.tpot_goal_ms > 0 && shape.experts == 0))
-    return refuse("tpot_goal_ms", options.tpot_goal_ms,
-                  shape.experts > 0 ? "0 or more" : "0: a dense model holds nothing");
+  if (options.tpot_goal_ms < 0) return refuse("tpot_goal_ms", options.tpot_goal_ms, "0 or more");
   if (options.ttft_goal_ms < 0) return refuse("ttft_goal_ms", options.ttft_goal_ms, "0 or more");
+  if (options.ttft_goal_ms == 0 && options.late_first == EngineOptions::LateFirst::kEnd)
+    return Fail("E_OPTION", "late_first: found an end of what is late, expected a ttft_goal_ms beside it");
   const int64_t step = options.limits.decode_tokens + options.limits.prefill_tokens;
   if (options.limits.decode_tokens < 1) return refuse("decode_tokens", options.limits.decode_tokens, "at least 1");
   if (options.limits.prefill_tokens < 1) return refuse("prefill_tokens", options.limits.prefill_tokens, "at least 1");

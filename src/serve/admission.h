@@ -18,8 +18,9 @@ base::Result<int64_t> TextMax(const Request& request, const ModelShape& shape, c
 
 // What is admitted and has not ended.
 struct Admitted {
-  sched::Usage total, tenant;                             // tenant: of the one that asks
-  int64_t waiting_prompt_tokens = 0, waiting_tokens = 0;  // in the inbox, which `stats` do not know yet
+  sched::Usage total, tenant;  // tenant: of the one that asks
+  // In the inbox, which `stats` do not know yet: requests, tokens of their prompts, of prompts and texts.
+  int64_t waiting = 0, waiting_prompt_tokens = 0, waiting_tokens = 0;
 };
 
 // Codes: E_BUSY a cap is reached, or the first token would come too late; E_TENANT a cap of the tenant is reached;

@@ -9,6 +9,7 @@ namespace outrider::serve {
 namespace {
 
 constexpr int64_t kCachedPagesEvery = 32;  // steps between two counts of cached pages, which take long
+constexpr int64_t kRoomEvery = 32;         // steps between two looks at whether the goal of time per token can be kept
 
 std::vector<int64_t> FfnBytesTable(const Executor& executor) {
   std::vector<int64_t> table(size_t{1} << executor.shape().experts);
@@ -46,9 +47,10 @@ EngineCore::EngineCore(Executor& executor, Pregate* pregate, const EngineOptions
       tell_(std::move(tell)),
       pages_(executor.shape(), options),
       ffn_bytes_(FfnBytesTable(executor)),
-      limits_(options.limits) {
-  if (options.tpot_goal_ms > 0) {
-    goal_age_.emplace(static_cast<double>(options.tpot_goal_ms) * 1e-3, limits_.age_max,
+      limits_(options.limits),
+      step_model_(options.limits) {
+  if (options.tpot_goal_ms > 0 && executor.shape().experts > 0) {
+    goal_age_.emplace(TpotGoalS(), limits_.age_max,
                       sched::HoldingCase{.experts = executor.shape().experts,
                                          .distinct_experts = limits_.distinct_experts,
                                          .running = options.running_max,
@@ -89,10 +91,11 @@ bool EngineCore::Step() {
     EndAll(Finish::kError, stats_.device_error);
     return true;
   }
-  const int64_t tokens_before = stats_.prefill_tokens + stats_.decode_tokens, prompts_before = PromptTokensDone();
+  const int64_t prefill_before = stats_.prefill_tokens, decode_before = stats_.decode_tokens;
+  const int64_t prompts_before = PromptTokensDone();
   const bool prompts_wait = PromptsWait();
   const double others_before = stats_.executor_s + stats_.router_s + stats_.policy_s;
-  const int64_t start_ns = base::NowNs();
+  const int64_t start_ns = options_.now_ns();
   EndOverdue();
   Admit();
   ReserveAhead();
@@ -106,11 +109,12 @@ bool EngineCore::Step() {
   }
   EraseEnded();
   if (options_.self_check == EngineOptions::SelfCheck::kOn) Count(Violations());
-  const double seconds = static_cast<double>(base::NowNs() - start_ns) * 1e-9;
-  goodput_rate_.Observe(static_cast<double>(stats_.prefill_tokens + stats_.decode_tokens - tokens_before), seconds);
+  const double seconds = static_cast<double>(options_.now_ns() - start_ns) * 1e-9;
+  const int64_t prefill = stats_.prefill_tokens - prefill_before, decode = stats_.decode_tokens - decode_before;
+  goodput_rate_.Observe(static_cast<double>(prefill + decode), seconds);
   if (prompts_wait) prefill_rate_.Observe(static_cast<double>(PromptTokensDone() - prompts_before), seconds);
   if (step_ % kCachedPagesEvery == 0) stats_.kv_pages_cached = pages_.KvCached();
-  if (!items.empty()) ObserveStep(seconds);
+  if (!items.empty()) ObserveStep(seconds, decode, prefill);
   stats_.step_seconds.Add(seconds);
   stats_.host_s += seconds - (stats_.executor_s + stats_.router_s + stats_.policy_s - others_before);
   ++stats_.steps;
@@ -122,8 +126,13 @@ bool EngineCore::PromptsWait() const {
   return !queue_.empty() || std::ranges::any_of(running_, [](const StatePtr& state) { return !state->decodes(); });
 }
 
-void EngineCore::ObserveStep(double seconds) {
+void EngineCore::ObserveStep(double seconds, int64_t texts, int64_t prompt_tokens) {
   step_times_.Add(seconds);
+  step_model_.Add(texts, prompt_tokens, seconds);
+  if (step_times_.steps() % kRoomEvery == 0) {
+    const bool had = std::exchange(goal_has_room_, sched::GoalHasRoom(step_model_.fit(), TpotGoalS(), options_.limits));
+    if (had && !goal_has_room_) ++stats_.degraded["a step of one text takes longer than the goal of time per token"];
+  }
   if (!goal_age_) return;
   if (goal_age_->Add(seconds)) ++stats_.degraded["nothing is held: the goal of time per token leaves no room"];
   limits_.age_max = goal_age_->age();
@@ -139,13 +148,31 @@ void EngineCore::FailStep(const std::string& error) {
 
 void EngineCore::EndOverdue() {
   const int64_t now_ns = options_.now_ns();
+  const double rate = sched::PromptTokensPerS(step_model_.fit(), TpotGoalS(), Writing(), options_.limits);
   for (RunningList* list : {&queue_, &running_}) {
     for (auto& state : *list) {
-      if (state->deadline_ns == 0 || now_ns < state->deadline_ns) continue;
+      const bool late = FirstTokenIsLate(*state, now_ns, rate);
+      if (!late && (state->deadline_ns == 0 || now_ns < state->deadline_ns)) continue;
+      stats_.late_first += late ? 1 : 0;
       Close(*state, Finish::kDeadline, "");
     }
   }
   EraseEnded();
+}
+
+// Even if its prompt ran from now on, and alone.
+bool EngineCore::FirstTokenIsLate(const RequestState& state, int64_t now_ns, double prompt_tokens_per_s) const {
+  if (state.first_by_ns == 0 || state.draws > 0) return false;
+  const double own_s = prompt_tokens_per_s > 0 ? static_cast<double>(state.rest()) / prompt_tokens_per_s : 0;
+  return static_cast<double>(now_ns) + own_s * 1e9 >= static_cast<double>(state.first_by_ns);
+}
+
+int64_t EngineCore::Writing() const {
+  return std::ranges::count_if(running_, [](const StatePtr& state) { return state->decodes(); });
+}
+
+int64_t EngineCore::TextsMax() const {
+  return sched::TextsWithin(step_model_.fit(), TpotGoalS(), options_.running_max, options_.limits);
 }
 
 // The oldest of the highest class; a request of the lower class that waited long enough counts as one of the higher.
@@ -157,7 +184,8 @@ RunningList::iterator EngineCore::NextQueued() {
 
 void EngineCore::Admit() {
   std::vector<RequestState*> admitted;
-  while (!queue_.empty() && static_cast<int64_t>(running_.size()) < options_.running_max) {
+  const int64_t texts_max = TextsMax();
+  while (!queue_.empty() && static_cast<int64_t>(running_.size()) < texts_max) {
     auto next = NextQueued();
     if (next == queue_.end()) next = queue_.begin();
     if (!TakePages(**next, static_cast<int64_t>(running_.size()))) break;
@@ -243,6 +271,7 @@ void EngineCore::CloseWith(RequestState& state, Event event) {
   event.cached_tokens = state.cached;
   event.written_tokens = state.written();
   ++Outcome(stats_, event.finish);
+  if (state.draws > 0) text_lengths_.Ended();
   if (event.finish != Finish::kError) {
     if (options_.self_check == EngineOptions::SelfCheck::kOn) Confirm(state);
     pages_.Remember(state);
@@ -267,6 +296,13 @@ void EngineCore::Confirm(const RequestState& state) {
   pages_.ReleaseRoute(probe);
 }
 
+double EngineCore::TextTokens() const {
+  if (text_lengths_.Mean() > 0 || running_.empty()) return text_lengths_.Mean();
+  int64_t left = 0;
+  for (const auto& state : running_) left += state->text_max - state->length();
+  return static_cast<double>(left) / static_cast<double>(running_.size());
+}
+
 EngineStats EngineCore::Stats() const {
   EngineStats out = stats_;
   out.queued = static_cast<int64_t>(queue_.size());
@@ -282,6 +318,10 @@ EngineStats EngineCore::Stats() const {
       out.backlog_prompt_tokens += std::max<int64_t>(0, state->prompt_tokens() - state->computed);
     }
   }
+  out.writing = Writing();
+  out.texts_max = TextsMax();
+  out.step_fit = step_model_.fit();
+  out.text_tokens = TextTokens();
   out.hold_age_max = limits_.age_max;
   out.bytes_per_s = rates_.bytes_per_s();
   out.token_s = rates_.token_s();

@@ -23,7 +23,9 @@
 #include "serve/request_state.h"
 #include "serve/stats.h"
 #include "serve/step.h"
+#include "serve/step_model.h"
 #include "serve/step_times.h"
+#include "serve/text_lengths.h"
 
 namespace outrider::serve {
 
@@ -52,6 +54,10 @@ class EngineCore {
  private:
   // Before a step (core.cc).
   void EndOverdue();
+  bool FirstTokenIsLate(const RequestState& state, int64_t now_ns, double prompt_tokens_per_s) const;
+  int64_t Writing() const;
+  int64_t TextsMax() const;
+  double TextTokens() const;
   void Admit();
   RunningList::iterator NextQueued();
   bool TakePages(RequestState& state, int64_t others);
@@ -73,7 +79,9 @@ class EngineCore {
   void TellEvents(std::span<const SliceRun> slices, std::vector<Event> events);
   int64_t PromptTokensDone() const { return stats_.prefill_tokens + stats_.prefix_hit_tokens; }
   bool PromptsWait() const;
-  void ObserveStep(double seconds);
+  sched::StepLimits LimitsBeside(std::span<const sched::ReadyItem> items) const;
+  void ObserveStep(double seconds, int64_t texts, int64_t prompt_tokens);
+  double TpotGoalS() const { return static_cast<double>(options_.tpot_goal_ms) * 1e-3; }
   void Count(const std::vector<std::string>& violations);
 
   static constexpr double kRateHalfLifeS = 10;
@@ -88,6 +96,9 @@ class EngineCore {
   sched::StepLimits limits_;         // of the options, with the age that holds now
   std::optional<GoalAge> goal_age_;  // with a goal of time per token
   StepTimes step_times_;
+  StepModel step_model_;
+  bool goal_has_room_ = true;
+  TextLengths text_lengths_;
   sched::RateEwma prefill_rate_{kRateHalfLifeS}, goodput_rate_{kRateHalfLifeS};
   RunningList queue_, running_;  // both by id, ascending
   std::vector<float> logits_;

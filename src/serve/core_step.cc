@@ -25,7 +25,7 @@ base::Result<sched::StepPlan> EngineCore::Choose(std::span<const sched::ReadyIte
   const ModelShape& shape = executor_.shape();
   const sched::Snapshot snapshot{.step = step_,
                                  .items = items,
-                                 .limits = limits_,
+                                 .limits = LimitsBeside(items),
                                  .experts = shape.experts,
                                  .ffn_bytes = ffn_bytes_,
                                  .fixed_bytes = executor_.FixedBytes(),
@@ -46,6 +46,15 @@ base::Result<sched::StepPlan> EngineCore::Choose(std::span<const sched::ReadyIte
     stats_.hold_steps_max = std::max(stats_.hold_steps_max, step_ - item->ready_since);
   }
   return plan;
+}
+
+// Prompts get what the goal of time per token leaves of a step beside the texts that wait for it.
+sched::StepLimits EngineCore::LimitsBeside(std::span<const sched::ReadyItem> items) const {
+  const int64_t texts = std::ranges::count(items, sched::Lane::kDecode, &sched::ReadyItem::lane);
+  sched::StepLimits limits = limits_;
+  limits.prefill_tokens =
+      sched::PromptTokensWithin(step_model_.fit(), TpotGoalS(), std::min(texts, limits.decode_tokens), options_.limits);
+  return limits;
 }
 
 void EngineCore::Run(std::span<const SliceRun> slices) {
@@ -112,6 +121,7 @@ void EngineCore::Draw(const SliceRun& slice, std::span<const float> logits, Even
     return;
   }
   ++state.draws;
+  text_lengths_.Wrote(1);
   if (Stops(state.request, *token)) {
     event.finish = Finish::kStop;
     return;

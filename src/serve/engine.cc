@@ -59,6 +59,8 @@ tl::expected<StreamId, Rejection> Engine::Submit(Request request) {
   auto state = MakeState(std::move(request), *text_max);
   state->id = next_id_++;
   if (deadline_ms > 0) state->deadline_ns = options_.now_ns() + deadline_ms * 1'000'000;
+  if (options_.late_first == EngineOptions::LateFirst::kEnd)
+    state->first_by_ns = options_.now_ns() + options_.ttft_goal_ms * 1'000'000;
   Charge(*state);
   settled_ = false;
   if (live_.size() == 1) step_end_ns_ = base::NowNs();
@@ -77,6 +79,7 @@ tl::expected<void, Rejection> Engine::CheckRoom(const Request& request, int64_t 
   Admitted admitted;
   admitted.total = {static_cast<int64_t>(live_.size()), tokens_charged_};
   if (const auto of = tenants_.find(request.tenant.name); of != tenants_.end()) admitted.tenant = of->second;
+  admitted.waiting = std::ssize(inbox_);
   for (const auto& state : inbox_) {
     admitted.waiting_prompt_tokens += state->prompt_tokens();
     admitted.waiting_tokens += state->text_max;

@@ -15,10 +15,13 @@ struct EngineOptions {
   Policy policy;  // called on the engine's thread alone
   sched::StepLimits limits{
       .decode_tokens = 32, .prefill_tokens = 512, .distinct_experts = 0, .age_max = 64, .prompt_hold_max = 16};
-  // Of time per token: tokens are held only as long as it allows (holding.h), age_max at most; 0: age_max alone counts.
+  // Of time per token: tokens are held only as long as it allows (holding.h), age_max at most, and texts at once and
+  // prompt tokens of a step are bounded so that steps come within it (step_fit.h); 0: neither.
   int64_t tpot_goal_ms = 0;
   // Of the first token: a request whose own is predicted to come later is refused, as with a deadline; 0: none is.
   int64_t ttft_goal_ms = 0;
+  // kEnd: what was admitted ends, as with a deadline, once its first token can no longer come within ttft_goal_ms.
+  enum class LateFirst : uint8_t { kServe, kEnd } late_first = LateFirst::kServe;
   int64_t running_max = 64;         // requests that hold KV pages
   int64_t queued_max = 256;         // requests that wait for them
   int64_t tokens_admitted_max = 0;  // prompts and texts to be, of all requests; 0: four times what the KV pages hold

@@ -15,6 +15,7 @@ struct RequestState {
   StreamId id = 0;
   Request request;
   int64_t deadline_ns = 0;  // of the engine's clock; 0: none
+  int64_t first_by_ns = 0;  // likewise, of the first token
   int64_t text_max = 0;     // tokens of prompt and text together, at most
 
   std::vector<int32_t> text;      // the prompt and what was written

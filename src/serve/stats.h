@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "sched/step_fit.h"
+
 namespace outrider::serve {
 
 // Counts of values at most as large as each bound; the last count is of larger ones.
@@ -31,6 +33,7 @@ struct EngineStats {
   int64_t submitted = 0, stopped = 0, length = 0, cancelled = 0, deadline = 0, failed = 0;
   std::map<std::string, int64_t> rejected;
   int64_t slow_readers = 0;  // of the cancelled ones
+  int64_t late_first = 0;    // of `deadline`: those whose first token could no longer come in time
 
   // Now.
   int64_t queued = 0, running = 0, tokens_admitted = 0;
@@ -39,6 +42,8 @@ struct EngineStats {
   int64_t route_pages = 0, route_pages_used = 0;
   int64_t open_streams = 0;  // last event not polled yet
   double since_step_s = 0;   // since a step ended, while there is work; else 0
+  int64_t writing = 0;       // of the running ones, those whose prompt is done
+  int64_t texts_max = 0;     // requests that may run at once
   bool draining = false;
 
   // Work.
@@ -68,6 +73,8 @@ struct EngineStats {
   double bytes_per_s = 0, token_s = 0, goodput_tokens_per_s = 0;
   double prefill_tokens_per_s = 0;  // of prompts, cached tokens included, over the time that some wait
   double step_p95_s = 0;            // of the last steps
+  sched::StepFit step_fit;
+  double text_tokens = 0;  // that texts write, the mean; before any ended, what those that run may still write
 
   std::string device_error;  // why the machine is lost; empty: it is not
 

@@ -200,10 +200,12 @@ def test_options_are_honoured_or_refused(folder: Path) -> None:
     assert info["vocab"] == SIZES["vocab_size"] and info["kv_pages"] == 64 and info["weight_bytes"] > 0
     with pytest.raises(TypeError, match="unknown keyword speed"):
         open_engine(folder, speed=2)
-    assert open_engine(folder, tpot_goal_ms=50).info["tpot_goal_ms"] == 50
+    with_goals = open_engine(folder, tpot_goal_ms=50, ttft_goal_ms=900, end_late_first=1, policy="chunked_fcfs")
+    assert (with_goals.info["tpot_goal_ms"], with_goals.info["end_late_first"]) == (50, 1)
+    assert (with_goals.stats()["ttft_goal_s"], with_goals.stats()["tpot_goal_s"]) == (0.9, 0.05)
     for options in (
         {"tpot_goal_ms": -1},
-        {"tpot_goal_ms": 50, "policy": "chunked_fcfs"},
+        {"end_late_first": 1},
         {"policy": "best"},
         {"weight_format": "q4"},
         {"text_tokens_max": 4096},

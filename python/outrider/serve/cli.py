@@ -26,7 +26,7 @@ def serve_command(
     ] = None,
     threads: Annotated[int, typer.Option(help="On the CPU; 0: one per core.", min=0)] = 0,
     policy: Annotated[str, typer.Option(help="Which tokens share a step; see docs/guide/serving.md.")] = "outrider",
-    tpot_goal_ms: Annotated[int, typer.Option(help="Time per token that holding must keep; 0: no goal.", min=0)] = 0,
+    tpot_goal_ms: Annotated[int, typer.Option(help="Time per token that steps shall keep; 0: no goal.", min=0)] = 0,
     api_keys: Annotated[Path | None, typer.Option(help="File of hashed keys; without it, loopback only.")] = None,
     share_prefixes: Annotated[bool, typer.Option(help="One prefix cache for all keys; needs --api-keys.")] = False,
     name: Annotated[str | None, typer.Option(help="Of the model in the API; default: the folder's.")] = None,

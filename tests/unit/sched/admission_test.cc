@@ -29,6 +29,14 @@ TEST(Admission, TakesWhatFits) {
   EXPECT_DOUBLE_EQ(admission.predicted_ttft_s, (300 + 100) / 100.0 + 0.5);
 }
 
+TEST(Admission, WaitsForAPlaceWhilePromptsBeforeItRun) {
+  Load load = Busy();
+  load.place_wait_s = 2.5;
+  EXPECT_DOUBLE_EQ(Admit(kAsk, load, kLimits).predicted_ttft_s, 3 + 1 + 0.5);
+  load.place_wait_s = 3.5;
+  EXPECT_DOUBLE_EQ(Admit(kAsk, load, kLimits).predicted_ttft_s, 3.5 + 1 + 0.5);
+}
+
 TEST(Admission, CapsCountTheAskingRequest) {
   Load load = Busy();
   load.total.tokens = 850;

@@ -150,6 +150,29 @@ TEST(SimulatedLoad, OutriderCostsNothingAtLowLoad) {
   }
 }
 
+// The machine and the lengths of the replay on two cores: a step reads its weights in 5 ms, a token takes 1.8 ms,
+// prompts are five times as long as texts, experts share most channels. Just below saturation every text fits every
+// step, nothing is worth holding, and what runs is what first come, first served runs.
+TEST(SimulatedLoad, OutriderCostsNothingJustBelowSaturation) {
+  Loaded loaded;
+  loaded.bytes = OverlappingBytes(7, 0.75, 1);
+  loaded.machine.ffn_bytes = loaded.bytes;
+  loaded.machine.bytes_per_s = static_cast<double>(10'000 + loaded.bytes.back()) / 0.005;
+  loaded.machine.token_s = 1.8e-3;
+  loaded.machine.requests_max = 64;
+  loaded.limits = {.decode_tokens = 32, .prefill_tokens = 64, .age_max = 64, .prompt_hold_max = 16};
+  LoadShape shape{.requests = 400, .gap_s = 1e-6, .prompt_max = 190, .output_max = 40, .experts = 7};
+  const auto run = [&](Policy policy) {
+    return Simulate(RandomLoad(shape, 5).arrivals(), loaded.machine, loaded.limits, policy);
+  };
+  shape.gap_s = run(PlanChunkedFcfs).seconds / 400 / 0.9;
+  const Simulation ours = run(PlanOutrider), fcfs = run(PlanChunkedFcfs);
+  ASSERT_EQ(ours.steps.size(), fcfs.steps.size());
+  for (size_t i = 0; i < ours.steps.size(); ++i) ASSERT_EQ(ours.steps[i].plan, fcfs.steps[i].plan) << i;
+  EXPECT_EQ(ours.MeanLatency(), fcfs.MeanLatency());
+  EXPECT_GT(fcfs.MeanLatency(), 1.0) << "many at a time";
+}
+
 // Experts with few and many common channels, machines on which they are most and little of the work, popular and rare
 // experts: as many requests as fit.
 TEST(SimulatedLoad, WhereAllFitsHoldingNeedsAClearGain) {

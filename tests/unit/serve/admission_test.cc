@@ -65,6 +65,56 @@ TEST(Admission, AGoalForTheFirstTokenIsADeadlineOfIt) {
   EXPECT_EQ(asking.Code(), "") << "nothing is measured yet";
 }
 
+TEST(Admission, AnIdleEngineTakesWhatWillMissItsGoal) {
+  Asking asking;
+  asking.stats.backlog_prompt_tokens = 0;
+  asking.admitted.total.requests = 0;
+  asking.options.ttft_goal_ms = 10;
+  EXPECT_EQ(asking.Code(), "");
+  asking.request.deadline_ms = 10;
+  EXPECT_EQ(asking.Code(), "E_BUSY") << "a deadline of its own is another matter";
+  asking.request.deadline_ms = 0;
+  asking.admitted.total.requests = 1;
+  EXPECT_EQ(asking.Code(), "E_BUSY");
+}
+
+// Steps of 10 ms, 2 ms a text and 1 ms a prompt token within a goal of 100 ms; twenty texts leave 30 tokens of a step.
+struct Goals : Asking {
+  Goals() {
+    options.tpot_goal_ms = 100;
+    stats.step_fit = {0.010, 0.002, 0.001};
+    stats.running = stats.writing = 20;
+    stats.texts_max = 31;
+    stats.text_tokens = 50;
+  }
+};
+
+// (200 + 100) tokens at 30 a step of 80 ms, forecast 1.4 times as long; nothing is held.
+TEST(Admission, WithBothGoalsTheStepsToComeAreForecast) {
+  Goals goals;
+  goals.options.ttft_goal_ms = 1'119;
+  EXPECT_EQ(goals.Code(), "E_BUSY");
+  goals.options.ttft_goal_ms = 1'121;
+  EXPECT_EQ(goals.Code(), "");
+}
+
+// The ninth in line, where eleven places are free, and the same where none is: 8 + 1 texts of 50 tokens have to end,
+// 20 of which write in steps of 80 ms.
+TEST(Admission, APlaceAmongTheTextsHasToBeFree) {
+  Goals goals;
+  goals.stats.queued = 5;
+  goals.admitted.waiting = 3;
+  goals.options.ttft_goal_ms = 1'121;
+  EXPECT_EQ(goals.Code(), "");
+  goals.stats.texts_max = 20;
+  EXPECT_EQ(goals.Code(), "E_BUSY");
+  const double wait_s = 1.4 * (9 * 50 * 0.08 / 20 + 100 * 0.08 / 30);
+  goals.options.ttft_goal_ms = static_cast<int64_t>(1e3 * wait_s) - 1;
+  EXPECT_EQ(goals.Code(), "E_BUSY");
+  goals.options.ttft_goal_ms += 2;
+  EXPECT_EQ(goals.Code(), "");
+}
+
 TEST(Admission, AGoalIsNotNegative) {
   EngineOptions options;
   options.policy = [](const sched::Snapshot&) { return sched::StepPlan{}; };

@@ -171,10 +171,11 @@ def bench_overload(
 
 
 def _with_goal(options: Any, goal: Any) -> Any:
-    """So that the engine refuses what would miss the goal for the first token."""
+    """So that the engine refuses what would miss the goal for the first token, and keeps steps within the other."""
     if goal is None:
         return replace(options, policy="chunked_fcfs")
-    return replace(options, engine=options.engine | {"ttft_goal_ms": max(1, round(1000 * goal.ttft_s))})
+    goals = {"ttft_goal_ms": max(1, round(1000 * goal.ttft_s)), "tpot_goal_ms": max(1, round(1000 * goal.tpot_s))}
+    return replace(options, engine=goals | {"end_late_first": 1} | options.engine)
 
 
 def _say(line: str) -> None:

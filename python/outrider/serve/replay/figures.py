@@ -51,6 +51,7 @@ def figures(result: RunResult, goal: Goal) -> dict[str, Any]:
         "requests": len(result.records),
         "done": len(done),
         "rejected": result.rejected,
+        "ended_late": sum(record.finish == "deadline" for record in result.records),
         "seconds": result.seconds,
         "tokens_per_s": written / result.seconds,
         "goodput_tokens_per_s": good / result.seconds,

@@ -85,4 +85,5 @@ def _at(plan: Plan, goal: Goal, rate: float) -> RunResult:
 def _line(one: dict[str, Any]) -> str:
     refused = one["refused_s_p99"]
     late = f", p99 after {1000 * refused:.2f} ms" if refused is not None else ""
-    return f"{one['rate_share']:g}: {one['goodput_tokens_per_s']:.1f} good tokens/s, {one['rejected']} refused{late}"
+    head = f"{one['rate_share']:g}: {one['goodput_tokens_per_s']:.1f} good tokens/s, {one['rejected']} refused{late}"
+    return f"{head}, {one['ended_late']} ended before their first token"
