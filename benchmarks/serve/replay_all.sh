@@ -10,7 +10,7 @@
 # With `overload`, the overload of one model, over HTTP as well, on eight cores. CORE: the first core to use.
 set -u
 cd "$(dirname "$0")/../.."
-export PYTHONPATH=python OMP_NUM_THREADS=2
+export PYTHONPATH=python${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=2
 python=${PYTHON:-python3} models=${MODELS:-"outrider_token outrider_window16 readme_tied"} loads=${LOADS:-"azure mooncake"}
 rates=${RATES:-"0.3 0.9 1.2"}
 common=(${PARENT:+--parent "$PARENT"} --weights int8 --option decode_tokens=32 --option prefill_tokens="${CHUNK:-64}"
