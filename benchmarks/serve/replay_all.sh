@@ -31,7 +31,7 @@ for load in $loads; do
         --out "$OUT/$name.json" --threads 2 --repetitions "${REPETITIONS:-3}" --rate "$rate" --equal-times \
         --seconds "${SECONDS_EACH:-400}" --layer-router "$IN/$model.layers.safetensors" "${common[@]}" \
         > "$OUT/$name.log" 2>&1 &
-      core=$(((core + 2) % $(nproc)))
+      core=$(((core + 2) % $(nproc --all)))
     done
   done
 done

@@ -16,9 +16,9 @@ struct ColumnForm {
   int ahead;    // groups that it sends for, likewise
 };
 
-constexpr ProductForm kWideForms[] = {{3, 2, 2, 0}, {3, 2, 2, 0}, {3, 1, 2, 0}};
+constexpr ProductForm kWideForms[] = {{3, 2, 2, 0}, {3, 2, 2, 0}, {3, 2, 1, 1}};
 // Of products with as many rows as a model is wide.
-constexpr ProductForm kNarrowForms[] = {{1, 4, 2, 0}, {1, 4, 2, 0}, {1, 2, 2, 0}};
-constexpr ColumnForm kColumnForms[] = {{2, 2, 0}, {2, 2, 0}, {1, 1, 0}};
+constexpr ProductForm kNarrowForms[] = {{1, 4, 2, 2}, {1, 4, 2, 2}, {1, 2, 2, 7}};
+constexpr ColumnForm kColumnForms[] = {{3, 3, 0}, {2, 2, 0}, {1, 1, 5}};
 
 }  // namespace outrider::kernels::cuda
