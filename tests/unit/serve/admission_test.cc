@@ -92,9 +92,20 @@ struct Goals : Asking {
 // (200 + 100) tokens at 30 a step of 80 ms, forecast 1.4 times as long; nothing is held.
 TEST(Admission, WithBothGoalsTheStepsToComeAreForecast) {
   Goals goals;
+  goals.request.deadline_ms = 60'000;
   goals.options.ttft_goal_ms = 1'119;
   EXPECT_EQ(goals.Code(), "E_BUSY");
   goals.options.ttft_goal_ms = 1'121;
+  EXPECT_EQ(goals.Code(), "");
+}
+
+// 200 tokens before it may take four fifths of the goal, however short its own prompt is.
+TEST(Admission, ShortPromptsDoNotFillTheLine) {
+  Goals goals;
+  goals.request.prompt.assign(1, 1);
+  goals.options.ttft_goal_ms = 933;
+  EXPECT_EQ(goals.Code(), "E_BUSY");
+  goals.options.ttft_goal_ms = 934;
   EXPECT_EQ(goals.Code(), "");
 }
 
@@ -108,7 +119,7 @@ TEST(Admission, APlaceAmongTheTextsHasToBeFree) {
   EXPECT_EQ(goals.Code(), "");
   goals.stats.texts_max = 20;
   EXPECT_EQ(goals.Code(), "E_BUSY");
-  const double wait_s = 1.4 * (9 * 50 * 0.08 / 20 + 100 * 0.08 / 30);
+  const double wait_s = 1.4 * 9 * 50 * 0.08 / 20 / 0.8;
   goals.options.ttft_goal_ms = static_cast<int64_t>(1e3 * wait_s) - 1;
   EXPECT_EQ(goals.Code(), "E_BUSY");
   goals.options.ttft_goal_ms += 2;
