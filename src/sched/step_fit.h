@@ -23,7 +23,7 @@ constexpr double kGoalShare = 0.8;
 constexpr double kForecastFactor = 1.4;
 // Of the goal of the first token: what a request may wait by forecast before its own prompt begins. A line that is full
 // to the goal would take the shortest prompts alone.
-constexpr double kWaitShare = 0.8;
+constexpr double kWaitShare = 0.9;
 
 // Prompt tokens that run in any case: an eighth of the lane, so that prompts never starve beside texts.
 int64_t PromptTokensLeast(const StepLimits& limits);

@@ -99,13 +99,13 @@ TEST(Admission, WithBothGoalsTheStepsToComeAreForecast) {
   EXPECT_EQ(goals.Code(), "");
 }
 
-// 200 tokens before it may take four fifths of the goal, however short its own prompt is.
+// 200 tokens before it may take nine tenths of the goal, however short its own prompt is.
 TEST(Admission, ShortPromptsDoNotFillTheLine) {
   Goals goals;
   goals.request.prompt.assign(1, 1);
-  goals.options.ttft_goal_ms = 933;
+  goals.options.ttft_goal_ms = 829;
   EXPECT_EQ(goals.Code(), "E_BUSY");
-  goals.options.ttft_goal_ms = 934;
+  goals.options.ttft_goal_ms = 830;
   EXPECT_EQ(goals.Code(), "");
 }
 
@@ -119,7 +119,7 @@ TEST(Admission, APlaceAmongTheTextsHasToBeFree) {
   EXPECT_EQ(goals.Code(), "");
   goals.stats.texts_max = 20;
   EXPECT_EQ(goals.Code(), "E_BUSY");
-  const double wait_s = 1.4 * 9 * 50 * 0.08 / 20 / 0.8;
+  const double wait_s = 1.4 * (9 * 50 * 0.08 / 20 + 100 * 0.08 / 30);
   goals.options.ttft_goal_ms = static_cast<int64_t>(1e3 * wait_s) - 1;
   EXPECT_EQ(goals.Code(), "E_BUSY");
   goals.options.ttft_goal_ms += 2;

@@ -160,8 +160,8 @@ TEST(OverloadSteps, TextsAndPromptsOfAStepAreBounded) {
   EXPECT_NEAR(run.Stats().step_fit.prompt_token_s, 0.0018, 0.0006);
 }
 
-// What is refused is refused for the line, not for its length, up to prompts that take a fifth of the goal by themselves:
-// here 270 tokens, of 95 on average.
+// What is refused is refused for the line, not for its length, up to prompts that take a tenth of the goal by
+// themselves: here 137 tokens, of 95 on average.
 TEST(OverloadFairness, LongPromptsAreTakenAsShortOnes) {
   const Case& c = kCases[0];
   TimedRun run(Options(c, Goals::kBothAndEnd), Shape(c.experts), c.cost);
@@ -169,8 +169,8 @@ TEST(OverloadFairness, LongPromptsAreTakenAsShortOnes) {
   const std::vector<Served> served = run.Serve(load);
   double asked[2] = {}, answered[2] = {};
   for (size_t i = 0; i < load.size(); ++i) {
-    if (load[i].prompt_tokens > 270) continue;
-    const bool is_long = load[i].prompt_tokens > 150;
+    if (load[i].prompt_tokens > 137) continue;
+    const bool is_long = load[i].prompt_tokens > 80;
     asked[is_long] += 1;
     answered[is_long] += served[i].finish == Finish::kLength ? 1 : 0;
   }
