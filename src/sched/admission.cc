@@ -8,7 +8,7 @@ namespace {
 
 bool Over(int64_t used, int64_t cap) { return cap > 0 && used > cap; }
 
-Verdict Judge(const Ask& ask, const Load& load, const AdmissionLimits& limits, double ttft_s) {
+Verdict Judge(const Ask& ask, const Load& load, const AdmissionLimits& limits, double wait_s, double ttft_s) {
   const int64_t tokens = ask.prompt_tokens + ask.max_tokens;
   if (tokens > limits.total.tokens || limits.total.requests < 1) return Verdict::kNeverFits;
   if (Over(tokens, limits.per_key.tokens)) return Verdict::kNeverFits;
@@ -17,15 +17,20 @@ Verdict Judge(const Ask& ask, const Load& load, const AdmissionLimits& limits, d
   if (Over(load.key.requests + 1, limits.per_key.requests)) return Verdict::kKeyRequests;
   if (Over(load.key.tokens + tokens, limits.per_key.tokens)) return Verdict::kKeyTokens;
   if (ask.deadline_s > 0 && ttft_s > ask.deadline_s) return Verdict::kDeadline;
+  if (ask.wait_max_s > 0 && wait_s > ask.wait_max_s) return Verdict::kDeadline;
   return Verdict::kAdmit;
+}
+
+// Until the request's own prompt begins to run.
+double PredictedWait(const Load& load) {
+  if (load.prefill_tokens_per_s <= 0) return 0;
+  return std::max(static_cast<double>(load.prefill_tokens) / load.prefill_tokens_per_s, load.place_wait_s);
 }
 
 double PredictedTtft(const Ask& ask, const Load& load) {
   if (load.prefill_tokens_per_s <= 0) return 0;
   const int64_t own = std::max<int64_t>(0, ask.prompt_tokens - ask.cached_tokens);
-  const double before_s = static_cast<double>(load.prefill_tokens) / load.prefill_tokens_per_s;
-  return std::max(before_s, load.place_wait_s) + static_cast<double>(own) / load.prefill_tokens_per_s +
-         load.hold_bound_s;
+  return PredictedWait(load) + static_cast<double>(own) / load.prefill_tokens_per_s + load.hold_bound_s;
 }
 
 int64_t RetryAfter(const Load& load) {
@@ -39,7 +44,7 @@ int64_t RetryAfter(const Load& load) {
 Admission Admit(const Ask& ask, const Load& load, const AdmissionLimits& limits) {
   Admission admission;
   admission.predicted_ttft_s = PredictedTtft(ask, load);
-  admission.verdict = Judge(ask, load, limits, admission.predicted_ttft_s);
+  admission.verdict = Judge(ask, load, limits, PredictedWait(load), admission.predicted_ttft_s);
   const bool retry = admission.verdict != Verdict::kAdmit && admission.verdict != Verdict::kNeverFits;
   if (retry) admission.retry_after_s = RetryAfter(load);
   return admission;

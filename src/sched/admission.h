@@ -32,6 +32,7 @@ struct Ask {
   int64_t cached_tokens = 0;  // of the prompt, that need not run
   int64_t max_tokens = 0;
   double deadline_s = 0;  // from now; 0: none
+  double wait_max_s = 0;  // before its own prompt begins to run; 0: any
 };
 
 enum class Verdict : uint8_t {

@@ -21,6 +21,9 @@ struct StepFit {
 constexpr double kGoalShare = 0.8;
 // Waiting is forecast this many times longer than the fit says.
 constexpr double kForecastFactor = 1.4;
+// Of the goal of the first token: what a request may wait by forecast before its own prompt begins. A line that is full
+// to the goal would take the shortest prompts alone.
+constexpr double kWaitShare = 0.9;
 
 // Prompt tokens that run in any case: an eighth of the lane, so that prompts never starve beside texts.
 int64_t PromptTokensLeast(const StepLimits& limits);

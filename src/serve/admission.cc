@@ -172,7 +172,11 @@ tl::expected<void, Rejection> CheckCaps(const Request& request, int64_t text_max
   load.goodput_tokens_per_s = stats.goodput_tokens_per_s;
   load.hold_bound_s =
       static_cast<double>(sched::PromptHoldSteps(options.limits, prompt, admitted.total.requests)) * stats.step_p95_s;
-  if (options.tpot_goal_ms > 0 && stats.step_fit.Known()) ForecastBySteps(admitted.waiting, stats, options, load);
+  if (options.tpot_goal_ms > 0 && stats.step_fit.Known()) {
+    ForecastBySteps(admitted.waiting, stats, options, load);
+    if (admitted.total.requests > 0)
+      ask.wait_max_s = sched::kWaitShare * static_cast<double>(options.ttft_goal_ms) * 1e-3;
+  }
   sched::AdmissionLimits limits;
   limits.total = {options.running_max + options.queued_max, options.tokens_admitted_max};
   limits.per_key = {request.tenant.requests_max, request.tenant.tokens_max};

@@ -37,6 +37,18 @@ TEST(Admission, WaitsForAPlaceWhilePromptsBeforeItRun) {
   EXPECT_DOUBLE_EQ(Admit(kAsk, load, kLimits).predicted_ttft_s, 3.5 + 1 + 0.5);
 }
 
+TEST(Admission, AWaitThatIsTooLongForAnyPrompt) {
+  Ask ask = kAsk;
+  ask.deadline_s = 60;
+  ask.wait_max_s = 3.01;
+  EXPECT_EQ(Admit(ask, Busy(), kLimits).verdict, Verdict::kAdmit) << "its own prompt does not count";
+  ask.wait_max_s = 2.99;
+  EXPECT_EQ(Admit(ask, Busy(), kLimits).verdict, Verdict::kDeadline);
+  Load unmeasured = Busy();
+  unmeasured.prefill_tokens_per_s = 0;
+  EXPECT_EQ(Admit(ask, unmeasured, kLimits).verdict, Verdict::kAdmit);
+}
+
 TEST(Admission, CapsCountTheAskingRequest) {
   Load load = Busy();
   load.total.tokens = 850;

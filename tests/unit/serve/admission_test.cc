@@ -92,9 +92,20 @@ struct Goals : Asking {
 // (200 + 100) tokens at 30 a step of 80 ms, forecast 1.4 times as long; nothing is held.
 TEST(Admission, WithBothGoalsTheStepsToComeAreForecast) {
   Goals goals;
+  goals.request.deadline_ms = 60'000;
   goals.options.ttft_goal_ms = 1'119;
   EXPECT_EQ(goals.Code(), "E_BUSY");
   goals.options.ttft_goal_ms = 1'121;
+  EXPECT_EQ(goals.Code(), "");
+}
+
+// 200 tokens before it may take nine tenths of the goal, however short its own prompt is.
+TEST(Admission, ShortPromptsDoNotFillTheLine) {
+  Goals goals;
+  goals.request.prompt.assign(1, 1);
+  goals.options.ttft_goal_ms = 829;
+  EXPECT_EQ(goals.Code(), "E_BUSY");
+  goals.options.ttft_goal_ms = 830;
   EXPECT_EQ(goals.Code(), "");
 }
 

@@ -50,9 +50,8 @@ EngineOptions OptionsOf(const Setting& setting) {
   return options;
 }
 
-EngineStats ExpectReferences(const Setting& setting, const std::vector<Request>& requests, uint64_t seed = 0) {
+EngineStats ExpectTexts(CoreRun& run, const Setting& setting, const std::vector<Request>& requests, uint64_t seed) {
   const ModelShape shape = ShapeOf(setting);
-  CoreRun run(OptionsOf(setting), shape);
   std::mt19937_64 random(seed);
   for (const Request& request : requests) {
     run.Submit(request);
@@ -72,6 +71,36 @@ EngineStats ExpectReferences(const Setting& setting, const std::vector<Request>&
   EXPECT_EQ(stats.plan_mismatches, 0);
   EXPECT_EQ(stats.kv_pages_used, 0);
   return stats;
+}
+
+EngineStats ExpectReferences(const Setting& setting, const std::vector<Request>& requests, uint64_t seed = 0) {
+  CoreRun run(OptionsOf(setting), ShapeOf(setting));
+  return ExpectTexts(run, setting, requests, seed);
+}
+
+// A millisecond a token, two every other step: chunks and texts at once are another number in each step.
+TEST(Equality, GoalsBoundStepsAndNoText) {
+  const std::vector<Request> requests = RandomRequests(9, 24);
+  for (const sched::NamedPolicy& named : sched::Policies()) {
+    Setting setting;
+    setting.policy = named.name;
+    EngineOptions options = OptionsOf(setting);
+    options.tpot_goal_ms = 20;
+    int64_t* now_ns = nullptr;
+    std::vector<int64_t> chunks;
+    options.policy = [&](const sched::Snapshot& snapshot) {
+      chunks.push_back(snapshot.limits.prefill_tokens);
+      sched::StepPlan plan = named.policy(snapshot);
+      for (const sched::Slice& slice : plan.slices) *now_ns += slice.tokens * (snapshot.step % 2 + 1) * 1'000'000;
+      return plan;
+    };
+    CoreRun run(options, ShapeOf(setting));
+    now_ns = &run.now_ns;
+    ExpectTexts(run, setting, requests, 9);
+    EXPECT_GE(*std::ranges::min_element(chunks), 6);
+    std::ranges::sort(chunks);
+    EXPECT_GT(std::ranges::unique(chunks).begin() - chunks.begin(), 3) << "of different sizes";
+  }
 }
 
 TEST(Equality, EveryPolicyChunkAndBatch) {

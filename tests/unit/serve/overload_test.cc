@@ -15,7 +15,7 @@ using test::Served;
 using test::StepCost;
 using test::TimedRun;
 
-constexpr double kSeconds = 40;  // that requests keep coming
+constexpr double kSeconds = 90;  // that requests keep coming
 
 ModelShape Shape(int64_t experts) {
   ModelShape shape = test::FakeShape();
@@ -158,6 +158,25 @@ TEST(OverloadSteps, TextsAndPromptsOfAStepAreBounded) {
   EXPECT_GE(most, 15);
   EXPECT_LE(run.Stats().step_p95_s, 0.078);
   EXPECT_NEAR(run.Stats().step_fit.prompt_token_s, 0.0018, 0.0006);
+}
+
+// What is refused is refused for the line, not for its length, up to prompts that take a tenth of the goal by
+// themselves: here 137 tokens, of 95 on average.
+TEST(OverloadFairness, LongPromptsAreTakenAsShortOnes) {
+  const Case& c = kCases[0];
+  TimedRun run(Options(c, Goals::kBothAndEnd), Shape(c.experts), c.cost);
+  const std::vector<Due> load = PoissonLoad(5 * Saturation(c), kSeconds, c.prompt_mean, c.written_mean);
+  const std::vector<Served> served = run.Serve(load);
+  double asked[2] = {}, answered[2] = {};
+  for (size_t i = 0; i < load.size(); ++i) {
+    if (load[i].prompt_tokens > 137) continue;
+    const bool is_long = load[i].prompt_tokens > 80;
+    asked[is_long] += 1;
+    answered[is_long] += served[i].finish == Finish::kLength ? 1 : 0;
+  }
+  EXPECT_GT(asked[1], 50);
+  EXPECT_LT(answered[0] / asked[0], 0.5);
+  EXPECT_GT(answered[1] / asked[1], 0.75 * answered[0] / asked[0]);
 }
 
 // The test can tell: a goal of the first token alone lets steps become longer than the other allows.
