@@ -69,8 +69,9 @@ _FURTHER: dict[str, dict[str, Any]] = {
     "ours-abs": {"router.loss": "code_abs"},
 }
 _NAMES = {
-    "outrider": """static static-three ours static-ce ours-ce static+ random-router contextual layerwise carved random-mask
-        ours-activation ours-global ours-measured ours-16 ours-16-global ours-window-16 ours-window-256 ours-document""",
+    "outrider": """static static-three ours static-ce ours-ce static+ random-router contextual layerwise carved
+        random-mask ours-activation ours-global ours-measured ours-16 ours-16-global ours-window-16
+        ours-window-256 ours-document""",
     "readme": "static ours ours-paper ours-abs static+ random-router domain-oracle contextual layerwise",
 }
 

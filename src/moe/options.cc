@@ -55,7 +55,6 @@ void ForEachField(AnyOptions& o, const Visit& visit) {
   visit("expert.steps", o.expert_steps, true);
   visit("batch", o.batch, true);
   visit("sequence", o.sequence, true);
-  visit("sample.start", o.sample_start, true);
   visit("micro_batch", o.micro_batch, true);
   visit("chunk", o.chunk, true);
   visit("router.rate", o.router_rate, true);
@@ -166,9 +165,9 @@ std::string Complaint(const Options& o) {
       OneOf("adapter.dtype", o.adapter_dtype, {"bfloat16", "int8"}),
       OneOf("experts.kind", o.experts_kind,
             {"coverage", "published", "random", "carved", "static", "contextual", "dense"}),
-      OneOf("experts.statistic", o.experts_statistic, {"l1", "l1_out", "fluctuation", "coverage", "best", "best_of_three"}),
+      OneOf("experts.statistic", o.experts_statistic,
+            {"l1", "l1_out", "fluctuation", "coverage", "best", "best_of_three"}),
       OneOf("experts.ratio", o.experts_ratio, {"uniform", "measured", "global"}),
-      OneOf("sample.start", o.sample_start, {"anywhere", "text"}),
       OneOf("routing.kind", o.routing_kind, {"router", "layerwise", "random", "domain", "none"}),
       OneOf("coverage.mass", o.coverage_mass, {"activation", "gradient"}),
       OneOf("router.scale", o.router_scale, {"none", "sqrt"}),

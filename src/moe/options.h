@@ -43,7 +43,6 @@ struct Options {
   int64_t rounds = 4;
   int64_t router_steps = 38, router_last_steps = 0, expert_steps = 152;
   int64_t batch = 64, sequence = 2048;  // texts per optimizer step; tokens per text
-  std::string sample_start = "anywhere";  // anywhere | text: where a document begins
   int64_t micro_batch = 8;              // texts per forward pass
   int64_t chunk = 4096;                 // tokens whose logits exist at a time
   double router_rate = 5e-4, expert_rate = 1e-4, round_decay = 0.8;

@@ -169,28 +169,21 @@ std::vector<Place> TokenData::Spread(const std::string& split, int64_t samples, 
   return places;
 }
 
-std::vector<Place> TokenData::Draw(uint64_t seed, Use use, int64_t first, int64_t samples, int64_t tokens,
-                                   SampleStart begin) const {
+std::vector<Place> TokenData::Draw(uint64_t seed, Use use, int64_t first, int64_t samples, int64_t tokens) const {
   OUTRIDER_CHECK(first >= 0 && tokens >= 2, "sample ", first, " of ", tokens, " tokens");
   std::vector<Place> places;
   const auto count = static_cast<int64_t>(domains_.size());
   for (int64_t sample = first; sample < first + samples; ++sample) {
     const int64_t domain = sample % count, drawn = sample / count, stride = tokens - 1;
-    const TokenFile& file = File(domain, "train");
-    const int64_t size = static_cast<int64_t>(file.tokens.size()) - 1;
+    const int64_t size = static_cast<int64_t>(File(domain, "train").tokens.size()) - 1;
     OUTRIDER_CHECK(size >= stride, "domain ", domains_[static_cast<size_t>(domain)], " is shorter than one sample");
     // One place less than there is room for, so that the cut can start anywhere.
-    const int64_t cuts =
-        begin == SampleStart::kText ? file.DocumentsBefore(size - stride) : std::max<int64_t>(1, size / stride - 1);
+    const int64_t cuts = std::max<int64_t>(1, size / stride - 1);
     const auto pass = static_cast<uint32_t>(drawn / cuts);
     const uint64_t key = Random64(seed, Use::kPass, static_cast<uint32_t>(use), static_cast<uint32_t>(domain), pass);
-    const uint64_t place = KeyedPermutation(key, static_cast<uint64_t>(cuts), static_cast<uint64_t>(drawn % cuts));
-    if (begin == SampleStart::kText) {
-      places.push_back({domain, std::min(file.documents[place] + pass % 2, size - stride)});
-      continue;
-    }
     const auto room = static_cast<uint64_t>(size - cuts * stride);
     const auto start = static_cast<int64_t>(Below(Random64(key, Use::kPass, 0, 0, 0), room + 1));
+    const uint64_t place = KeyedPermutation(key, static_cast<uint64_t>(cuts), static_cast<uint64_t>(drawn % cuts));
     places.push_back({domain, start + static_cast<int64_t>(place) * stride});
   }
   return places;

@@ -1,7 +1,6 @@
 #pragma once
 // A folder of prepared tokens: data.json and tokens/<domain>.<split>.bin, little-endian uint16 or uint32.
 
-#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <span>
@@ -20,8 +19,6 @@ struct TokenFile {
 
   // Lengths of the pieces that document starts cut [begin, begin + count) into.
   std::vector<int64_t> PiecesOf(int64_t begin, int64_t count) const;
-  // How many documents begin at `offset` or before.
-  int64_t DocumentsBefore(int64_t offset) const { return std::ranges::upper_bound(documents, offset) - documents.begin(); }
 };
 
 // A run of tokens of one split: where a sample begins.
@@ -30,9 +27,6 @@ struct Place {
   int64_t offset = 0;
   friend bool operator==(const Place&, const Place&) = default;
 };
-
-// Where samples of train text may begin.
-enum class SampleStart : uint8_t { kAnywhere, kText };
 
 class TokenData {
  public:
@@ -60,10 +54,8 @@ class TokenData {
   // Samples `first` to `first + samples - 1` of the sequence of a run: domains in turn, and in each domain pass after
   // pass over its train text, cut into places of `tokens` - 1 (the last token of a sample is a target only). Within a
   // pass no place comes twice. Order and start of the cut are functions of seed, use, domain and pass, so any part of
-  // the sequence is known without what came before. With kText the places are the beginnings of documents instead, in
-  // every second pass one token behind them: what a user writes often lacks the token that begins a text.
-  std::vector<Place> Draw(uint64_t seed, Use use, int64_t first, int64_t samples, int64_t tokens,
-                          SampleStart begin = SampleStart::kAnywhere) const;
+  // the sequence is known without what came before.
+  std::vector<Place> Draw(uint64_t seed, Use use, int64_t first, int64_t samples, int64_t tokens) const;
 
  private:
   TokenData() = default;

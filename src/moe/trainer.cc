@@ -86,8 +86,7 @@ std::vector<TokenBatch> Trainer::MicroBatches(Use use, int64_t round, int64_t st
   const auto seed = static_cast<uint64_t>(options_.seed);
   const int64_t steps = use == Use::kRouter ? options_.router_steps : options_.expert_steps;
   const std::vector<Place> places =
-      data_.Draw(seed, use, (round * steps + step) * options_.batch, options_.batch, options_.sequence + 1,
-                 options_.sample_start == "text" ? SampleStart::kText : SampleStart::kAnywhere);
+      data_.Draw(seed, use, (round * steps + step) * options_.batch, options_.batch, options_.sequence + 1);
   std::vector<TokenBatch> batches;
   for (size_t begin = 0; begin < places.size(); begin += static_cast<size_t>(options_.micro_batch)) {
     const size_t count = std::min(places.size() - begin, static_cast<size_t>(options_.micro_batch));

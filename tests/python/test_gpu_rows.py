@@ -92,7 +92,8 @@ def test_dry_run_prints_tokens_and_writes_nothing(inputs, capsys):
 
 @pytest.fixture(scope="module")
 def finished(inputs):
-    rows = "outrider-0.5-static,outrider-0.5-static-three,outrider-0.5-ours,readme-0.75-static,readme-0.75-ours,readme-0.75-domain-oracle"
+    rows = "outrider-0.5-static,outrider-0.5-static-three,outrider-0.5-ours,"
+    rows += "readme-0.75-static,readme-0.75-ours,readme-0.75-domain-oracle"
     assert call(inputs, rows, "--archive", "outrider-0.5-ours,readme-0.75-*") == 0
     return found(inputs)
 

@@ -16,7 +16,6 @@ namespace outrider::moe {
 namespace {
 
 using testing::ElementsAre;
-using testing::UnorderedElementsAre;
 
 TokenData TwoDomains(int64_t left, int64_t right) {
   std::vector<std::map<std::string, TokenFile>> splits(2);
@@ -37,22 +36,6 @@ TEST(TokenData, DrawsAreBalancedInRangeAndRepeatable) {
   }
   const auto spread = data.Spread("train", 3, 20);
   EXPECT_THAT(spread, ElementsAre(Place{0, 0}, Place{1, 0}, Place{0, 40}, Place{1, 40}, Place{0, 80}, Place{1, 80}));
-}
-
-TEST(TokenData, SamplesMayBeginWhereTextsDo) {
-  std::vector<std::map<std::string, TokenFile>> splits(1);
-  splits[0]["train"] = {std::vector<int32_t>(100, 1), {0, 20, 50, 89, 90, 97}};
-  const TokenData data(10, {"a"}, splits);
-  const auto offsets = [&](int64_t first, int64_t samples) {
-    std::vector<int64_t> found;
-    for (const Place& place : data.Draw(3, Use::kExpert, first, samples, 11, SampleStart::kText))
-      found.push_back(place.offset);
-    return found;
-  };
-  EXPECT_THAT(offsets(0, 4), UnorderedElementsAre(0, 20, 50, 89)) << "10 tokens and one more lie behind each";
-  EXPECT_THAT(offsets(4, 4), UnorderedElementsAre(1, 21, 51, 89)) << "89 is the last place";
-  EXPECT_THAT(offsets(8, 4), UnorderedElementsAre(0, 20, 50, 89));
-  EXPECT_EQ(offsets(2, 1).front(), offsets(0, 4)[2]) << "any part of the sequence is known";
 }
 
 TEST(TokenData, NoPlaceComesTwiceInAPassAndAnyPartOfTheSequenceIsKnown) {

@@ -153,8 +153,7 @@ TEST_F(RefactorTest, EveryRowOfTheComparisonRuns) {
         {"router.balance", 0.01}}},
       {"documents_as_units", {{"coverage.granularity", "document"}}},
       {"static", {{"experts.kind", "static"}, {"routing.kind", "none"}, {"experts.statistic", "best"}}},
-      {"static_three",
-       {{"experts.kind", "static"}, {"routing.kind", "none"}, {"experts.statistic", "best_of_three"}}},
+      {"static_three", {{"experts.kind", "static"}, {"routing.kind", "none"}, {"experts.statistic", "best_of_three"}}},
       {"layerwise", {{"routing.kind", "layerwise"}}},
       {"layerwise_published", {{"experts.kind", "published"}, {"routing.kind", "layerwise"}, {"router.loss", "code"}}},
       {"random_mask", {{"experts.kind", "random"}}},
@@ -163,7 +162,6 @@ TEST_F(RefactorTest, EveryRowOfTheComparisonRuns) {
       {"contextual", {{"experts.kind", "contextual"}, {"routing.kind", "none"}}},
       {"distilled", {{"teacher", "parent"}, {"distill", 1.0}}},
       {"narrow", {{"dtype", "bfloat16"}}},
-      {"from_beginnings", {{"sample.start", "text"}}},
   };
   for (const auto& [name, row] : rows) {
     json changes = row;
