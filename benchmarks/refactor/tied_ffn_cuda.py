@@ -58,12 +58,10 @@ def time_prefill(layer, ids, active):
     """Milliseconds of one layer over all tokens, beside the dense FFN of width `active` and beside that of its mean."""
     tokens, width = len(ids), layer.width
     x = torch.randn(tokens, width, device="cuda").bfloat16()
-    y, hidden, plan = torch.empty_like(x), layer.hidden_for(tokens), layer.plan(ids)
+    y, scratch, plan = torch.empty_like(x), layer.prefill_scratch(tokens), layer.plan(ids)
     dense = dense_ffn(width, active)
-    sides = {"dense": lambda: dense(x)}
-    for outputs in (256, 192):
-        sides[f"ours_{outputs}"] = lambda outputs=outputs: layer.prefill(x, plan, hidden, y, outputs)
-    sides["ours"] = lambda: layer.prefill(x, layer.plan(ids), hidden, y)
+    sides = {"dense": lambda: dense(x), "ours_planned": lambda: layer.prefill(x, plan, scratch, y)}
+    sides["ours"] = lambda: layer.prefill(x, layer.plan(ids), scratch, y)
     sides["plan"] = lambda: layer.plan(ids)
     times = medians(sides)
     flops = 6 * width * sum(int((ids == e).sum()) * len(c) for e, c in enumerate(layer.lists))
