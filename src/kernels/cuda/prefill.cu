@@ -45,8 +45,6 @@ __device__ __forceinline__ Ring Open(uint8_t* shared, Desk& desk, const Layer& l
   const int thread = static_cast<int>(threadIdx.x);
   if (thread == 0) Tickets::Open(desk.tickets);
   const Ring ring = OpenRing(shared, desk.barriers);
-  WaitForKernelBefore();
-  LetKernelBehindStart();
   if (thread <= layer.experts) desk.table.rows_at[thread] = plan.order_at[thread];
   if (thread < layer.experts) {
     const int across = by_channel ? layer.list_at[thread + 1] - layer.list_at[thread] : layer.width;
@@ -231,7 +229,6 @@ constexpr int kGatherThreads = 256;
 // Also sets the counters of the two launches behind it.
 __global__ void __launch_bounds__(kGatherThreads)
     GatherTokens(Plan plan, const uint4* x, uint4* sorted, int pieces, int* counters) {
-  LetKernelBehindStart();
   if (blockIdx.x == 0 && threadIdx.x < 2) counters[threadIdx.x] = 0;
   const uint4* from = x + static_cast<int64_t>(plan.order[blockIdx.x]) * pieces;
   uint4* to = sorted + static_cast<int64_t>(blockIdx.x) * pieces;
@@ -253,7 +250,7 @@ cudaError_t MapsOf(const Layer& layer, int parts, const void* rows, int64_t row_
   return status;
 }
 
-// One block per multiprocessor, as far as clusters fit; it may start before the kernel before it has ended.
+// One block per multiprocessor, as far as clusters fit.
 template <class... Parameters, class... Arguments>
 cudaError_t Launch(void (*kernel)(Parameters...), int multiprocessors, cudaStream_t stream, Arguments... arguments) {
   cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
@@ -272,9 +269,7 @@ cudaError_t Launch(void (*kernel)(Parameters...), int multiprocessors, cudaStrea
   status = cudaOccupancyMaxActiveClusters(&clusters, kernel, &config);
   if (status != cudaSuccess) return status;
   config.gridDim.x = std::clamp(clusters * kCluster, kCluster, static_cast<int>(config.gridDim.x));
-  attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.numAttrs = 0;  // the kernel itself says its cluster
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 

@@ -92,10 +92,4 @@ __device__ __forceinline__ int LoadShared(uint32_t from) {
   return value;
 }
 
-// Kernels that are launched so start before the one before them has ended; what it wrote may be read behind the wait.
-__device__ __forceinline__ void WaitForKernelBefore() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-__device__ __forceinline__ void LetKernelBehindStart() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
 }  // namespace outrider::kernels::cuda

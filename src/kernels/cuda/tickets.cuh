@@ -1,6 +1,5 @@
 #pragma once
-// Units of a launch, handed to clusters in their order as clusters become free: blocks are not equally fast, since some
-// share their way to the cache with more neighbours.
+// Units of a launch, handed to clusters in their order as clusters become free: clusters are not equally fast.
 
 #include "kernels/cuda/pipeline.cuh"
 
