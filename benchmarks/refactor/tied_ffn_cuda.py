@@ -22,6 +22,7 @@ import measure  # noqa: E402
 import tied_ffn  # noqa: E402
 
 WARM_UP, REPEATS = 10, 50
+SHORT_RUN = 7
 
 
 def medians(sides):
@@ -52,6 +53,19 @@ def resampled(signatures, channels, generator):
     """`channels` draws from the layers' signatures together, sorted."""
     pool = torch.as_tensor(signatures).flatten().long()
     return pool[torch.randint(0, len(pool), (channels,), generator=generator)].sort().values
+
+
+def stored_orders(signatures):
+    """Name -> signatures in another stored order: kernels copy channels of a list that lie together at once."""
+    generator = torch.Generator().manual_seed(3)
+    whole = len(signatures) // SHORT_RUN * SHORT_RUN
+    runs = signatures[:whole].view(-1, SHORT_RUN)
+    runs = runs[torch.randperm(len(runs), generator=generator)].flatten()
+    return {
+        "by signature": signatures,
+        f"in runs of {SHORT_RUN}": torch.cat([runs, signatures[whole:]]),
+        "in no order": signatures[torch.randperm(len(signatures), generator=generator)],
+    }
 
 
 def time_prefill(layer, ids, active):
@@ -96,11 +110,10 @@ def time_decode(layer, ids, tokens):
     }
 
 
-def row_of(found):
+def row_of(prefill):
     """What a table of results shows."""
-    prefill = found["prefill"]
     times = {"dense_ms": prefill["dense_ms"], "ours_ms": prefill["ours_ms"], "ours_to_dense": prefill["ratio"]}
-    return {"form": "prefill", **times, "width": found["width"]}
+    return {"form": f"prefill, {prefill['tokens']} tokens, stored {prefill['order']}", **times}
 
 
 def copy_bandwidth():
@@ -141,8 +154,13 @@ def main():
         "channels": options.channels,
         "active": [len(c) for c in layer.lists],
     }
-    found |= {"prefill": time_prefill(layer, ids, options.active), "copy_gb_per_s": copy_bandwidth()}
-    found["rows"] = [row_of(found)]
+    found["prefill"] = []
+    for order, ordered in stored_orders(signatures).items():
+        other = tied_ffn.Layer(options.width, ordered, options.experts)
+        for tokens in (options.tokens, options.tokens // 8):
+            times = time_prefill(other, ids[:tokens].contiguous(), options.active)
+            found["prefill"].append({"order": order, "tokens": tokens, **times})
+    found |= {"copy_gb_per_s": copy_bandwidth(), "rows": [row_of(prefill) for prefill in found["prefill"]]}
     found["decode"] = [time_decode(layer, ids, tokens) for tokens in (1, 2, 4, 8, 16, 32)]
     print(json.dumps(found, indent=1))
     if options.json:
