@@ -22,6 +22,7 @@ import measure  # noqa: E402
 import tied_ffn  # noqa: E402
 
 WARM_UP, REPEATS = 10, 50
+SHORT_RUN = 7
 
 
 def medians(sides):
@@ -54,16 +55,27 @@ def resampled(signatures, channels, generator):
     return pool[torch.randint(0, len(pool), (channels,), generator=generator)].sort().values
 
 
+def stored_orders(signatures):
+    """Name -> signatures in another stored order: kernels copy channels of a list that lie together at once."""
+    generator = torch.Generator().manual_seed(3)
+    whole = len(signatures) // SHORT_RUN * SHORT_RUN
+    runs = signatures[:whole].view(-1, SHORT_RUN)
+    runs = runs[torch.randperm(len(runs), generator=generator)].flatten()
+    return {
+        "by signature": signatures,
+        f"in runs of {SHORT_RUN}": torch.cat([runs, signatures[whole:]]),
+        "in no order": signatures[torch.randperm(len(signatures), generator=generator)],
+    }
+
+
 def time_prefill(layer, ids, active):
     """Milliseconds of one layer over all tokens, beside the dense FFN of width `active` and beside that of its mean."""
     tokens, width = len(ids), layer.width
     x = torch.randn(tokens, width, device="cuda").bfloat16()
-    y, hidden, plan = torch.empty_like(x), layer.hidden_for(tokens), layer.plan(ids)
+    y, scratch, plan = torch.empty_like(x), layer.prefill_scratch(tokens), layer.plan(ids)
     dense = dense_ffn(width, active)
-    sides = {"dense": lambda: dense(x)}
-    for outputs in (256, 192):
-        sides[f"ours_{outputs}"] = lambda outputs=outputs: layer.prefill(x, plan, hidden, y, outputs)
-    sides["ours"] = lambda: layer.prefill(x, layer.plan(ids), hidden, y)
+    sides = {"dense": lambda: dense(x), "ours_planned": lambda: layer.prefill(x, plan, scratch, y)}
+    sides["ours"] = lambda: layer.prefill(x, layer.plan(ids), scratch, y)
     sides["plan"] = lambda: layer.plan(ids)
     times = medians(sides)
     flops = 6 * width * sum(int((ids == e).sum()) * len(c) for e, c in enumerate(layer.lists))
@@ -98,11 +110,10 @@ def time_decode(layer, ids, tokens):
     }
 
 
-def row_of(found):
+def row_of(prefill):
     """What a table of results shows."""
-    prefill = found["prefill"]
     times = {"dense_ms": prefill["dense_ms"], "ours_ms": prefill["ours_ms"], "ours_to_dense": prefill["ratio"]}
-    return {"form": "prefill", **times, "width": found["width"]}
+    return {"form": f"prefill, {prefill['tokens']} tokens, stored {prefill['order']}", **times}
 
 
 def copy_bandwidth():
@@ -143,8 +154,13 @@ def main():
         "channels": options.channels,
         "active": [len(c) for c in layer.lists],
     }
-    found |= {"prefill": time_prefill(layer, ids, options.active), "copy_gb_per_s": copy_bandwidth()}
-    found["rows"] = [row_of(found)]
+    found["prefill"] = []
+    for order, ordered in stored_orders(signatures).items():
+        other = tied_ffn.Layer(options.width, ordered, options.experts)
+        for tokens in (options.tokens, options.tokens // 8):
+            times = time_prefill(other, ids[:tokens].contiguous(), options.active)
+            found["prefill"].append({"order": order, "tokens": tokens, **times})
+    found |= {"copy_gb_per_s": copy_bandwidth(), "rows": [row_of(prefill) for prefill in found["prefill"]]}
     found["decode"] = [time_decode(layer, ids, tokens) for tokens in (1, 2, 4, 8, 16, 32)]
     print(json.dumps(found, indent=1))
     if options.json:

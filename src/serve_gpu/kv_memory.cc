@@ -26,7 +26,7 @@ int64_t KvPageBytes(const spec::Config& config, int64_t number_bytes) {
 
 int64_t PassBytes(const spec::Config& config, int64_t number_bytes) {
   const int64_t heads = 2 * config.heads + 2 * config.kv_heads;  // queries, keys, values, and what attention mixes
-  const int64_t row = 2 * heads * config.head_dim + 6 * config.hidden_size + config.ffn;
+  const int64_t row = 2 * heads * config.head_dim + 7 * config.hidden_size + config.ffn;
   return kLibraryBytes + kChunkMax * row * number_bytes + kRowsMax * config.vocab * (4 + 2 * number_bytes);
 }
 

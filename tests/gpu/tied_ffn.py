@@ -47,7 +47,7 @@ def library():
     target = folder / "libtied_ffn.so"
     subprocess.run([nvcc, "-shared", "-o", target, *(folder / f"{unit.stem}.o" for unit in units)], check=True)
     loaded = ctypes.CDLL(str(target))
-    for name in ("tied_hidden_bytes", "tied_decode_bytes"):
+    for name in ("tied_prefill_bytes", "tied_decode_bytes"):
         getattr(loaded, name).restype = ctypes.c_int64
     return loaded
 
@@ -109,15 +109,15 @@ class Layer:
         _checked(library().tied_plan(*arguments))
         return order, at
 
-    def hidden_for(self, tokens):
-        size = library().tied_hidden_bytes(ctypes.byref(self.struct), tokens)
+    def prefill_scratch(self, tokens):
+        size = library().tied_prefill_bytes(ctypes.byref(self.struct), tokens)
         return torch.empty(max(1, size // 2), dtype=torch.bfloat16, device="cuda")
 
-    def prefill(self, x, plan, hidden, y, outputs=0):
+    def prefill(self, x, plan, scratch, y):
         _checked(
             library().tied_prefill(
                 ctypes.byref(self.struct), _pointer(plan[0]), _pointer(plan[1]), _pointer(x), _pointer(y), len(x),
-                _pointer(hidden), self._processors, outputs, self._stream,
+                _pointer(scratch), self._processors, self._stream,
             )
         )  # fmt: skip
 
@@ -130,15 +130,15 @@ class Layer:
         _checked(library().tied_decode(ctypes.byref(self.struct), *arguments))
 
 
-def random_signatures(channels, experts, active, seed=0, common=0.0):
-    """Each expert has `active` channels, ordered by signature; `common` in [0, 1] makes experts alike."""
+def random_signatures(channels, experts, active, seed=0, common=0.0, ordered=True):
+    """Each expert has `active` channels, `ordered` by signature; `common` in [0, 1] makes experts alike."""
     generator = torch.Generator().manual_seed(seed)
     shared = torch.randn(channels, generator=generator)
     signatures = torch.zeros(channels, dtype=torch.int64)
     for e in range(experts):
         score = common**0.5 * shared + (1 - common) ** 0.5 * torch.randn(channels, generator=generator)
         signatures[score.topk(active).indices] |= 1 << e
-    return signatures.sort().values
+    return signatures.sort().values if ordered else signatures
 
 
 def expected(layer, x, ids, number=torch.float64):
@@ -166,12 +166,13 @@ def _say_where(what, actual, wanted, bound):
     return False
 
 
-def _hidden_agrees(layer, ids, plan, hidden, h):
-    """The first product alone, in the order of its buffer."""
+def _hidden_agrees(layer, ids, plan, scratch, h):
+    """The first product alone, which the scratch begins with."""
     if len(ids) == 0:
         return True
     order = plan[0].long()
-    rows = hidden.view(len(ids), -1)
+    width = max(1, (max(map(len, layer.lists)) + 127) // 128) * 128
+    rows = scratch[: len(ids) * width].view(len(ids), width)
     wanted = torch.zeros_like(rows, dtype=torch.float64)
     for e, channels in enumerate(layer.lists):
         mine = ids[order] == e
@@ -180,25 +181,26 @@ def _hidden_agrees(layer, ids, plan, hidden, h):
     return _say_where("hidden", rows, wanted, wanted.abs() / 200 + 1e-4)
 
 
-def check_shape(width, channels, experts, active, tokens, ids=None, outputs=0, seed=1):
+def check_shape(width, channels, experts, active, tokens, ids=None, ordered=True, seed=1):
     """One random layer through prefill, and through decode when the step is small enough."""
-    name = f"d {width}, D {channels}, N {experts}, k {active}, tokens {tokens}, outputs {outputs}"
-    layer = Layer(width, random_signatures(channels, experts, active, seed), experts, seed)
+    name = f"d {width}, D {channels}, N {experts}, k {active}, tokens {tokens}{'' if ordered else ', not ordered'}"
+    layer = Layer(width, random_signatures(channels, experts, active, seed, ordered=ordered), experts, seed)
     generator = torch.Generator("cuda").manual_seed(seed + 1)
     x = torch.randn(tokens, width, generator=generator, device="cuda").bfloat16()
     if ids is None:
         ids = torch.randint(0, experts, (tokens,), generator=generator, device="cuda")
     ids = ids.to(device="cuda", dtype=torch.uint8)
     h, wanted, bound = expected(layer, x, ids)
-    plan, hidden, y = layer.plan(ids), layer.hidden_for(tokens), torch.full_like(x, float("nan"))
-    layer.prefill(x, plan, hidden, y, outputs)
+    plan, y = layer.plan(ids), torch.full_like(x, float("nan"))
+    scratch = layer.prefill_scratch(tokens).fill_(float("nan"))
+    layer.prefill(x, plan, scratch, y)
     settle(f"prefill, {name}")
     order = torch.sort(ids.long(), stable=True).indices
     good = torch.equal(plan[0][:tokens].long(), order)
     if not good:
         print("  plan: the order is not a stable sort")
     good &= _say_where("prefill", y, wanted, bound)
-    good &= _hidden_agrees(layer, ids, plan, hidden, h)
+    good &= _hidden_agrees(layer, ids, plan, scratch, h)
     if tokens <= 32:
         y = torch.full_like(x, float("nan"))
         layer.decode(x, ids, layer.decode_scratch(tokens), y)
@@ -208,17 +210,17 @@ def check_shape(width, channels, experts, active, tokens, ids=None, outputs=0, s
     return good
 
 
-def check_independence(width=512, channels=700, experts=5, active=333, tokens=300, seed=3):
+def check_independence(width=512, channels=700, experts=5, active=333, tokens=1300, seed=3):
     """Bits of tokens alone, in other batches and in another order are those of the whole batch."""
     layer = Layer(width, random_signatures(channels, experts, active, seed), experts, seed)
     generator = torch.Generator("cuda").manual_seed(seed)
     x = torch.randn(tokens, width, generator=generator, device="cuda").bfloat16()
     ids = torch.randint(0, experts, (tokens,), generator=generator, device="cuda").to(torch.uint8)
 
-    def prefill(rows, outputs=256):
+    def prefill(rows):
         y = torch.full_like(x[rows], float("nan"))
         plan = layer.plan(ids[rows].contiguous())
-        layer.prefill(x[rows].contiguous(), plan, layer.hidden_for(len(rows)), y, outputs)
+        layer.prefill(x[rows].contiguous(), plan, layer.prefill_scratch(len(rows)), y)
         settle("independence, prefill")
         return y
 
@@ -230,15 +232,14 @@ def check_independence(width=512, channels=700, experts=5, active=333, tokens=30
 
     everything = torch.arange(tokens, device="cuda")
     whole = prefill(everything)
-    subsets = [everything[::step][:count] for step, count in ((1, 1), (7, 9), (3, 64), (1, 65), (2, 150), (1, 299))]
+    subsets = [everything[::step][:count] for step, count in ((1, 1), (7, 9), (3, 64), (1, 65), (2, 150), (1, 1299))]
     subsets += [everything.flip(0), torch.randperm(tokens, generator=generator, device="cuda")]
     good = all(torch.equal(prefill(rows), whole[rows]) for rows in subsets)
-    good &= torch.equal(prefill(everything, 192), whole)
     alone = torch.cat([decode(everything[t : t + 1]) for t in range(32)])
     for count in (2, 8, 9, 16, 17, 31, 32):
         good &= torch.equal(decode(everything[:count]), alone[:count])
         good &= torch.equal(decode(everything[:count].flip(0)).flip(0), alone[:count])
-    print(f"{'ok  ' if good else 'WRONG'} bits do not depend on other tokens, nor on the tile of the second product")
+    print(f"{'ok  ' if good else 'WRONG'} bits do not depend on other tokens")
     return good
 
 
@@ -247,24 +248,26 @@ def checks():
     one_expert = torch.zeros(130)
     skewed = torch.tensor([0] * 200 + [3] * 65 + [4] * 64 + [6])
     cases = [
-        (256, 128, 1, 128, 128, None, 256),
-        (256, 128, 1, 128, 64, None, 192),
-        (256, 100, 1, 77, 1, None, 0),
-        (256, 70, 2, 1, 5, None, 0),
-        (512, 333, 3, 200, 130, one_expert, 256),
-        (768, 1111, 8, 555, 330, skewed, 256),
-        (768, 1111, 8, 555, 270, None, 192),
-        (1024, 640, 16, 64, 257, None, 0),
-        (4096, 1376, 8, 688, 600, None, 0),
-        (576, 333, 4, 170, 200, None, 0),
-        (64, 200, 3, 100, 70, None, 256),
-        (256, 129, 7, 65, 32, None, 0),
-        (512, 1000, 8, 500, 17, None, 0),
-        (4096, 11008, 8, 5504, 9, None, 0),
+        (256, 128, 1, 128, 128, None, True),
+        (256, 128, 1, 128, 64, None, True),
+        (256, 100, 1, 77, 1, None, False),
+        (256, 70, 2, 1, 5, None, True),
+        (512, 333, 3, 200, 130, one_expert, False),
+        (768, 1111, 8, 555, 330, skewed, True),
+        (768, 1111, 8, 555, 270, None, False),
+        (1024, 640, 16, 64, 257, None, True),
+        (4096, 1376, 8, 688, 600, None, True),
+        (576, 333, 4, 170, 200, None, False),
+        (64, 200, 3, 100, 70, None, True),
+        (256, 129, 7, 65, 32, None, False),
+        (512, 1000, 8, 500, 17, None, True),
+        (256, 2000, 2, 1000, 1500, None, True),
+        (4096, 11008, 8, 5504, 9, None, True),
+        (4096, 11008, 8, 5504, 1100, None, False),
     ]
     named = {
         "shape {}: {}".format(i, "-".join(map(str, case[:5]))): functools.partial(
-            check_shape, *case[:5], ids=case[5], outputs=case[6]
+            check_shape, *case[:5], ids=case[5], ordered=case[6]
         )
         for i, case in enumerate(cases)
     }

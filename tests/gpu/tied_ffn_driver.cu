@@ -9,13 +9,13 @@ int tied_plan(const uint8_t* ids, int tokens, int experts, int32_t* order, int32
   return cuda::MakePlan(ids, tokens, experts, {order, order_at}, static_cast<cudaStream_t>(stream));
 }
 
-int64_t tied_hidden_bytes(const cuda::Layer* layer, int tokens) { return cuda::HiddenBytes(*layer, tokens); }
+int64_t tied_prefill_bytes(const cuda::Layer* layer, int tokens) { return cuda::PrefillBytes(*layer, tokens); }
 
 int64_t tied_decode_bytes(const cuda::Layer* layer, int) { return cuda::DecodeBytes(*layer); }
 
 int tied_prefill(const cuda::Layer* layer, int32_t* order, int32_t* order_at, const void* x, void* y, int tokens,
-                 void* hidden, int multiprocessors, int outputs, void* stream) {
-  return cuda::Prefill(*layer, {order, order_at}, x, y, tokens, hidden, multiprocessors, outputs,
+                 void* scratch, int multiprocessors, void* stream) {
+  return cuda::Prefill(*layer, {order, order_at}, x, y, tokens, scratch, multiprocessors,
                        static_cast<cudaStream_t>(stream));
 }
 

@@ -42,6 +42,7 @@ def _card():
         "experts": {
             "count": 2,
             "names": ["0", "1"],
+            "channels": 7,
             "channels_per_layer": [4, 4],
             "selection": "coverage, token",
             "tau": 0.5,

@@ -58,7 +58,8 @@ def make_card(run: Run) -> dict[str, Any]:
     ours = run.results["ours"]
     options = ours["options"]
     artifact = load_artifact(run.folder)
-    kept = artifact.masks().sum(-1).amax(0)  # [L]
+    kept = artifact.masks().sum(-1)  # [N, L]
+    channels = int(kept.sum(-1).amax())
     return {
         "format": 1,
         "title": f"{run.model.name}: {options['experts.keep']:.0%} of the FFN per token, preset {run.preset}",
@@ -70,7 +71,8 @@ def make_card(run: Run) -> dict[str, Any]:
         "experts": {
             "count": artifact.experts,
             "names": artifact.names,
-            "channels_per_layer": kept.tolist(),
+            "channels": channels,
+            "channels_per_layer": kept.amax(0).tolist(),
             "selection": _selection(options),
             "tau": artifact.tau,
         },
@@ -82,7 +84,7 @@ def make_card(run: Run) -> dict[str, Any]:
             "parameters": ours["router_parameters"],
             "loss": options["router.loss"],
         },
-        "sizes": _sizes(run, ours, kept.tolist()),
+        "sizes": _sizes(run, ours, channels),
         "rows": rows,
         "routing": _routing(run, artifact, data),
         "masks": mask_overlaps(artifact.signatures.numpy(), artifact.experts),
@@ -159,9 +161,9 @@ def _curve(result: dict[str, Any]) -> list[dict[str, Any]]:
     return points
 
 
-def _sizes(run: Run, ours: dict[str, Any], kept: list[int]) -> dict[str, int]:
+def _sizes(run: Run, ours: dict[str, Any], channels: int) -> dict[str, int]:
     config = json.loads((run.model / "config.json").read_text())
-    dropped = sum(config["intermediate_size"] - count for count in kept) * 3 * config["hidden_size"]
+    dropped = (config["num_hidden_layers"] * config["intermediate_size"] - channels) * 3 * config["hidden_size"]
     weights = sum(path.stat().st_size for path in run.folder.glob("model*.safetensors"))
     masks, router = ((run.folder / name).stat().st_size for name in (MASKS, ROUTER))
     return {

@@ -42,11 +42,11 @@ struct Plan {
 // Fills the plan from expert ids uint8 [tokens], each less than `experts`.
 cudaError_t MakePlan(const uint8_t* ids, int tokens, int experts, const Plan& plan, cudaStream_t stream);
 
-// x and y bf16 [tokens, width]; hidden: HiddenBytes. Two launches. `outputs`: the tile of the second one in outputs,
-// 256 or 192; 0 takes the one that fills the device's `multiprocessors` better.
-int64_t HiddenBytes(const Layer& layer, int tokens);
-cudaError_t Prefill(const Layer& layer, const Plan& plan, const void* x, void* y, int tokens, void* hidden,
-                    int multiprocessors, int outputs, cudaStream_t stream);
+// x and y bf16 [tokens, width]; scratch: PrefillBytes, 256-byte aligned. Three launches on `multiprocessors`. Fastest
+// where the channels of each list lie together in long runs.
+int64_t PrefillBytes(const Layer& layer, int tokens);
+cudaError_t Prefill(const Layer& layer, const Plan& plan, const void* x, void* y, int tokens, void* scratch,
+                    int multiprocessors, cudaStream_t stream);
 
 // The channels of a layer that the tokens of a step want; live: LiveBytes, on the device.
 struct LiveJob {

@@ -88,14 +88,14 @@ class CudaDevice final : public Device {
         host_fetched_(static_cast<size_t>(kRowsMax * model.config().vocab) * sizeof(float)) {
     const c10::cuda::CUDAStreamGuard on_stream(stream_);
     const auto options = staged.rows.options();
-    int64_t bytes = 0, hidden_bytes = 0;
+    int64_t bytes = 0, prefill_bytes = 0;
     for (const GpuLayer& layer : model.layers()) {
       const cuda::Layer one = LayerOf(model, layer);
       bytes = std::max(bytes, cuda::DecodeBytes(one));
-      hidden_bytes = std::max(hidden_bytes, cuda::HiddenBytes(one, static_cast<int>(kChunkMax)));
+      prefill_bytes = std::max(prefill_bytes, cuda::PrefillBytes(one, static_cast<int>(kChunkMax)));
     }
     ffn_scratch_ = at::empty({bytes}, options.dtype(at::kByte));
-    hidden_ = at::empty({hidden_bytes}, options.dtype(at::kByte));
+    prefill_scratch_ = at::empty({prefill_bytes}, options.dtype(at::kByte));
     order_ = at::empty({kChunkMax}, options);
     order_at_ = at::empty({cuda::kExpertsMax + 1}, options);
     C10_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, model.device().index()));
@@ -113,7 +113,7 @@ class CudaDevice final : public Device {
   void Ffn(const Rows& rows, const GpuLayer& layer, int64_t count, const at::Tensor& x, const at::Tensor& y) override {
     if (rows.chunk()) {
       C10_CUDA_CHECK(cuda::Prefill(LayerOf(model_, layer), Order(), x.const_data_ptr(), y.mutable_data_ptr(),
-                                   static_cast<int>(count), hidden_.mutable_data_ptr(), multiprocessors_, /*outputs=*/0,
+                                   static_cast<int>(count), prefill_scratch_.mutable_data_ptr(), multiprocessors_,
                                    stream_.stream()));
       return;
     }
@@ -249,7 +249,7 @@ class CudaDevice final : public Device {
 
   const GpuModel model_;  // shares its tensors
   Staged staged_;
-  at::Tensor ffn_scratch_, hidden_, order_, order_at_;
+  at::Tensor ffn_scratch_, prefill_scratch_, order_, order_at_;
   const cuda::StepModel step_model_;
   cuda::StepBuffers step_;
   std::vector<at::Tensor> step_memory_;

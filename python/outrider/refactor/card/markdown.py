@@ -172,13 +172,14 @@ def _difference(interval: dict[str, float] | None, metric: str) -> str:
 def _model(card: dict[str, Any]) -> list[str]:
     parent, experts, router, sizes = (card[key] for key in ("parent", "experts", "router", "sizes"))
     ratio = sizes["artifact_bytes"] / sizes["dense_bytes"] if sizes["dense_bytes"] else 0.0
-    channels = sorted(set(experts["channels_per_layer"]))
-    spread = str(channels[0]) if len(channels) == 1 else f"{channels[0]} to {channels[-1]}" if channels else "none"
+    channels = experts["channels_per_layer"]
+    low, high = min(channels, default=0), max(channels, default=0)
+    spread = f"{low}" if low == high else f"{low} to {high}"
     facts = [
         ("parent", f"{parent['name']}, {parent['parameters']:,} parameters"),
         ("parent sha256", f"`{parent['sha256']}`"),
         ("experts", f"{experts['count']}: {', '.join(experts['names'])}"),
-        ("channels of an expert", f"{spread} in each of {len(experts['channels_per_layer'])} layers"),
+        ("channels of an expert", f"{experts['channels']:,}, at most {spread} in each of {len(channels)} layers"),
         ("selection", experts["selection"]),
         ("hysteresis tau, nats", f"{experts['tau']:g}"),
         ("router", f"{router['width']} {router['embed']} {router['scale']}, {router['parameters']:,} parameters"),

@@ -53,7 +53,14 @@ _CARD = {
     "format": int,
     "title": str,
     "parent": {"name": str, "sha256": str, "parameters": int},
-    "experts": {"count": int, "names": [str], "channels_per_layer": [int], "selection": str, "tau": _NUMBER},
+    "experts": {
+        "count": int,
+        "names": [str],
+        "channels": int,
+        "channels_per_layer": [int],
+        "selection": str,
+        "tau": _NUMBER,
+    },
     "router": {
         "width": int,
         "scale": str,
