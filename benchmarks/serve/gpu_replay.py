@@ -167,6 +167,7 @@ def parser() -> argparse.ArgumentParser:
     commands = made.add_subparsers(dest="command", required=True)
     one = commands.add_parser("pack", help="inputs from a real refactored model, traces and texts")
     one.add_argument("--adapter", type=Path, required=True, help="a refactored model, whose masks and router are taken")
+    one.add_argument("--name", help="what reports call it; default: its folder's name")
     one.add_argument("--parent", type=Path, required=True, help="its parent: tokenizer, and the table of a tied router")
     one.add_argument("--traces", nargs="+", required=True, help="NAME=FILE")
     one.add_argument("--texts", type=Path, required=True)
@@ -201,7 +202,8 @@ def main() -> None:
     given = parser().parse_args()
     if given.command == "pack":
         sizes = {"rows": given.rows, "scale": given.scale_lengths, "context": given.context, "seed": given.seed}
-        made = pack(given.out, given.adapter, given.parent, pairs(given.traces), given.texts, **sizes)
+        name = given.name or given.adapter.resolve().name
+        made = pack(given.out, name, given.adapter, given.parent, pairs(given.traces), given.texts, **sizes)
         print(json.dumps(made.about["routes"], indent=1))
         return
     given.load = given.load or ["azure"]

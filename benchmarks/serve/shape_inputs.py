@@ -79,6 +79,7 @@ def read_inputs(folder: Path) -> Inputs:
 
 def pack(
     out: Path,
+    name: str,
     adapter: Path,
     parent: Path,
     traces: dict[str, Path],
@@ -89,7 +90,7 @@ def pack(
     context: int,
     seed: int,
 ) -> Inputs:
-    """Writes the folder `out` from a refactored model and recorded loads."""
+    """Writes the folder `out` from a refactored model, which reports call `name`, and recorded loads."""
     out.mkdir(parents=True, exist_ok=True)
     artifact, tokenizer = load_artifact(adapter), ServeTokenizer(parent)
     domains = texts.domain_tokens(text_folder, lambda text: tokenizer.encode(text, special=False))
@@ -100,12 +101,12 @@ def pack(
     generator = torch.Generator().manual_seed(seed)
     entrances = torch.randint(0, PLACES, (len(table),), generator=generator, dtype=torch.int32)
     # As it is stored: a parent in bfloat16 loses nothing.
-    tensors = {name: tensor for name, tensor in artifact.router.items() if name != "embed.weight"}
+    tensors = {key: tensor for key, tensor in artifact.router.items() if key != "embed.weight"}
     tensors |= {"table_ids": ids, "table": table[ids.long()].contiguous(), "walk": walk, "entrances": entrances}
     save_file(tensors, out / ROUTER)
     about = {
         "format": FORMAT,
-        "of": adapter.name,
+        "of": name,
         "experts": artifact.experts,
         "tau": artifact.tau,
         "vocab": len(table),
@@ -114,7 +115,7 @@ def pack(
     }
     write_file(out / ABOUT, json.dumps(about, indent=1) + "\n")
     inputs = read_inputs(out)
-    about["routes"] = {name: describe(inputs, inputs.prepared(name, SAMPLE)) for name in traces}
+    about["routes"] = {one: describe(inputs, inputs.prepared(one, SAMPLE)) for one in traces}
     write_file(out / ABOUT, json.dumps(about, indent=1) + "\n")
     return read_inputs(out)
 

@@ -37,7 +37,8 @@ def inputs(tmp_path_factory):
         patch.setattr(shape_inputs, "PLACES", PLACES)
         patch.setattr(shape_inputs, "PIECE", 24)
         sizes = {"rows": 12, "scale": 1, "context": 200, "seed": 0}
-        return shape_inputs.pack(root / "inputs", real, real, {"azure": root / "trace.csv"}, root / "texts", **sizes)
+        traces = {"azure": root / "trace.csv"}
+        return shape_inputs.pack(root / "inputs", "tiny", real, real, traces, root / "texts", **sizes)
 
 
 @pytest.fixture(scope="module")
