@@ -137,9 +137,17 @@ base::Deadline AfterSeconds(double seconds) {
   return base::Deadline::AfterMs(static_cast<int64_t>(std::clamp(seconds, 0.0, 1e6) * 1e3));
 }
 
+// A model that several engines serve; see LoadForServing.
+struct ServeModel {
+  std::string device;
+  std::shared_ptr<LoadedModel> loaded;
+};
+
 class ServeEngine {
  public:
-  ServeEngine(Names names, Settings settings) : names_(std::move(names)), settings_(std::move(settings)) {
+  // `model` empty: what `names` says is read.
+  ServeEngine(Names names, Settings settings, const std::shared_ptr<LoadedModel>& model)
+      : names_(std::move(names)), settings_(std::move(settings)) {
     settings_.options.policy = PolicyNamed(names_.policy);
     // So that nothing waits for what the others never do: admission reckons with it.
     if (names_.policy != "outrider") settings_.options.limits.prompt_hold_max = 0;
@@ -147,7 +155,7 @@ class ServeEngine {
     // What an engine before this one held is free for its pages.
     if (names_.device == "cuda") py::module_::import("torch.cuda").attr("empty_cache")();
     const py::gil_scoped_release unlocked;
-    ServedModel served = Unwrap(OpenForServing(opening));
+    ServedModel served = Unwrap(model ? Serve(*model, opening) : OpenForServing(opening));
     const auto all = static_cast<uint16_t>((1U << served.executor->shape().experts) - 1);
     weight_bytes_ = served.executor->FixedBytes() + served.executor->FfnBytes(all);
     tau_ = served.tau;
@@ -250,7 +258,20 @@ std::unique_ptr<ServeEngine> Open(const std::string& folder, const std::string& 
                                   const std::string& weight_format, int threads, const std::string& policy,
                                   const std::string& layer_router, const py::kwargs& options) {
   return std::make_unique<ServeEngine>(Names{folder, parent, device, weight_format, policy, threads, layer_router},
-                                       Parse(options));
+                                       Parse(options), nullptr);
+}
+
+std::unique_ptr<ServeEngine> OpenLoaded(const ServeModel& model, int threads, const std::string& policy,
+                                        const py::kwargs& options) {
+  return std::make_unique<ServeEngine>(Names{"", "", model.device, "", policy, threads, ""}, Parse(options),
+                                       model.loaded);
+}
+
+ServeModel Load(const std::string& folder, const std::string& parent, const std::string& device,
+                const std::string& weight_format, const std::string& layer_router) {
+  const py::gil_scoped_release unlocked;
+  const Names names{folder, parent, device, weight_format, "", 1, layer_router};
+  return {device, Unwrap(LoadForServing(Opening(names, {})))};
 }
 
 }  // namespace
@@ -259,6 +280,11 @@ void DefineServe(py::module_& m) {
   using Unlocked = py::call_guard<py::gil_scoped_release>;
   rejected_type = PyErr_NewException("outrider._core.ServeRejected", nullptr, nullptr);
   m.add_object("ServeRejected", py::reinterpret_borrow<py::object>(rejected_type));
+  py::class_<ServeModel>(m, "ServeModel",
+                         "A model read once, for several engines; on a device they share its weights. Raises as "
+                         "ServeEngine does.")
+      .def(py::init(&Load), py::arg("folder"), py::arg("parent") = "", py::arg("device") = "cpu",
+           py::arg("weight_format") = "", py::arg("layer_router") = "");
   py::class_<ServeEngine>(
       m, "ServeEngine",
       "Serves a dense model folder, or a refactored one (parent: the model it was made of, when its "
@@ -267,6 +293,7 @@ void DefineServe(py::module_& m) {
       .def(py::init(&Open), py::arg("folder"), py::arg("parent") = "", py::arg("device") = "cpu",
            py::arg("weight_format") = "", py::arg("threads") = 0, py::arg("policy") = "outrider",
            py::arg("layer_router") = "")
+      .def(py::init(&OpenLoaded), py::arg("model"), py::arg("threads") = 0, py::arg("policy") = "outrider")
       .def_property_readonly("info", &ServeEngine::Info)
       .def_property_readonly("event_fd", &ServeEngine::EventFd, "Readable while events wait. Owned by the engine.")
       .def("submit", &Submit, py::arg("prompt"), py::kw_only(), py::arg("max_tokens") = 0, py::arg("temperature") = 0.0,

@@ -135,8 +135,9 @@ void CompleteRoutePages(serve::PassLimits& limits) {
 
 using Made = base::Result<std::unique_ptr<serve::Executor>>;
 
-Made OnCpu(Opened& opened, kernels::Number number, serve::PassLimits& limits,
+Made OnCpu(Opened& opened, kernels::Number number, serve::PassLimits limits,
            const std::shared_ptr<kernels::Workers>& workers) {
+  if (limits.kv_pages == 0) limits.kv_pages = kCpuPages;
   CompleteRoutePages(limits);
   const Source backbone = opened.Backbone();
   auto packed = serve::CpuModel::Pack(opened.config, opened.experts, backbone.source(), number);
@@ -144,37 +145,42 @@ Made OnCpu(Opened& opened, kernels::Number number, serve::PassLimits& limits,
   return serve::CpuExecutor::Make(*std::move(packed), limits, workers);
 }
 
-// What the host holds of the weights is gone before the pages are taken, but for what the router needs.
-Made OnDevice(Opened& opened, at::ScalarType type, const ServingOptions& options, serve::PassLimits& limits) {
-  const bool cuda = options.device == "cuda";
+// What the host holds of the weights is gone then, but for what the router needs.
+base::Result<serve_gpu::GpuModel> PackOnDevice(Opened& opened, at::ScalarType type, const std::string& device) {
   auto packed = serve_gpu::GpuModel::Pack(opened.config, opened.experts, opened.parameters,
-                                          at::Device(cuda ? at::kCUDA : at::kCPU), type);
-  if (!packed) return tl::unexpected(packed.error());
-  opened.parameters = {};
-  if (cuda) {
-    const auto pages = serve_gpu::KvPages(opened.config, static_cast<int64_t>(c10::elementSize(type)),
+                                          at::Device(device == "cuda" ? at::kCUDA : at::kCPU), type);
+  if (packed) opened.parameters = {};
+  return packed;
+}
+
+Made OnDevice(const serve_gpu::GpuModel& packed, const ServingOptions& options) {
+  serve::PassLimits limits = options.limits;
+  if (packed.device().is_cuda()) {
+    const auto pages = serve_gpu::KvPages(packed.config(), static_cast<int64_t>(c10::elementSize(packed.dtype())),
                                           {.pages = limits.kv_pages,
                                            .free_bytes = serve_gpu::CudaFactsNow().free_bytes,
                                            .percent = options.kv_memory_percent,
                                            .texts_max = options.texts_max});
     if (!pages) return tl::unexpected(pages.error());
     limits.kv_pages = *pages;
+  } else if (limits.kv_pages == 0) {
+    limits.kv_pages = kCpuPages;
   }
   CompleteRoutePages(limits);
-  return serve_gpu::GpuExecutor::Make(*std::move(packed), limits, {});
+  return serve_gpu::GpuExecutor::Make(packed, limits, {});
 }
 
-// A device that runs out of memory, or fails, while a model is packed onto it.
-Made OnDeviceOrWhyNot(Opened& opened, at::ScalarType type, const ServingOptions& options, serve::PassLimits& limits) {
+// What `call` returns, or what a device that runs out of memory or fails says.
+template <class Call>
+auto OrWhyNot(const std::string& device, const Call& call) -> decltype(call()) {
   try {
-    return OnDevice(opened, type, options, limits);
+    return call();
   } catch (const c10::OutOfMemoryError& error) {
-    return base::Fail("E_MEMORY", "device " + options.device +
-                                      ": found too little free memory, expected room for the " +
+    return base::Fail("E_MEMORY", "device " + device + ": found too little free memory, expected room for the " +
                                       "weights, keys and values; free some, lower kv_memory_percent or kv_tokens, or " +
                                       "serve with the device cpu (" + error.what_without_backtrace() + ")");
   } catch (const c10::Error& error) {
-    return base::Fail("E_CUDA", "device " + options.device + ": " + error.what_without_backtrace());
+    return base::Fail("E_CUDA", "device " + device + ": " + error.what_without_backtrace());
   }
 }
 
@@ -215,7 +221,14 @@ base::Result<void> AddLayerRouter(const std::string& path, Opened& opened) {
 
 }  // namespace
 
-base::Result<ServedModel> OpenForServing(const ServingOptions& options) {
+struct LoadedModel {
+  std::string folder, device, format;  // format: f32, bf16 or int8
+  kernels::Number number = kernels::Number::kF32;
+  Opened opened;
+  std::optional<serve_gpu::GpuModel> packed;  // not on the CPU, where each executor packs for itself
+};
+
+base::Result<std::shared_ptr<LoadedModel>> LoadForServing(const ServingOptions& options) {
   const at::NoGradGuard no_grad;
   if (auto ok = CheckDevice(options); !ok) return tl::unexpected(ok.error());
   const std::string format = !options.format.empty() ? options.format : options.device == "cuda" ? "bf16" : "f32";
@@ -226,24 +239,39 @@ base::Result<ServedModel> OpenForServing(const ServingOptions& options) {
   if (!options.layer_router.empty()) {
     if (auto added = AddLayerRouter(options.layer_router, *opened); !added) return tl::unexpected(added.error());
   }
-  const auto workers = std::make_shared<kernels::Workers>(options.threads);
-  serve::PassLimits limits = options.limits;
-  if (limits.kv_pages == 0 && options.device != "cuda") limits.kv_pages = kCpuPages;
+  auto loaded = std::make_shared<LoadedModel>(options.folder, options.device, format, *number, *std::move(opened));
+  if (options.device == "cpu") return loaded;
   const at::ScalarType type = format == "bf16" ? at::kBFloat16 : at::kFloat;
-  Made executor = options.device == "cpu" ? OnCpu(*opened, *number, limits, workers)
-                                          : OnDeviceOrWhyNot(*opened, type, options, limits);
+  auto packed = OrWhyNot(options.device, [&] { return PackOnDevice(loaded->opened, type, options.device); });
+  if (!packed) return tl::unexpected(packed.error());
+  loaded->packed = *std::move(packed);
+  return loaded;
+}
+
+base::Result<ServedModel> Serve(LoadedModel& loaded, const ServingOptions& options) {
+  const at::NoGradGuard no_grad;
+  Opened& opened = loaded.opened;
+  const auto workers = std::make_shared<kernels::Workers>(options.threads);
+  Made executor = loaded.packed ? OrWhyNot(loaded.device, [&] { return OnDevice(*loaded.packed, options); })
+                                : OnCpu(opened, loaded.number, options.limits, workers);
   if (!executor) return tl::unexpected(executor.error());
-  ServedModel served{opened->config, 0, options.device, format, *std::move(executor), nullptr};
-  if (options.device == "cuda") served.device += " (" + serve_gpu::CudaFactsNow().name + ")";
+  ServedModel served{opened.config, 0, loaded.device, loaded.format, *std::move(executor), nullptr};
+  if (loaded.device == "cuda") served.device += " (" + serve_gpu::CudaFactsNow().name + ")";
   const serve::ModelShape& shape = served.executor->shape();
   if (shape.experts == 0) return served;
-  if (!opened->router)
-    return base::Fail("E_EXPERTS", options.folder + ": found " + std::to_string(shape.experts) +
+  if (!opened.router)
+    return base::Fail("E_EXPERTS", loaded.folder + ": found " + std::to_string(shape.experts) +
                                        " experts and no router, expected one");
-  served.tau = opened->router->tau;
-  auto router = serve::CpuRouter::Make(*opened->router, opened->router_source.source(), opened->config.hidden_size,
-                                       shape, workers);
+  served.tau = opened.router->tau;
+  auto router =
+      serve::CpuRouter::Make(*opened.router, opened.router_source.source(), opened.config.hidden_size, shape, workers);
   if (!router) return tl::unexpected(router.error());
   served.pregate = *std::move(router);
   return served;
+}
+
+base::Result<ServedModel> OpenForServing(const ServingOptions& options) {
+  const auto loaded = LoadForServing(options);
+  if (!loaded) return tl::unexpected(loaded.error());
+  return Serve(**loaded, options);
 }

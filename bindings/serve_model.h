@@ -33,8 +33,16 @@ struct ServingOptions {
   std::string layer_router;  // a file: experts by layer, a baseline (CpuModel::Pack), instead of the folder's router
 };
 
-// A dense model folder, or a refactored model. Executor and pregate share their threads: one thread calls both. Codes:
-// E_OPTION a device, a format or a number of threads; E_CUDA no such device, or a model that it does not take; E_MEMORY
-// too little memory on the device; E_CONFIG, E_EXPERTS, E_LIMITS what serving does not do; those of the model reader
-// and of moe::OpenArtifact.
+// A dense model folder, or a refactored model, as it was read; on a device packed there. What is served of it may be
+// many, one after the other or at once: on a device they share the weights.
+struct LoadedModel;
+
+// Codes: E_OPTION a device, a format or a number of threads; E_CUDA no such device, or a model that it does not take;
+// E_MEMORY too little memory on the device; E_CONFIG what serving does not do; those of the model reader and of
+// moe::OpenArtifact.
+outrider::base::Result<std::shared_ptr<LoadedModel>> LoadForServing(const ServingOptions& options);
+// Of `options` the sizes and the threads count; the device is that of loading. Executor and pregate share their
+// threads: one thread calls both. Codes: E_MEMORY, E_CUDA, E_CONFIG, E_EXPERTS, E_LIMITS.
+outrider::base::Result<ServedModel> Serve(LoadedModel& loaded, const ServingOptions& options);
+// Both in one.
 outrider::base::Result<ServedModel> OpenForServing(const ServingOptions& options);

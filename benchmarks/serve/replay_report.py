@@ -23,7 +23,7 @@ def report(found: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], str]:
     comparisons = {name: compared(one["summary"]) for name, one in loads.items()}
     lines += _comparison_table(comparisons)
     for name, one in loads.items():
-        lines += ["", f"## {name}", "", _about(one), "", markdown(one["summary"]).rstrip()]
+        lines += ["", f"## {name}", "", _about(one), *_model(one), "", markdown(one["summary"]).rstrip()]
     for name, one in crowds.items():
         lines += ["", f"## {name}", "", *_overload(one)]
     whole = {
@@ -34,9 +34,9 @@ def report(found: dict[str, dict[str, Any]]) -> tuple[dict[str, Any], str]:
 
 
 _INTRODUCTION = (
-    "Written by `benchmarks/serve/replay.py merge`. Tables have medians over repetitions, the JSON also lowest "
-    "and highest. Policies took turns in one process, each run with a fresh engine. Goodput is tokens per second "
-    "of requests that kept both goals, which are multiples of what a request has alone. The rate is a share of "
+    "Written by `benchmarks/serve/replay.py merge` or `gpu_replay.py`. Tables have medians over repetitions, the JSON "
+    "also lowest and highest. Policies took turns in one process, each run with a fresh engine. Goodput is tokens per "
+    "second of requests that kept both goals, which are multiples of what a request has alone. The rate is a share of "
     "what `chunked_fcfs` finishes at most. `layerwise` is the same model with a router in every layer, scheduled "
     "as `chunked_fcfs`: it writes other texts of the same lengths."
 )
@@ -111,6 +111,25 @@ def _about(one: dict[str, Any]) -> str:
     text += f"token ({alone['tpot_factor']:g} x alone). {max(row['repetitions'] for row in one['summary'])} repetitions"
     text += ", complete." if one["done"] else ", NOT complete."
     return text + ("" if one["texts_equal"] else " THE POLICIES WROTE DIFFERENT TEXTS.")
+
+
+def _model(one: dict[str, Any]) -> list[str]:
+    """What a shape model is (gpu_replay.py), and what part of a step is not the executor."""
+    if "model" not in one:
+        return []
+    model = one["model"]
+    text = f"A shape model: random weights of width {model['d']}, {model['ffn']} channels, {model['layers']} layers, "
+    text += f"{model['vocab']} entries; masks resampled from those of {model['of']} ({100 * model['share']:.0f} % of "
+    text += f"the channels per expert, {100 * model['overlap']:.0f} % of them shared with another), routes by its "
+    text += "router over real text, prompts and what is written. Of the time in steps"
+    shares = {name: _share(one["runs"], name) for name in ("router_s", "policy_s", "host_s")}
+    return ["", text + "".join(f", {100 * share:.1f} % {name[:-2]}" for name, share in shares.items()) + "."]
+
+
+def _share(runs: list[dict[str, Any]], name: str) -> float:
+    parts = ("executor_s", "router_s", "policy_s", "host_s")
+    whole = sum(one["counts"][part] for one in runs for part in parts)
+    return sum(one["counts"][name] for one in runs) / whole if whole else 0.0
 
 
 def _overload(one: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,35 @@ def test_pages_are_told_and_have_a_size(folder):
         assert info(device=device, kv_tokens=320)["kv_pages"] == 20
 
 
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+def test_engines_share_a_model_that_was_read_once(folder, device):
+    """One after the other and at the same time, each with its own policy and pages."""
+    options = start.ServeOptions(model=folder, device=device, threads=1, engine=SIZES)
+    expected = _texts([options])[0]
+    shared = replace(options, loaded=start.load_model(options))
+    smaller = replace(shared, policy="chunked_fcfs", engine=SIZES | {"kv_tokens": 256})
+    assert _texts([shared]) == [expected]
+    assert _texts([smaller, shared]) == [expected, expected]
+    with pytest.raises(InputError, match="E_OPTION"):
+        start.open_engine(replace(shared, engine={"kv_token": 3}))
+
+
+def _texts(several: list[start.ServeOptions]) -> list[tuple]:
+    """What each engine writes while all are open, and on what."""
+    engines = [start.open_engine(options)[0] for options in several]
+    try:
+        for engine in engines:
+            engine.submit(list(range(5, 30)), max_tokens=6)
+        found: list[list[int]] = [[] for _ in engines]
+        while any(len(tokens) < 6 for tokens in found):
+            for tokens, engine in zip(found, engines, strict=True):
+                tokens += [token for event in engine.poll() for token in event["tokens"]]
+        return [(e.info["device"], e.info["weight_format"], t) for e, t in zip(engines, found, strict=True)]
+    finally:
+        for engine in engines:
+            engine.close()
+
+
 def test_what_no_device_does_is_told_before_anything_is_read(folder):
     def error(**options) -> str:
         with pytest.raises(ValueError, match="error E_") as caught:
@@ -128,6 +158,8 @@ def test_what_no_device_does_is_told_before_anything_is_read(folder):
         return str(caught.value)
 
     assert "E_OPTION: device: found tpu, expected cpu or cuda" in error(device="tpu")
+    with pytest.raises(ValueError, match="E_OPTION: device: found tpu"):
+        _core.ServeModel(str(folder), device="tpu")
     assert "E_OPTION: weights: found int8, expected bf16" in error(device="reference", weight_format="int8")
     assert "E_OPTION: weights: found f32, expected bf16" in error(device="cuda", weight_format="float32")
     with pytest.raises(InputError, match="--device"):

@@ -196,6 +196,7 @@ def test_a_load_survives_its_file(tmp_path):
 
 def test_the_command(tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "m")
+    monkeypatch.setattr(start, "load_model", lambda options: None)
     monkeypatch.setattr(start, "open_engine", lambda options: (FakeEngine(script=lambda ids: ids * 99), ServeRejected))
     arguments = ["bench", "serve", str(folder), "--out", str(tmp_path / "r.json"), "--rows", "5", "--repetitions", "1"]
     arguments += ["--policy", "outrider", "--rate", "0.9", "--routes", str(tmp_path / "r.safetensors")]

@@ -50,6 +50,7 @@ class ServeOptions:
     drain_timeout_s: float = 30.0
     layer_router: Path | None = None  # a baseline: experts by layer, instead of the router of the folder
     engine: dict[str, int | float | bool] = field(default_factory=dict)  # further keywords of `_core.ServeEngine`
+    loaded: Any = None  # of `load_model`: engines share it, instead of reading the folder each
 
     def check(self, command: str = "outrider serve") -> None:
         """Raises InputError for what can be seen before the model is read."""
@@ -103,20 +104,34 @@ def tokenizer_of(options: ServeOptions) -> ServeTokenizer:
     return ServeTokenizer(options.model if own else options.parent)  # type: ignore[arg-type]
 
 
+def load_model(options: ServeOptions) -> Any:
+    """The model read once, for several engines: put it into `loaded`."""
+    from outrider import _runtime
+
+    return _runtime.core().ServeModel(str(options.model), **_source(options))
+
+
+def _source(options: ServeOptions) -> dict[str, str]:
+    given = {"parent": str(options.parent or ""), "device": options.device}
+    if options.weights:
+        given["weight_format"] = options.weights
+    if options.layer_router:
+        given["layer_router"] = str(options.layer_router)
+    return given
+
+
 def open_engine(options: ServeOptions) -> tuple[Any, type[Exception]]:
     """The native engine, and the exception by which it refuses requests."""
     from outrider import _runtime
 
     core = _runtime.core()
-    given: dict[str, Any] = {"device": options.device, "threads": options.threads, "policy": options.policy}
-    if options.weights:
-        given["weight_format"] = options.weights
+    given: dict[str, Any] = {"threads": options.threads, "policy": options.policy}
+    if options.loaded is None:
+        given |= _source(options)
     if options.tpot_goal_ms:
         given["tpot_goal_ms"] = options.tpot_goal_ms
-    if options.layer_router:
-        given["layer_router"] = str(options.layer_router)
     try:
-        engine = core.ServeEngine(str(options.model), str(options.parent or ""), **given, **options.engine)
+        engine = core.ServeEngine(options.loaded or str(options.model), **given, **options.engine)
     except TypeError:
         names = ", ".join(options.engine) or "none"
         expected = "names and types of src/serve/options.h and src/sched/step_plan.h"

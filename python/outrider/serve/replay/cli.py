@@ -100,6 +100,7 @@ def bench_serve(
         options = start.ServeOptions(model, parent=parent, device=device, weights=weights, threads=threads, engine=more)
         options.check("outrider bench serve")
         start.check_checksums(options)
+        options = replace(options, loaded=start.load_model(options))
         policies = policy or [*compare.POLICIES, *([compare.LAYERWISE] if layer_router else [])]
         plan = compare.Plan(
             open_engine=lambda name: start.open_engine(_of_policy(options, name, layer_router)),
@@ -114,7 +115,7 @@ def bench_serve(
             say=_say,
         )
         late = lambda: 0 < seconds < time.monotonic() - began  # noqa: E731
-        result = compare.compare(plan, _so_far(out), lambda state: _write(out, state), late)
+        result = compare.compare(plan, results_so_far(out), lambda state: write_results(out, state), late)
         if routes:
             _write_routes(routes, compare.routes(plan), plan.prepared.sha256)
         print(result.get("table", "") if result["done"] else "not all of it: the same call goes on")
@@ -189,7 +190,7 @@ def _of_policy(options: Any, name: str, layer_router: Path | None) -> Any:
         return replace(options, policy=name)
     if layer_router is None:
         raise InputError("E_USAGE", "outrider bench serve", "policy", name, "--layer-router FILE beside it")
-    return replace(options, policy=compare.BASE, layer_router=layer_router)
+    return replace(options, policy=compare.BASE, layer_router=layer_router, loaded=None)
 
 
 def _load(options: Any, given: Path | None, trace: Path | None, texts: Path | None, *rest: int) -> Any:
@@ -228,7 +229,7 @@ def _context(options: Any) -> int:
         engine.close()
 
 
-def _so_far(out: Path) -> Any:
+def results_so_far(out: Path) -> Any:
     """Results that the same call began: what is there is not measured again."""
     if not out.is_file():
         return None
@@ -238,7 +239,7 @@ def _so_far(out: Path) -> Any:
         raise InputError("E_READ", out, "results so far", "no JSON", "what `outrider bench serve` wrote") from None
 
 
-def _write(out: Path, result: dict[str, Any]) -> None:
+def write_results(out: Path, result: dict[str, Any]) -> None:
     """JSON, and the table beside it."""
     from outrider.refactor.atomic import write_file
 
