@@ -195,7 +195,7 @@ base::Result<EngineOptions> CompleteOptions(EngineOptions options, const ModelSh
   if (options.tpot_goal_ms < 0) return refuse("tpot_goal_ms", options.tpot_goal_ms, "0 or more");
   if (options.ttft_goal_ms < 0) return refuse("ttft_goal_ms", options.ttft_goal_ms, "0 or more");
   if (options.ttft_goal_ms == 0 && options.late_first == EngineOptions::LateFirst::kEnd)
-    return Fail("E_OPTION", "late_first: found an end of what is late, expected a ttft_goal_ms beside it");
+    return Fail("E_OPTION", "end_late_first: found no goal to be late for, expected a ttft_goal_ms beside it");
   const int64_t step = options.limits.decode_tokens + options.limits.prefill_tokens;
   if (options.limits.decode_tokens < 1) return refuse("decode_tokens", options.limits.decode_tokens, "at least 1");
   if (options.limits.prefill_tokens < 1) return refuse("prefill_tokens", options.limits.prefill_tokens, "at least 1");

@@ -144,7 +144,17 @@ def test_a_card_without_the_optional_parts_can_be_made(tmp_path):
         row["tasks"], row["unseen"] = {}, {}
     write_card(card, tmp_path)
     text = (tmp_path / "quality_card.md").read_text()
+    assert "* channels of an expert: 7, at most 4 in each of 2 layers" in text
     assert "## Routing" not in text and "## Tasks" not in text and "Text of no domain" not in text
+
+
+def test_a_card_of_an_earlier_version_can_be_made_again(tmp_path):
+    card = _card()
+    del card["experts"]["channels"]
+    (tmp_path / "quality_card.json").write_text(dump(card))
+    regenerate(tmp_path)
+    text = (tmp_path / "quality_card.md").read_text()
+    assert "* channels of an expert: at most 4 in each of 2 layers" in text
 
 
 @pytest.mark.parametrize(

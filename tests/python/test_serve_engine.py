@@ -213,3 +213,5 @@ def test_options_are_honoured_or_refused(folder: Path) -> None:
     ):
         with pytest.raises(ValueError, match="error E_OPTION"):
             open_engine(folder, **options)
+    with pytest.raises(ValueError, match=r"end_late_first: .* expected a ttft_goal_ms"):
+        open_engine(folder, end_late_first=1)

@@ -18,7 +18,7 @@ class CoreRun {
   explicit CoreRun(EngineOptions options = TestOptions(), const ModelShape& shape = FakeShape())
       : executor(shape),
         pregate(shape),
-        options_(Complete(std::move(options), shape)),
+        options_(CompleteOnClock(std::move(options), shape, &now_ns)),
         core(executor, shape.experts > 0 ? &pregate : nullptr, options_, [this](Event event) {
           if (event.finish == Finish::kNone && refuse_events) return false;
           Collect(told, {std::move(event)});
@@ -51,13 +51,6 @@ class CoreRun {
   FakePregate pregate;
 
  private:
-  EngineOptions Complete(EngineOptions options, const ModelShape& shape) {
-    options.now_ns = [this] { return now_ns; };
-    auto complete = CompleteOptions(std::move(options), shape);
-    OUTRIDER_CHECK(complete.has_value(), complete.error().message);
-    return std::move(*complete);
-  }
-
   EngineOptions options_;
   StreamId last_id_ = 0;
 

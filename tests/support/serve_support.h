@@ -4,9 +4,12 @@
 #include <cstdint>
 #include <map>
 #include <random>
+#include <utility>
 #include <vector>
 
+#include "base/check.h"
 #include "sched/baselines.h"
+#include "serve/admission.h"
 #include "serve/options.h"
 #include "serve/request.h"
 #include "support/fake_machine.h"
@@ -33,6 +36,14 @@ inline void Collect(ToldStreams& streams, std::vector<Event> events) {
     told.finishes.push_back(event.finish);
     told.last = std::move(event);
   }
+}
+
+// On a clock of the test's own, which must outlive the options.
+inline EngineOptions CompleteOnClock(EngineOptions options, const ModelShape& shape, const int64_t* now_ns) {
+  options.now_ns = [now_ns] { return *now_ns; };
+  auto complete = CompleteOptions(std::move(options), shape);
+  OUTRIDER_CHECK(complete.has_value(), complete.error().message);
+  return std::move(*complete);
 }
 
 inline EngineOptions TestOptions() {

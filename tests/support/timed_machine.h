@@ -14,7 +14,7 @@
 #include "base/check.h"
 #include "serve/admission.h"
 #include "serve/core.h"
-#include "support/fake_machine.h"
+#include "support/serve_support.h"
 
 namespace outrider::serve::test {
 
@@ -88,7 +88,7 @@ class TimedRun {
   TimedRun(EngineOptions options, const ModelShape& shape, const StepCost& cost)
       : executor_(shape, cost, &now_ns_),
         pregate_(shape),
-        options_(Complete(std::move(options), shape)),
+        options_(CompleteOnClock(std::move(options), shape, &now_ns_)),
         core_(executor_, shape.experts > 0 ? &pregate_ : nullptr, options_, [this](const Event& event) {
           Tell(event);
           return true;
@@ -113,13 +113,6 @@ class TimedRun {
   double now_s() const { return static_cast<double>(now_ns_) * 1e-9; }
 
  private:
-  EngineOptions Complete(EngineOptions options, const ModelShape& shape) {
-    options.now_ns = [this] { return now_ns_; };
-    auto complete = CompleteOptions(std::move(options), shape);
-    OUTRIDER_CHECK(complete.has_value(), complete.error().message);
-    return std::move(*complete);
-  }
-
   // As Engine::Submit does.
   void Ask(size_t place, const Due& due, const EngineStats& stats, Admitted& admitted) {
     served_[place].at_s = due.at_s;

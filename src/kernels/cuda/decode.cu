@@ -3,12 +3,11 @@
 #include "kernels/cuda/columns.cuh"
 #include "kernels/cuda/live.cuh"
 #include "kernels/cuda/product.cuh"
+#include "kernels/cuda/silu.cuh"
 #include "kernels/cuda/tied_ffn.h"
 
 namespace outrider::kernels::cuda {
 namespace {
-
-__device__ __forceinline__ float SiluTimes(float g, float u) { return __fdividef(g, 1.0F + __expf(-g)) * u; }
 
 // Pairs: gate and up of the wanted channels. Hidden numbers are zero where the channel is not the token's.
 struct Hidden {

@@ -13,8 +13,7 @@ cudaError_t Launch(void (*kernel)(Parameters...), dim3 blocks, int threads, cuda
 }
 
 // Launches a kernel that may start before the work in front of it on `stream` is done, where that has a kernel that
-// lets it; cluster: blocks along x that
-// exchange shared memory.
+// lets it; cluster: blocks along x that exchange shared memory.
 template <class... Parameters, class... Arguments>
 cudaError_t LaunchChained(void (*kernel)(Parameters...), dim3 blocks, int threads, int cluster, cudaStream_t stream,
                           const Arguments&... arguments) {

@@ -10,6 +10,7 @@
 
 #include "kernels/cuda/pipeline.cuh"
 #include "kernels/cuda/records.cuh"
+#include "kernels/cuda/silu.cuh"
 #include "kernels/cuda/stores.cuh"
 #include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/tickets.cuh"
@@ -130,8 +131,6 @@ __device__ void CopyDown(const Layer& layer, const Maps& maps, Walk walk, Ring r
     __syncwarp();
   }
 }
-
-__device__ __forceinline__ float SiluTimes(float g, float u) { return __fdividef(g, 1.0F + __expf(-g)) * u; }
 
 __device__ void StoreHidden(const Tile& tile, const float (&c)[128], int group, __nv_bfloat16* hidden, int width) {
 #pragma unroll

@@ -3,8 +3,9 @@
 // unless it says otherwise; all work goes onto `stream`, nothing is allocated and nothing waits. No torch, no other
 // room.
 //
-// The bits of a token's result depend on the layer, its expert and its x: all tiles and orders are fixed, and there are
-// no atomic operations. Prefill and decode differ in the last bits.
+// The bits of a token's result depend on the layer, its expert and its x: all tiles and orders are fixed, and no sum
+// is made by atomic operations; prefill counts with them who computes which tile. Prefill and decode differ in the last
+// bits.
 
 #include <cuda_runtime_api.h>
 

@@ -175,11 +175,12 @@ def _model(card: dict[str, Any]) -> list[str]:
     channels = experts["channels_per_layer"]
     low, high = min(channels, default=0), max(channels, default=0)
     spread = f"{low}" if low == high else f"{low} to {high}"
+    whole = f"{experts['channels']:,}, " if "channels" in experts else ""  # cards of earlier versions do not say it
     facts = [
         ("parent", f"{parent['name']}, {parent['parameters']:,} parameters"),
         ("parent sha256", f"`{parent['sha256']}`"),
         ("experts", f"{experts['count']}: {', '.join(experts['names'])}"),
-        ("channels of an expert", f"{experts['channels']:,}, at most {spread} in each of {len(channels)} layers"),
+        ("channels of an expert", f"{whole}at most {spread} in each of {len(channels)} layers"),
         ("selection", experts["selection"]),
         ("hysteresis tau, nats", f"{experts['tau']:g}"),
         ("router", f"{router['width']} {router['embed']} {router['scale']}, {router['parameters']:,} parameters"),

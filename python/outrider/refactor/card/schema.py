@@ -56,7 +56,7 @@ _CARD = {
     "experts": {
         "count": int,
         "names": [str],
-        "channels": int,
+        "channels?": int,
         "channels_per_layer": [int],
         "selection": str,
         "tau": _NUMBER,
