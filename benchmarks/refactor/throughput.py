@@ -19,9 +19,11 @@ import torch
 from outrider import _core
 from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "coexec"))
+BENCHMARKS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(BENCHMARKS / "coexec"), str(BENCHMARKS)]
 
-from measure import circumstances, save
+from llama_shape import config_of, layer_name, layer_sizes  # noqa: E402
+from measure import circumstances, save  # noqa: E402
 
 SHAPES = {
     "smollm2-135m": {"d": 576, "ffn": 1536, "layers": 30, "heads": 9, "kv": 3, "vocab": 49152, "tied": True},
@@ -46,34 +48,23 @@ ROWS = {
 def make_model(folder: Path, shape: dict, device: str) -> int:
     """Normal weights of deviation 0.02 in bfloat16, one shard per layer; returns the number of parameters."""
     folder.mkdir()
-    head_dim = shape["d"] // shape["heads"]
-    config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": shape["d"],
-        "intermediate_size": shape["ffn"], "num_hidden_layers": shape["layers"],
-        "num_attention_heads": shape["heads"], "num_key_value_heads": shape["kv"], "vocab_size": shape["vocab"],
-        "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 1e5, "hidden_act": "silu",
-        "tie_word_embeddings": shape["tied"], "torch_dtype": "bfloat16",
-    }  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config_of(shape)))
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(*size: int) -> torch.Tensor:
         made = torch.randn(*size, generator=generator, device=device, dtype=torch.float32) * 0.02
         return made.to(torch.bfloat16).cpu()
 
-    d, kv = shape["d"], shape["kv"] * head_dim
-    sizes = {"self_attn.q_proj": (d, d), "self_attn.k_proj": (kv, d), "self_attn.v_proj": (kv, d),
-             "self_attn.o_proj": (d, d), "mlp.gate_proj": (shape["ffn"], d), "mlp.up_proj": (shape["ffn"], d),
-             "mlp.down_proj": (d, shape["ffn"])}  # fmt: skip
+    d = shape["d"]
     ones = torch.ones(d, dtype=torch.bfloat16)
     shards = [{"model.embed_tokens.weight": draw(shape["vocab"], d), "model.norm.weight": ones}]
     if not shape["tied"]:
         shards[0]["lm_head.weight"] = draw(shape["vocab"], d)
+    sizes = layer_sizes(shape)
     for layer in range(shape["layers"]):
-        shard = {f"model.layers.{layer}.{name}.weight": draw(*size) for name, size in sizes.items()}
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            shard[f"model.layers.{layer}.{norm}.weight"] = ones.clone()
-        shards.append(shard)
+        shards.append({
+            layer_name(layer, part): draw(*size) if len(size) > 1 else ones.clone() for part, size in sizes.items()
+        })  # fmt: skip
     weight_map, count = {}, 0
     for number, shard in enumerate(shards):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"

@@ -9,6 +9,7 @@ same one (Inputs.next_ids). Every matrix is dense and random all the same.
 import fcntl
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,16 @@ from outrider.refactor.atomic import write_file
 from safetensors.torch import save_file
 from shape_inputs import Inputs
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from llama_shape import config_of, layer_name, layer_sizes
+
 SHAPES = {
     "7b": {"d": 4096, "ffn": 11008, "layers": 32, "heads": 32, "kv": 32, "context": 8192},
     "tiny": {"d": 256, "ffn": 320, "layers": 2, "heads": 4, "kv": 2, "context": 512},
 }
 IN, OUT = 0.02, 0.001  # deviations: of what reads the stream, and of what adds to it
+ADDING = ("self_attn.o_proj", "mlp.down_proj")
 RECIPE, LOCK, HEADER, INDEX = "recipe.json", "lock", "outrider.json", "model.safetensors.index.json"
 SEED = 0
 
@@ -47,7 +53,7 @@ def _make(folder: Path, inputs: Inputs, shape_name: str, device: str) -> dict[st
     facts |= {"vocab": inputs.vocab + len(inputs.walk), "routes": inputs.about.get("routes", {})}
     if (folder / HEADER).is_file():
         return facts
-    write_file(folder / "config.json", json.dumps(_config(shape, facts["vocab"]), indent=1) + "\n")
+    write_file(folder / "config.json", json.dumps(config_of(shape | {"vocab": facts["vocab"]}), indent=1) + "\n")
     _write_shards(folder, inputs, shape, device)
     save_file({"sig": torch.stack(signatures)}, folder / "outrider_masks.safetensors")
     router = {name: tensor.float().contiguous() for name, tensor in inputs.whole_router().items()}
@@ -62,16 +68,6 @@ def _sum_of(inputs: Inputs) -> str:
     for name in ("inputs.json", "router.safetensors"):
         digest.update((inputs.folder / name).read_bytes())
     return digest.hexdigest()
-
-
-def _config(shape: dict[str, int], vocab: int) -> dict[str, Any]:
-    return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": shape["d"],
-        "intermediate_size": shape["ffn"], "num_hidden_layers": shape["layers"],
-        "num_attention_heads": shape["heads"], "num_key_value_heads": shape["kv"], "vocab_size": vocab,
-        "max_position_embeddings": shape["context"], "rms_norm_eps": 1e-5, "rope_theta": 1e5, "hidden_act": "silu",
-        "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-    }  # fmt: skip
 
 
 def _histograms(inputs: Inputs, layers: int) -> list[dict[str, int]]:
@@ -121,27 +117,24 @@ def _write_shards(folder: Path, inputs: Inputs, shape: dict[str, int], device: s
     write_file(folder / INDEX, json.dumps({"metadata": {}, "weight_map": weight_map}) + "\n")
 
 
-def _sizes(layer: int, shape: dict[str, int]) -> dict[str, tuple[float, tuple[int, ...]]]:
-    """Deviation (0: ones) and size of each tensor of a layer, by name."""
-    d, ffn, kv = shape["d"], shape["ffn"], shape["kv"] * (shape["d"] // shape["heads"])
-    own = {
-        "self_attn.q_proj": (IN, (d, d)), "self_attn.k_proj": (IN, (kv, d)), "self_attn.v_proj": (IN, (kv, d)),
-        "self_attn.o_proj": (OUT, (d, d)), "mlp.gate_proj": (IN, (ffn, d)), "mlp.up_proj": (IN, (ffn, d)),
-        "mlp.down_proj": (OUT, (d, ffn)), "input_layernorm": (0.0, (d,)), "post_attention_layernorm": (0.0, (d,)),
-    }  # fmt: skip
-    return {f"model.layers.{layer}.{name}.weight": value for name, value in own.items()}
+def _deviation(part: str, size: tuple[int, ...]) -> float:
+    """Of the weights of a part; 0: ones."""
+    if len(size) == 1:
+        return 0.0
+    return OUT if part in ADDING else IN
 
 
 def _names(number: int, shape: dict[str, int]) -> list[str]:
     tables = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
-    return tables if number == 0 else list(_sizes(number - 1, shape))
+    return tables if number == 0 else [layer_name(number - 1, part) for part in layer_sizes(shape)]
 
 
 def _layer(layer: int, shape: dict[str, int], device: str) -> Iterator[tuple[str, torch.Tensor]]:
     generator = torch.Generator(device).manual_seed(SEED + 1 + layer)
-    for name, (deviation, size) in _sizes(layer, shape).items():
+    for part, size in layer_sizes(shape).items():
+        deviation = _deviation(part, size)
         drawn = deviation * torch.randn(size, generator=generator, device=device) if deviation else torch.ones(size)
-        yield name, drawn.to(torch.bfloat16).cpu()
+        yield layer_name(layer, part), drawn.to(torch.bfloat16).cpu()
 
 
 def _tables(inputs: Inputs, shape: dict[str, int], device: str) -> Iterator[tuple[str, torch.Tensor]]:
