@@ -9,6 +9,7 @@ a run goes on where an interrupted one stopped. README.md beside this file says 
 """
 
 import argparse
+import dataclasses
 import gc
 import json
 import os
@@ -29,7 +30,7 @@ from bridge_sides import Side, coexec_columns  # noqa: E402
 from bridge_step import FORMS  # noqa: E402
 
 COLUMNS = (
-    "model batch router mode mixes stay_rate host_syncs cuda_syncs ms ratio_to_eager interval covered_share fetches"
+    "model context batch router mode mixes stay_rate host_syncs cuda_syncs ms ratio_to_eager interval covered_share fetches"
 )
 COLUMNS = [
     *COLUMNS.split(),
@@ -117,6 +118,7 @@ def measure_case(model, batch, states, arguments):
                 "router": form,
                 "mode": mode,
                 "states": states,
+                "context": model.shape.context,
                 "mixes": len({tuple(ids) for ids in routes}),
                 "stay_rate": measured_stay_rate(routes),
                 "host_syncs": side.host_reads,
@@ -169,6 +171,7 @@ def parse(argv):
     parser.add_argument("--shapes", type=names, default=["tiny"], help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--batches", type=counts, default=[1, 32])
     parser.add_argument("--states", type=counts, default=[8, 0], help="mixes that recur; 0: each row has its own chain")
+    parser.add_argument("--context", type=int, default=0, help="tokens of a full cache; 0: those of the shape")
     parser.add_argument("--stay-rate", type=float, default=0.7, help="probability that a chain keeps its state")
     parser.add_argument("--blocks", type=int, default=7, help="interleaved blocks per side, 7 at least")
     parser.add_argument("--block-steps", type=int, default=20)
@@ -205,7 +208,9 @@ def main(argv=None):
         if model is None or model.shape.name != shape:
             model = None
             gc.collect()
-            model = Model(SHAPES[shape], arguments.device, dtype)
+            known = SHAPES[shape]
+            known = dataclasses.replace(known, context=arguments.context or known.context)
+            model = Model(known, arguments.device, dtype)
         for row in measure_case(model, batch, states, arguments):
             result["rows"].append(row)
             print({name: row.get(name) for name in COLUMNS}, flush=True)

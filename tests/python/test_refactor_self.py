@@ -16,7 +16,7 @@ from outrider.refactor.data_set import load_data
 from outrider.refactor.errors import InputError
 from outrider.refactor.prompts import load_prompts
 from outrider.refactor.self_filter import SelfFilter, distinct_share, loops
-from outrider.refactor.self_names import begins_in, names_in, openings_before_names, openings_in
+from outrider.refactor.self_names import names_in
 from outrider.refactor.self_text import SelfOptions, token_count, write_self_text
 from typer.testing import CliRunner
 
@@ -139,35 +139,12 @@ def test_names_are_words_with_a_capital_that_begin_no_sentence_and_that_two_text
     assert names_in([]) == []
 
 
-def test_openings_are_the_first_words_of_sentences_that_two_texts_have():
-    texts = [
-        "The capital of Kenya is big. It rains there. Is the capital far from Kenya? How nice! The river in Chad",
-        "She said so. The capital of Chad is big.\nIt rains there, The capital of a land. Is the capital near? How nice",
-    ]
-    assert openings_in(texts) == ["It rains", "The capital of"], "no comma in it, no question, no cry"
-    assert openings_before_names(texts) == ["The capital of"]
-    assert (openings_in([]), openings_before_names([])) == ([], [])
-
-
-def test_texts_about_names_begin_with_names_and_openings_in_turns():
-    texts = ["The capital of Kenya is big. People in Chad went to Kenya", "It is in Chad. The capital of Chad is big."]
-    assert begins_in(texts) == ["Chad", "The capital of", "The capital of Chad"], "Kenya is in one text only"
-    texts += ["we went to Kenya", "People in Kenya are many. People in Chad are few.", "People in Kenya go."]
-    assert openings_before_names(texts) == ["People in", "The capital of"]
-    assert begins_in(texts) == [
-        *("Kenya", "People in", "People in Kenya"),
-        *("Chad", "The capital of", "The capital of Chad"),
-    ]
-    assert begins_in(["we went to Chad", "he went to Chad"]) == ["Chad"]
-    assert begins_in(["The capital of a land.", "The capital of a land."]) == []
-
-
 def test_texts_about_the_names_of_the_others(parent, tmp_path, monkeypatch):
     import outrider.refactor.self_text as module
 
     asked = []
     names = ["capital", "other words"]
-    monkeypatch.setattr(module, "begins_in", lambda texts: asked.append(list(texts)) or names)
+    monkeypatch.setattr(module, "names_in", lambda texts: asked.append(list(texts)) or names)
     options = replace(OPTIONS, name_share=0.5)
     summary = write_self_text(parent, tmp_path / "data", options)
     assert summary["domains"] == ["chat", "text", "names"]
@@ -183,7 +160,7 @@ def test_texts_about_the_names_of_the_others(parent, tmp_path, monkeypatch):
     assert len(asked) == 1
     texts = sum(len(split.documents()) for name in ("chat", "text") for split in data.splits[name].values())
     assert len(asked[0]) == texts
-    monkeypatch.setattr(module, "begins_in", lambda texts: [])
+    monkeypatch.setattr(module, "names_in", lambda texts: [])
     with pytest.raises(InputError, match=r"E_SELF: .*: names: found no name in \d+ texts"):
         write_self_text(parent, tmp_path / "other", options)
     assert not (tmp_path / "other").exists()

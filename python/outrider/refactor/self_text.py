@@ -2,14 +2,14 @@
 
 Conversations begin with what the chat template puts before a user's first turn, so that the model asks the
 question, too (the way of Magpie, arXiv 2406.08464); other texts begin with the token that begins a text, or with that
-and a name that the texts before them mention, or the words that their sentences begin with.
+and a name that the texts before them mention.
 """
 
 import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,12 @@ from outrider.refactor.errors import InputError
 from outrider.refactor.prepare import FORMAT
 from outrider.refactor.prompts import load_prompts
 from outrider.refactor.self_filter import SHORT_TOKENS, SelfFilter
-from outrider.refactor.self_names import begins_in
+from outrider.refactor.self_names import names_in
 from outrider.refactor.tokenizer import ModelTokenizer, load_tokenizer
 
 CHAT, TEXT, NAMES = "chat", "text", "names"
 # A parent of whose tokens less than one in this many is kept cannot be tuned on its own text.
 _TRIES = 10
-# Of a text about a name at most: what is said of the name comes first.
-_NAME_TEXT_TOKENS = 128
 
 # domain, tokens kept of it so far
 Progress = Callable[[str, int], None]
@@ -127,8 +125,7 @@ def write_self_text(
         while plans:
             plan = plans.pop(0)
             keeper = SelfFilter(decoded, banned)
-            of_names = plan.domain == NAMES
-            kept, written = _sample(model, plan, _of_names(options) if of_names else options, keeper, progress)
+            kept, written = _sample(model, plan, options, keeper, progress)
             _require_enough(parent, plan, kept, written, keeper)
             splits[plan.domain] = _write(kept, wide, folder / "tokens", plan.domain, dtype)
             domains[plan.domain] = {
@@ -136,7 +133,7 @@ def write_self_text(
                 "kept": len(kept),
                 "dropped": dict(sorted(keeper.dropped.items())),
             }
-            if options.name_share and not of_names:
+            if options.name_share and plan.domain != NAMES:
                 mentioned += [decoded(ids) for _, ids in kept]
                 plans = plans or [_names_plan(parent, wide, tokenizer, mentioned, options)]
         settings = {key: value for key, value in asdict(options).items() if key not in ("prompts", "rows")}
@@ -214,22 +211,17 @@ def _name_tokens(options: SelfOptions) -> int:
     return round(options.tokens * options.name_share)
 
 
-def _of_names(options: SelfOptions) -> SelfOptions:
-    return replace(options, length=min(options.length, _NAME_TEXT_TOKENS))
-
-
 def _names_plan(
     parent: Path, wide: Any, tokenizer: ModelTokenizer, texts: Sequence[str], options: SelfOptions
 ) -> _Plan:
-    """Texts that begin with the names of other texts, and as sentences about them do, so that what the model knows of
-    them is written down."""
-    begins = begins_in(texts)
-    if not begins:
+    """Texts that begin with the names of other texts, so that what the model knows of them is written down."""
+    names = names_in(texts)
+    if not names:
         raise InputError("E_SELF", parent, NAMES, f"no name in {len(texts)} texts", "texts that mention names")
     form = chat_form(wide, parent / "tokenizer_config.json")
     # What the parent says of a name when it is asked, not all that it might: at the temperature of answers.
-    plan = _text_plan(NAMES, _name_tokens(options), tokenizer.encode(begins), wide, form, options.answer_temperature)
-    _require_room(plan, _of_names(options))
+    plan = _text_plan(NAMES, _name_tokens(options), tokenizer.encode(names), wide, form, options.answer_temperature)
+    _require_room(plan, options)
     return plan
 
 
