@@ -30,7 +30,8 @@ from bridge_sides import Side, coexec_columns  # noqa: E402
 from bridge_step import FORMS  # noqa: E402
 
 COLUMNS = (
-    "model context batch router mode mixes stay_rate host_syncs cuda_syncs ms ratio_to_eager interval covered_share fetches"
+    "model context batch router mode mixes stay_rate host_syncs cuda_syncs ms ratio_to_eager interval covered_share "
+    "fetches"
 )
 COLUMNS = [
     *COLUMNS.split(),
