@@ -53,8 +53,7 @@ def bench_of(inputs, **changes):
 
 
 def encode_with(model):
-    tokenizer = load_tokenizer(model)
-    return lambda text: tokenizer.encode([text])[0]
+    return load_tokenizer(model).encode
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +124,7 @@ def test_texts_with_one_beginning_are_batched_together():
         seen.append([len(inputs) for inputs, _ in queries])
         return [[(-1.0, False)] * len(targets) for _, targets in queries]
 
-    scorer = BatchScorer(answer, lambda text: [ord(c) for c in text], prefix=0, batch_tokens=1_000)
+    scorer = BatchScorer(answer, lambda texts: [[ord(c) for c in text] for text in texts], prefix=0, batch_tokens=1_000)
     shared = [("s" * 60 + "x" * i, " y") for i in range(10)]
     others = [(chr(100 + i) * (50 + 7 * i), " y") for i in range(5)]
     assert len(scorer.loglikelihood([*shared, *others])) == 15

@@ -200,7 +200,11 @@ def test_standard_errors_are_those_of_the_mean():
     assert summary["perplexity"]["stderr"] == pytest.approx(math.exp(2) * error)
 
 
-def _encode(text):
+def _encode(texts):
+    return [_ids_of(text) for text in texts]
+
+
+def _ids_of(text):
     """A tokenizer whose ids depend on what follows: pairs `ab` join, as real tokenizers join across a cut."""
     ids, at = [], 0
     while at < len(text):
@@ -226,9 +230,9 @@ class _Markov:
 
 def _plain_likelihood(logits, context, continuation, window=10**6):
     stripped = context.rstrip()
-    start = _encode(stripped) if stripped else [7]
+    start = _ids_of(stripped) if stripped else [7]
     rest = context[len(stripped) :] + continuation
-    targets = _encode(rest) if not stripped else _encode(stripped + rest)[len(start) :]
+    targets = _ids_of(rest) if not stripped else _ids_of(stripped + rest)[len(start) :]
     whole = [*start, *targets][-(window + 1) :]
     out = logits(torch.tensor([whole[:-1]]))[0].log_softmax(-1)
     places = range(len(whole) - 1 - len(targets), len(whole) - 1)

@@ -12,7 +12,7 @@ from outrider.refactor.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     import torch
 
-Encode = Callable[[str], list[int]]
+Encode = Callable[[list[str]], list[list[int]]]  # ids of each text
 Logits = Callable[["torch.Tensor"], "torch.Tensor"]
 Ids = tuple[int, ...]
 # (input ids, ids to be predicted at the last positions)
@@ -23,6 +23,7 @@ Answer = Callable[[list[Query]], list[list[Likelihood]]]
 WINDOW = 2_048  # tokens of a text at most
 # At least so many texts that share their first tokens are a batch of their own: the core computes what they share once.
 BEGINNING, GROUP = 48, 8
+_AT_ONCE = 1_024  # requests whose texts are encoded together: tokenizers do so on all cores
 
 
 class BatchScorer:
@@ -47,7 +48,11 @@ class BatchScorer:
         Raises:
             ValueError: a continuation has no ids or is longer than the model's window.
         """
-        pairs = [self._pair(*request) for request in requests]
+        pairs = [
+            pair
+            for first in range(0, len(requests), _AT_ONCE)
+            for pair in self._pairs(requests[first : first + _AT_ONCE])
+        ]
         wanted: dict[Ids, list[int]] = {}
         for number, (inputs, _) in enumerate(pairs):
             wanted.setdefault(inputs, []).append(number)
@@ -59,17 +64,18 @@ class BatchScorer:
                     answers[number] = likelihood
         return answers
 
-    def _pair(self, context: str, continuation: str) -> _Pair:
-        if context:
-            stripped = context.rstrip()
-            continuation = context[len(stripped) :] + continuation
-            start = self._encode(stripped) if stripped else []
-            whole = self._encode(stripped + continuation)
-            if not start:
-                start, whole = [self._prefix], [self._prefix, *whole]
-        else:
-            start = [self._prefix]
-            whole = [self._prefix, *self._encode(continuation)]
+    def _pairs(self, requests: list[tuple[str, str]]) -> list[_Pair]:
+        texts = []
+        for context, continuation in requests:
+            start = context.rstrip()
+            texts.append((start, context + continuation))
+        distinct = list(dict.fromkeys(text for pair in texts for text in pair if text))
+        ids = {"": []} | dict(zip(distinct, self._encode(distinct), strict=True))
+        return [self._pair(ids[start], ids[whole], whole[len(start) :]) for start, whole in texts]
+
+    def _pair(self, start: list[int], whole: list[int], continuation: str) -> _Pair:
+        if not start:
+            start, whole = [self._prefix], [self._prefix, *whole]
         targets = whole[len(start) :]
         if not targets or len(targets) > self._max_length:
             raise ValueError(f"a continuation of {len(targets)} ids: {continuation[:60]!r}")
@@ -141,8 +147,8 @@ def model_scorer(model, tokenizer, *, max_length: int | None = None, batch_token
     window = max_length or min(model.config.max_position_embeddings, WINDOW)
     prefix = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
 
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False)
+    def encode(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     return LogitsScorer(model_logits(model), encode, prefix=prefix, max_length=window, batch_tokens=batch_tokens)
 
@@ -165,7 +171,7 @@ def bench_scorer(bench, model: Path, *, all_channels: bool = False, batch_tokens
 
     return BatchScorer(
         answer,
-        lambda text: tokenizer.encode([text])[0],
+        tokenizer.encode,
         prefix=prefix,
         max_length=min(config["max_position_embeddings"], WINDOW),
         batch_tokens=batch_tokens,
