@@ -55,12 +55,9 @@ tl::expected<StreamId, Rejection> Engine::Submit(Request request) {
     return refuse({{"E_DEVICE", "no new requests: the machine is lost (" + stats_.device_error + ")"}, 0});
   if (draining_) return refuse({{"E_DRAINING", "no new requests: the engine finishes what it has"}, 0});
   if (auto capped = CheckRoom(request, *text_max); !capped) return refuse(capped.error());
-  const int64_t deadline_ms = request.deadline_ms;
   auto state = MakeState(std::move(request), *text_max);
   state->id = next_id_++;
-  if (deadline_ms > 0) state->deadline_ns = options_.now_ns() + deadline_ms * 1'000'000;
-  if (options_.late_first == EngineOptions::LateFirst::kEnd)
-    state->first_by_ns = options_.now_ns() + options_.ttft_goal_ms * 1'000'000;
+  SetTimes(*state, options_, options_.now_ns());
   Charge(*state);
   settled_ = false;
   if (live_.size() == 1) step_end_ns_ = base::NowNs();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "sampling/penalties.h"
+#include "serve/options.h"
 #include "serve/request.h"
 
 namespace outrider::serve {
@@ -54,6 +55,13 @@ inline std::unique_ptr<RequestState> MakeState(Request request, int64_t text_max
   state->request = std::move(request);
   if (state->penalised()) state->counts.AddPrompt(state->text);
   return state;
+}
+
+// By when it is to have what it asked for, of a request that came in at `now_ns`.
+inline void SetTimes(RequestState& state, const EngineOptions& options, int64_t now_ns) {
+  constexpr int64_t kNsPerMs = 1'000'000;
+  if (state.request.deadline_ms > 0) state.deadline_ns = now_ns + state.request.deadline_ms * kNsPerMs;
+  if (options.late_first == EngineOptions::LateFirst::kEnd) state.first_by_ns = now_ns + options.ttft_goal_ms * kNsPerMs;
 }
 
 }  // namespace outrider::serve

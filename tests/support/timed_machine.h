@@ -127,8 +127,7 @@ class TimedRun {
     }
     auto state = MakeState(std::move(request), text_max);
     state->id = place + 1;
-    if (options_.late_first == EngineOptions::LateFirst::kEnd)
-      state->first_by_ns = now_ns_ + options_.ttft_goal_ms * 1'000'000;
+    SetTimes(*state, options_, now_ns_);
     core_.Add(std::move(state));
     ++live_.requests;
     live_.tokens += text_max;
