@@ -61,7 +61,8 @@ inline std::unique_ptr<RequestState> MakeState(Request request, int64_t text_max
 inline void SetTimes(RequestState& state, const EngineOptions& options, int64_t now_ns) {
   constexpr int64_t kNsPerMs = 1'000'000;
   if (state.request.deadline_ms > 0) state.deadline_ns = now_ns + state.request.deadline_ms * kNsPerMs;
-  if (options.late_first == EngineOptions::LateFirst::kEnd) state.first_by_ns = now_ns + options.ttft_goal_ms * kNsPerMs;
+  if (options.late_first == EngineOptions::LateFirst::kEnd)
+    state.first_by_ns = now_ns + options.ttft_goal_ms * kNsPerMs;
 }
 
 }  // namespace outrider::serve
