@@ -11,18 +11,19 @@ namespace outrider::moe {
 
 bool Adapter::Pairs(const model::NamedTensor& t) { return t.shape.size() == 2 && t.name.starts_with("model.layers."); }
 
-Adapter Adapter::Make(const model::Config& config, const model::Parameters& parameters, int64_t rank, uint64_t seed) {
+Adapter Adapter::Make(const model::Config& config, const model::Parameters& parameters, const AdapterForm& form,
+                      uint64_t seed) {
   Adapter adapter;
   model::Parameters view = parameters;
   for (const model::NamedTensor& t : model::NamedTensors(config, view)) {
-    if (!Pairs(t)) continue;
+    if (!Pairs(t) || (form.ffn_only && t.name.find(".mlp.") == std::string::npos)) continue;
     const int64_t out = t.shape[0], in = t.shape[1];
     const at::Device device = t.tensor->device();
     const double bound = 1 / std::sqrt(static_cast<double>(in));
     const at::Tensor a =
-        UniformTensor({rank, in}, bound, seed, Use::kAdapterInit, static_cast<uint32_t>(adapter.pairs_.size()));
+        UniformTensor({form.rank, in}, bound, seed, Use::kAdapterInit, static_cast<uint32_t>(adapter.pairs_.size()));
     adapter.pairs_.push_back(
-        {t.name, a.to(device), at::zeros({out, rank}, at::TensorOptions(device).dtype(at::kFloat))});
+        {t.name, a.to(device), at::zeros({out, form.rank}, at::TensorOptions(device).dtype(at::kFloat))});
   }
   return adapter;
 }

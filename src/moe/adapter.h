@@ -19,15 +19,21 @@ struct AdapterPair {
   at::Tensor a, b;     // fp32 [R, in] and [out, R]
 };
 
+struct AdapterForm {
+  int64_t rank = 0;
+  bool ffn_only = false;
+};
+
 class Adapter {
  public:
   Adapter() = default;
   explicit Adapter(std::vector<AdapterPair> pairs) : pairs_(std::move(pairs)) {}
   // Whether a tensor of a model file is a weight that may have a pair.
   static bool Pairs(const model::NamedTensor& t);
-  // One pair for every matrix of the layers, on the device of the weights. a is uniform in +-1/sqrt(in), drawn by
-  // (seed, weight); b is 0, so that nothing changes at first.
-  static Adapter Make(const model::Config& config, const model::Parameters& parameters, int64_t rank, uint64_t seed);
+  // One pair for every matrix of the layers, or of their FFNs only, on the device of the weights. a is uniform in
+  // +-1/sqrt(in), drawn by (seed, weight); b is 0, so that nothing changes at first.
+  static Adapter Make(const model::Config& config, const model::Parameters& parameters, const AdapterForm& form,
+                      uint64_t seed);
 
   // adapter.<weight>.a and .b per pair. Not copies.
   NamedTensors Named() const;

@@ -65,6 +65,7 @@ void ForEachField(AnyOptions& o, const Visit& visit) {
   visit("distill", o.distill, true);
   visit("tune", o.tune, true);
   visit("adapter.dtype", o.adapter_dtype, false);
+  visit("adapter.parts", o.adapter_parts, true);
   visit("deterministic", o.deterministic, true);
   visit("checkpoint_steps", o.checkpoint_steps, false);
   visit("seconds_max", o.seconds_max, false);
@@ -163,6 +164,7 @@ std::string Complaint(const Options& o) {
   std::vector<std::string> found = {
       OneOf("dtype", o.dtype, {"float32", "bfloat16"}),
       OneOf("adapter.dtype", o.adapter_dtype, {"bfloat16", "int8"}),
+      OneOf("adapter.parts", o.adapter_parts, {"all", "ffn"}),
       OneOf("experts.kind", o.experts_kind,
             {"coverage", "published", "random", "carved", "static", "contextual", "dense"}),
       OneOf("experts.statistic", o.experts_statistic,

@@ -50,6 +50,7 @@ struct Options {
   double distill = 0;                      // weight of KL(teacher || student)
   std::string tune = "full";               // full | adapter:R, pairs of rank R beside a frozen parent
   std::string adapter_dtype = "bfloat16";  // of their file: bfloat16 | int8
+  std::string adapter_parts = "all";       // which matrices of the layers have a pair: all | ffn
   bool deterministic = false;              // the same bits on a GPU as well; on a CPU they always are
 
   // What does not change the result.

@@ -173,7 +173,10 @@ base::Result<Workbench> Workbench::Open(const Options& options) {
   auto parameters = model::LoadParameters(options.model, model.config, rank > 0 ? model.dtype : at::kFloat, device);
   if (!parameters) return tl::unexpected(parameters.error());
   model.masters = *std::move(parameters);
-  if (rank > 0) model.adapter = Adapter::Make(model.config, model.masters, rank, static_cast<uint64_t>(options.seed));
+  if (rank > 0) {
+    const AdapterForm form{.rank = rank, .ffn_only = options.adapter_parts == "ffn"};
+    model.adapter = Adapter::Make(model.config, model.masters, form, static_cast<uint64_t>(options.seed));
+  }
   if (options.distill > 0) {
     const std::string& folder = options.teacher == "parent" ? options.model : options.teacher;
     auto teacher = LoadTeacher(folder, model.config, model.dtype, device);

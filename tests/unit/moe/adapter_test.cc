@@ -57,6 +57,22 @@ TEST_F(RefactorTest, AnAdapterLeavesTheParentAloneAndIsMergedOnExport) {
   EXPECT_FALSE(state.contains("backbone.model.norm.weight")) << "a frozen weight in a checkpoint";
 }
 
+TEST_F(RefactorTest, AnAdapterOfFfnsLeavesAttentionAlone) {
+  json options = kAdapter;
+  options.update({{"rounds", 1}, {"expert.steps", 3}, {"experts.kind", "dense"}, {"routing.kind", "none"}});
+  options["adapter.parts"] = "ffn";
+  ASSERT_FALSE(Refactored("adapter_ffn", options).contains("error"));
+  const auto parent = TensorsOf(root_ + "/parent/model/model.safetensors");
+  const auto merged = TensorsOf(root_ + "/adapter_ffn/model/model.safetensors");
+  int64_t changed = 0;
+  for (const auto& [name, weight] : parent) {
+    const bool ffn = name.find(".mlp.") != std::string::npos;
+    EXPECT_EQ(at::equal(merged.at(name), weight), !ffn) << name;
+    changed += ffn;
+  }
+  EXPECT_EQ(changed, 3 * 3) << "gate up down of three layers";
+}
+
 TEST_F(RefactorTest, AStoppedAdapterRunGoesOnWithTheSameBits) {
   json options = kAdapter;
   options.update({{"rounds", 1}, {"router.steps", 4}, {"expert.steps", 7}});
@@ -75,6 +91,7 @@ TEST(AdapterOption, OtherTextsAreRefused) {
   }
   EXPECT_EQ(AdapterRank(ParseOptions(R"({"tune": "adapter:16"})").value()), 16);
   EXPECT_EQ(AdapterRank(ParseOptions("{}").value()), 0);
+  EXPECT_FALSE(ParseOptions(R"({"adapter.parts": "attention"})"));
 }
 
 }  // namespace
