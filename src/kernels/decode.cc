@@ -1,6 +1,7 @@
 #include "kernels/decode.h"
 
 #include <algorithm>
+#include <atomic>
 #include <string>
 #include <vector>
 
@@ -71,18 +72,24 @@ base::Result<void> Run(const ChannelStore& store, const Call& call, const Decode
   uint16_t bits[kDecodeTokensMax];
   for (int64_t t = 0; t < tokens; ++t) bits[t] = static_cast<uint16_t>(1U << call.experts[static_cast<size_t>(t)]);
   const LayerView layer{store.records(), width, store.number()};
-  const int64_t threads = workers.threads();
-  workers.Run(kParts, [&](int64_t part, int) {
-    float* own = sums + part * size;
-    std::fill(own, own + size, 0.0F);
-    engine.walk(layer, store.signatures().data(), {x, bits, tokens, staged},
-                {.first = part * kRun,
-                 .run = kRun,
-                 .stride = kParts * kRun,
-                 .end = channels,
-                 .cold = part < threads,
-                 .then = part + threads < kParts ? (part + threads) * kRun : -1},
-                own);
+  // A thread claims its next part before it walks one, so that what it prefetches at the end is what it reads next.
+  std::atomic<int64_t> claimed{0};
+  workers.Run(std::min<int64_t>(workers.threads(), kParts), [&](int64_t, int) {
+    const auto claim = [&] { return claimed.fetch_add(1, std::memory_order_relaxed); };
+    bool cold = true;
+    for (int64_t part = claim(), next = 0; part < kParts; part = next, cold = false) {
+      next = claim();
+      float* own = sums + part * size;
+      std::fill(own, own + size, 0.0F);
+      engine.walk(layer, store.signatures().data(), {x, bits, tokens, staged},
+                  {.first = part * kRun,
+                   .run = kRun,
+                   .stride = kParts * kRun,
+                   .end = channels,
+                   .cold = cold,
+                   .then = next < kParts ? next * kRun : -1},
+                  own);
+    }
   });
   const int64_t pieces = (width + kJoined - 1) / kJoined;
   workers.Run(tokens * pieces, [&](int64_t task, int) {

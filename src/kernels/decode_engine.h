@@ -6,40 +6,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/channel_window.h"
 #include "kernels/engine.h"
 #include "kernels/vector_math.h"
 
 namespace outrider::kernels {
-
-constexpr int kTogether = 4;  // channels whose outputs are added together
-
-struct Channel {
-  const std::byte* record;
-  uint16_t signature;
-};
-
-// The channels of some runs that a step wants, in order.
-class ChannelCursor {
- public:
-  ChannelCursor(const ChannelRuns& runs, int64_t first, const uint16_t* signatures, uint16_t wanted)
-      : runs_(runs), signatures_(signatures), wanted_(wanted), start_(first), at_(first) {}
-
-  // -1: no more.
-  int64_t Next() {
-    for (; start_ < runs_.end; at_ = start_ += runs_.stride) {
-      const int64_t last = runs_.end - start_ < runs_.run ? runs_.end : start_ + runs_.run;
-      for (; at_ < last; ++at_)
-        if ((signatures_[at_] & wanted_) != 0) return at_++;
-    }
-    return -1;
-  }
-
- private:
-  const ChannelRuns& runs_;
-  const uint16_t* signatures_;
-  const uint16_t wanted_;
-  int64_t start_, at_;
-};
 
 // Records of fp32 or bf16, multiplied in fp32.
 template <class V, bool kFromBf16>
@@ -109,6 +80,66 @@ struct FloatRecords {
     }
   }
 
+  // gate x and up x of C channels for one token.
+  template <int C>
+  static void ProductsOfOne(const std::byte* const* records, int64_t width, const std::byte* token, LinesAhead& ahead,
+                            float* gates, float* ups) {
+    F g[2][C], u[2][C];
+    const std::byte* row[C];
+    OUTRIDER_UNROLLED
+    for (int c = 0; c < C; ++c) {
+      g[0][c] = g[1][c] = u[0][c] = u[1][c] = V::Zero();
+      row[c] = records[c];
+    }
+    const auto* x = reinterpret_cast<const float*>(token);
+    for (int64_t j = 0; j < width; j += 32) {
+      ahead.Ask<C * kBytes>();
+      for (int64_t k = j; k < j + 32; k += 2 * kLanes) {
+        OUTRIDER_UNROLLED
+        for (int64_t i = 0; i < 2; ++i) {
+          const int64_t at = k + i * kLanes;
+          const F value = V::Load(x + at);
+          OUTRIDER_UNROLLED
+          for (int c = 0; c < C; ++c) {
+            g[i][c] = V::MulAdd(g[i][c], value, Form::LoadNumbers(row[c] + at * kBytes));
+            u[i][c] = V::MulAdd(u[i][c], value, Form::LoadNumbers(row[c] + (width + at) * kBytes));
+          }
+        }
+      }
+    }
+    OUTRIDER_UNROLLED
+    for (int c = 0; c < C; ++c) {
+      g[0][c] = V::Add(g[0][c], g[1][c]);
+      u[0][c] = V::Add(u[0][c], u[1][c]);
+    }
+    V::Sums(g[0], gates);
+    V::Sums(u[0], ups);
+  }
+
+  // Outputs of N channels for one token.
+  template <int N>
+  static void OutputsOfOne(const float* h, const std::byte* const* records, int64_t width, LinesAhead& ahead,
+                           float* sum) {
+    F factors[N];
+    const std::byte* column[N];
+    OUTRIDER_UNROLLED
+    for (int i = 0; i < N; ++i) {
+      factors[i] = V::Set(h[i]);
+      column[i] = records[i] + 2 * width * kBytes;
+    }
+    for (int64_t j = 0; j < width; j += 32) {
+      ahead.Ask<(N * kBytes + 1) / 2>();
+      OUTRIDER_UNROLLED
+      for (int64_t i = 0; i < 32; i += kLanes) {
+        const int64_t o = j + i;
+        F s = V::Load(sum + o);
+        OUTRIDER_UNROLLED
+        for (int n = 0; n < N; ++n) s = V::MulAdd(s, factors[n], Form::LoadNumbers(column[n] + o * kBytes));
+        V::Store(sum + o, s);
+      }
+    }
+  }
+
   static constexpr DecodeEngine Table(const char* name, decltype(DecodeEngine::walk) walk) {
     return {name, kNumber, walk, nullptr, nullptr};
   }
@@ -118,7 +149,7 @@ struct FloatRecords {
 template <class V, class Records>
 struct DecodeWalk {
   using F = typename V::F;
-  static constexpr int kTile = V::kRecordTokens;
+  static constexpr int kTile = V::kRecordTokens, kAtOnce = V::kRecordsAtOnce;
 
   // Products of a few channels with the tokens that have them, one behind another.
   struct Products {
@@ -193,12 +224,12 @@ struct DecodeWalk {
     for (; i < count; ++i) AddOne<kTogether>(h + i * kTogether, records, width, sums[i]);
   }
 
-  // channels[count] is only prefetched.
-  static void WalkBatch(const Channel* channels, int64_t count, int64_t width, const StepTokens& tokens, float* sums) {
+  static void WalkBatch(const ChannelWindow& channels, int64_t count, int64_t width, const StepTokens& tokens,
+                        float* sums) {
     Products products;
     int64_t all = 0;
     for (int64_t c = 0; c < count; ++c) {
-      Multiply(channels[c], channels[c + 1].record, width, tokens, products, all);
+      Multiply(channels[c], channels.Behind(c), width, tokens, products, all);
       products.ends[c] = all;
     }
     products.Activate(all);
@@ -229,31 +260,60 @@ struct DecodeWalk {
     AddAll(fulls, full_h, records, width, full);
   }
 
+  // Some channels of a token that is alone in its step, and so has all that are wanted.
+  struct Batch {
+    const std::byte *records[kAtOnce], *next[kAtOnce + 1];
+    float h[kAtOnce + V::kLanes] = {}, ups[kAtOnce + V::kLanes] = {};
+    int64_t count = 0;
+
+    int64_t Take(ChannelWindow& channels) {
+      count = channels.Take(kAtOnce);
+      for (int64_t i = 0; i < count; ++i) {
+        records[i] = channels[i].record;
+        next[i] = channels.Behind(i);
+      }
+      next[count] = records[0];
+      return count;
+    }
+
+    // h = silu(gate) * up
+    void Activate() {
+      for (int64_t i = 0; i < count; i += V::kLanes) V::Store(h + i, SiluTimes<V>(V::Load(h + i), V::Load(ups + i)));
+    }
+  };
+
+  // Outputs come two batches late: what they are multiplied with takes long, and is known by then.
+  static void WalkOne(ChannelWindow& channels, int64_t width, const std::byte* token, float* sum) {
+    const int64_t record_bytes = RecordBytes(Records::kNumber, width);
+    Batch batches[3];
+    Batch *now = batches, *before = batches + 1, *first = batches + 2;
+    while (now->Take(channels) == kAtOnce) {
+      LinesAhead ahead(now->next, record_bytes);
+      Records::template ProductsOfOne<kAtOnce>(now->records, width, token, ahead, now->h, now->ups);
+      if (before->count > 0) before->Activate();
+      if (first->count > 0) Records::template OutputsOfOne<kAtOnce>(first->h, first->records, width, ahead, sum);
+      Batch* const done = first;
+      first = before;
+      before = now;
+      now = done;
+    }
+    if (before->count > 0) before->Activate();
+    if (first->count > 0) AddOne<kAtOnce>(first->h, first->records, width, sum);
+    if (before->count > 0) AddOne<kAtOnce>(before->h, before->records, width, sum);
+    if (now->count == 0) return;
+    for (int64_t i = 0; i < now->count; ++i)
+      Records::template Products<1, true>(now->records[i], now->next[i], width, &token, now->h + i, now->ups + i);
+    now->Activate();
+    AddSome(now->count, now->h, now->records, width, sum);
+  }
+
   static void Walk(const LayerView& layer, const uint16_t* signatures, const StepTokens& tokens,
-                   const ChannelRuns& channels, float* sums) {
-    const int64_t record_bytes = RecordBytes(Records::kNumber, layer.width);
+                   const ChannelRuns& runs, float* sums) {
     uint16_t wanted = 0;
     for (int64_t t = 0; t < tokens.count; ++t) wanted = static_cast<uint16_t>(wanted | tokens.bits[t]);
-    ChannelCursor own(channels, channels.first, signatures, wanted);
-    Channel batch[kTogether + 1];  // and the one behind it
-    int64_t count = 0;
-    const auto fill = [&](ChannelCursor& from) {
-      for (int64_t c = 0; count <= kTogether && (c = from.Next()) >= 0; ++count)
-        batch[count] = {layer.records + c * record_bytes, signatures[c]};
-    };
-    fill(own);
-    for (int64_t line = 0; channels.cold && count > 0 && line < record_bytes; line += 64)
-      __builtin_prefetch(batch[0].record + line);
-    for (; count > kTogether; fill(own)) {
-      WalkBatch(batch, kTogether, layer.width, tokens, sums);
-      batch[0] = batch[kTogether];
-      count = 1;
-    }
-    if (count == 0) return;
-    ChannelCursor later(channels, channels.then < 0 ? channels.end : channels.then, signatures, wanted);
-    const int64_t behind = later.Next();
-    batch[count] = behind < 0 ? batch[0] : Channel{layer.records + behind * record_bytes, signatures[behind]};
-    WalkBatch(batch, count, layer.width, tokens, sums);
+    ChannelWindow channels(layer, signatures, wanted, runs);
+    if (tokens.count == 1) return WalkOne(channels, layer.width, Records::Token(tokens, 0, layer.width), sums);
+    while (const int64_t count = channels.Take()) WalkBatch(channels, count, layer.width, tokens, sums);
   }
 
   static constexpr DecodeEngine Table(const char* name) { return Records::Table(name, &Walk); }

@@ -10,7 +10,7 @@ namespace {
 
 struct Vector4 {
   static constexpr int64_t kLanes = 4, kGroup = 2, kDownTokens = 4;
-  static constexpr int kLinearTokens = 1, kHeads = 1, kRecordTokens = 1;
+  static constexpr int kLinearTokens = 1, kHeads = 1, kRecordTokens = 1, kRecordsAtOnce = 1;
   static constexpr int Pairs(int vectors) { return vectors == 1 ? 3 : 2; }
   using F = float __attribute__((vector_size(16)));  // a type of GCC and clang on every target
 
@@ -86,6 +86,11 @@ struct Vector4 {
     });
   }
   static float Sum(F a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+  // Sum of each.
+  template <int C>
+  static void Sums(const F (&a)[C], float* to) {
+    for (int c = 0; c < C; ++c) to[c] = Sum(a[c]);
+  }
 };
 
 struct Dot4 {
@@ -105,6 +110,7 @@ struct Dot4 {
     return result;
   }
   static W Broadcast(const int16_t* at) { return W{at[0], at[1], at[0], at[1], at[0], at[1], at[0], at[1]}; }
+  static I Product(W weights, W x) { return Step(Zero(), weights, x); }
   static I Step(I sum, W weights, W x) {
     for (int i = 0; i < 4; ++i) sum[i] += weights[2 * i] * x[2 * i] + weights[2 * i + 1] * x[2 * i + 1];
     return sum;

@@ -62,7 +62,7 @@ struct FloatPanel {
 //   D::W, D::I           as many pairs of 16-bit numbers, or 32-bit sums, as V has lanes
 //   Load, LoadTokens     pairs of 8-bit weights, or of a token's 16-bit numbers, widened to W
 //   Broadcast            one pair of a token
-//   Zero, Step, ToFloat  of sums; Step(sums, weights, numbers)
+//   Zero, Step, ToFloat  of sums; Step(sums, weights, numbers); Product(weights, numbers) is a step from zero
 template <class V, class D>
 struct WholePanel {
   using F = typename V::F;

@@ -36,9 +36,9 @@ struct WholeRecords {
 
   // Sums of the products of one block, in lanes.
   static F Dot(const std::byte* weights, const int16_t* x) {
-    I dot = D::Zero();
+    I dot = D::Product(D::Load(weights), D::LoadTokens(x));
     OUTRIDER_UNROLLED
-    for (int64_t i = 0; i < kBlock; i += kPairs) dot = D::Step(dot, D::Load(weights + i), D::LoadTokens(x + i));
+    for (int64_t i = kPairs; i < kBlock; i += kPairs) dot = D::Step(dot, D::Load(weights + i), D::LoadTokens(x + i));
     return D::ToFloat(dot);
   }
 
@@ -129,6 +129,77 @@ struct WholeRecords {
         OUTRIDER_UNROLLED
         for (int i = 0; i < N; ++i) s = V::MulAdd(s, own[i][t], columns[i]);
         V::Store(sums[t] + at, s);
+      }
+    }
+  }
+
+  // gate x and up x of C channels for one token.
+  template <int C>
+  static void ProductsOfOne(const std::byte* const* records, int64_t width, const std::byte* token, LinesAhead& ahead,
+                            float* gates, float* ups) {
+    const int64_t blocks = width / kBlock;
+    const auto* x = reinterpret_cast<const int16_t*>(token);
+    const auto* own = reinterpret_cast<const float*>(token + Blocks(width) * kBlock * 2);
+    F g[C], u[C];
+    const std::byte* row[C];
+    OUTRIDER_UNROLLED
+    for (int c = 0; c < C; ++c) {
+      g[c] = u[c] = V::Zero();
+      row[c] = records[c];
+    }
+    for (int64_t first = 0; first < blocks; first += kSpan) {
+      const int64_t some = blocks - first < kSpan ? blocks - first : kSpan;
+      alignas(64) float factors[C][2][kSpan];
+      for (int c = 0; c < C; ++c) {
+        const auto* scales = reinterpret_cast<const uint16_t*>(row[c] + 3 * width) + first;
+        Factors(scales, own + first, some, factors[c][0]);
+        Factors(scales + blocks, own + first, some, factors[c][1]);
+      }
+      for (int64_t b = 0; b < some; ++b) {
+        ahead.Ask<C>();
+        const int64_t at = (first + b) * kBlock;
+        OUTRIDER_UNROLLED
+        for (int c = 0; c < C; ++c) {
+          g[c] = V::MulAdd(g[c], Dot(row[c] + at, x + at), V::Broadcast(factors[c][0] + b));
+          u[c] = V::MulAdd(u[c], Dot(row[c] + width + at, x + at), V::Broadcast(factors[c][1] + b));
+        }
+      }
+    }
+    V::Sums(g, gates);
+    V::Sums(u, ups);
+  }
+
+  // Outputs of N channels for one token.
+  template <int N>
+  static void OutputsOfOne(const float* h, const std::byte* const* records, int64_t width, LinesAhead& ahead,
+                           float* sum) {
+    const int64_t blocks = width / kBlock;
+    const std::byte* column[N];
+    OUTRIDER_UNROLLED
+    for (int i = 0; i < N; ++i) column[i] = records[i] + 2 * width;
+    for (int64_t first = 0; first < blocks; first += kSpan) {
+      const int64_t some = blocks - first < kSpan ? blocks - first : kSpan;
+      alignas(64) float factors[N][kSpan];
+      OUTRIDER_UNROLLED
+      for (int i = 0; i < N; ++i) {
+        const auto* scales = reinterpret_cast<const uint16_t*>(column[i] + width) + 2 * blocks + first;
+        const F own = V::Set(h[i]);
+        for (int64_t b = 0; b < some; b += kLanes) V::Store(factors[i] + b, V::Mul(V::LoadHalf(scales + b), own));
+      }
+      for (int64_t b = 0; b < some; ++b) {
+        ahead.Ask<N - N / 4>();  // with ProductsOfOne a whole record for each channel
+        F own[N];
+        OUTRIDER_UNROLLED
+        for (int i = 0; i < N; ++i) own[i] = V::Broadcast(factors[i] + b);
+        OUTRIDER_UNROLLED
+        for (int64_t k = 0; k < kBlock; k += kLanes) {
+          const int64_t o = (first + b) * kBlock + k;
+          F s = V::Load(sum + o);
+          OUTRIDER_UNROLLED
+          for (int i = 0; i < N; ++i)
+            s = V::MulAdd(s, own[i], V::LoadWhole(reinterpret_cast<const int8_t*>(column[i]) + o));
+          V::Store(sum + o, s);
+        }
       }
     }
   }

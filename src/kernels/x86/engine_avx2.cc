@@ -12,7 +12,7 @@ namespace {
 
 struct Vector8 {
   static constexpr int64_t kLanes = 8, kGroup = 3, kDownTokens = 4;
-  static constexpr int kLinearTokens = 2, kHeads = 3, kRecordTokens = 2;
+  static constexpr int kLinearTokens = 2, kHeads = 3, kRecordTokens = 2, kRecordsAtOnce = 2;
   static constexpr int Pairs(int vectors) { return vectors == 1 ? 4 : vectors == 2 ? 3 : 2; }
   using F = __m256;
 
@@ -75,6 +75,11 @@ struct Vector8 {
     const __m128 pair = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
   }
+  // Sum of each.
+  template <int C>
+  static void Sums(const F (&a)[C], float* to) {
+    for (int c = 0; c < C; ++c) to[c] = Sum(a[c]);
+  }
 };
 
 struct Dot8 {
@@ -92,6 +97,7 @@ struct Dot8 {
     __builtin_memcpy(&pair, at, sizeof(pair));
     return _mm256_set1_epi32(pair);
   }
+  static I Product(W weights, W x) { return _mm256_madd_epi16(weights, x); }
   static I Step(I sum, W weights, W x) { return _mm256_add_epi32(sum, _mm256_madd_epi16(weights, x)); }
   static __m256 ToFloat(I sum) { return _mm256_cvtepi32_ps(sum); }
 };

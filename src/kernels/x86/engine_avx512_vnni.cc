@@ -22,6 +22,7 @@ struct Dot16 {
     __builtin_memcpy(&pair, at, sizeof(pair));
     return _mm512_set1_epi32(pair);
   }
+  static I Product(W weights, W x) { return _mm512_madd_epi16(weights, x); }
   static I Step(I sum, W weights, W x) { return _mm512_dpwssd_epi32(sum, weights, x); }
   static __m512 ToFloat(I sum) { return _mm512_cvtepi32_ps(sum); }
 };

@@ -11,7 +11,7 @@ namespace {
 
 struct Vector16 {
   static constexpr int64_t kLanes = 16, kGroup = 4, kDownTokens = 8;
-  static constexpr int kLinearTokens = 8, kHeads = 4, kRecordTokens = 4;
+  static constexpr int kLinearTokens = 8, kHeads = 4, kRecordTokens = 4, kRecordsAtOnce = 4;
   static constexpr int Pairs(int vectors) { return vectors == 1 ? 8 : vectors == 2 ? 6 : vectors == 3 ? 4 : 3; }
   using F = __m512;
 
@@ -61,7 +61,19 @@ struct Vector16 {
   static F MulAdd(F c, F a, F b) { return _mm512_fmadd_ps(a, b, c); }
   static F Round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F Scale(F a, F n) { return _mm512_scalef_ps(a, n); }
-  static float Sum(F a) { return _mm512_reduce_add_ps(a); }
+  static float Sum(F a) { return _mm512_reduce_add_ps(a); }  // halves added, and again, down to one
+  // Sum of each, in the same order.
+  static void Sums(const F (&a)[4], float* to) {
+    const F ab = Halves(a[0], a[1]), cd = Halves(a[2], a[3]);
+    F all = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0x4e));
+    all = _mm512_add_ps(all, _mm512_permute_ps(all, 0xb1));
+    const __m512i first = _mm512_castsi128_si512(_mm_setr_epi32(0, 4, 8, 12));
+    _mm_storeu_ps(to, _mm512_castps512_ps128(_mm512_permutexvar_ps(first, all)));
+  }
+  static F Halves(F a, F b) {
+    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  }
 };
 
 }  // namespace
