@@ -3,8 +3,7 @@
 PYTHONPATH=python python benchmarks/refactor/throughput.py --shape smollm2-135m --output throughput.json
 PYTHONPATH=python python benchmarks/refactor/throughput.py --shape llama-7b --tune adapter:16 --rows outrider
 ... --profile ROW prints where the time of one expert step of that row goes
-... --rows outrider,coexec --warm-up 16: co-executed steps are recorded three times, run op by op, become graphs, and
-smaller graphs where the loss was read in each of them; then they are what they stay
+... --rows outrider,coexec --warm-up 6: the first co-executed steps are recorded, and slower for it
 """
 
 import argparse
