@@ -183,6 +183,10 @@ TokenLoss Trainer::ExpertMicroStep(const TokenBatch& batch, int64_t tokens_of_st
   }
   TokenLoss loss = ChunkedTokenLoss(hidden.flatten(0, 1), weights.head, batch.targets.flatten(), teacher,
                                     options_.chunk, 1 / static_cast<double>(tokens_of_step));
+  {
+    const at::NoGradGuard no_grad;
+    loss.nats = loss.nats.sum();  // here, where it is launched with the rest; what reads it starts nothing
+  }
   loss.objective.backward();
   loss.objective.reset();  // lets the graph go
   return loss;
@@ -196,7 +200,7 @@ base::Result<StepReport> Trainer::TuneExperts(const std::vector<TokenBatch>& bat
   for (const TokenBatch& batch : batches) parts.push_back(ExpertMicroStep(batch, report.tokens));
   for (const TokenLoss& part : parts) {
     report.loss += part.total.item<double>() / tokens;
-    report.nats += part.nats.sum().item<double>() / tokens;
+    report.nats += part.nats.item<double>() / tokens;
     report.divergence += part.divergence.item<double>() / tokens;
   }
   if (!std::isfinite(report.loss)) return base::Fail("E_NAN", "the loss is not finite");

@@ -60,6 +60,7 @@ class Trainer {
   base::Result<StepReport> TuneRouter(const std::vector<TokenBatch>& batches, double rate);
   base::Result<StepReport> TuneExperts(const std::vector<TokenBatch>& batches, double rate);
   at::Tensor RouterMicroStep(const TokenBatch& batch, double share);
+  // The nats of the result are their sum.
   TokenLoss ExpertMicroStep(const TokenBatch& batch, int64_t tokens_of_step);
 
   const Options& options_;
