@@ -3,7 +3,8 @@
 PYTHONPATH=python python benchmarks/refactor/throughput.py --shape smollm2-135m --output throughput.json
 PYTHONPATH=python python benchmarks/refactor/throughput.py --shape llama-7b --tune adapter:16 --rows outrider
 ... --profile ROW prints where the time of one expert step of that row goes
-... --rows outrider,coexec --steps 12: co-executed steps are recorded three times before they run ahead
+... --rows outrider,coexec --warm-up 16: co-executed steps are recorded three times, run op by op, become graphs, and
+smaller graphs where the loss was read in each of them; then they are what they stay
 """
 
 import argparse
@@ -109,8 +110,9 @@ def peak(device: str) -> int:
     return torch.cuda.max_memory_allocated() if device == "cuda" else 0
 
 
-def measure(options: dict, steps: int, profile: bool) -> dict:
-    """Seconds and peak bytes of opening and calibration, tokens/s of router and expert steps (median of `steps`)."""
+def measure(options: dict, warm_up: int, steps: int, profile: bool) -> dict:
+    """Seconds and peak bytes of opening and calibration, tokens/s of router and expert steps (median of `steps`
+    behind `warm_up`)."""
     device = options["device"]
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -127,12 +129,12 @@ def measure(options: dict, steps: int, profile: bool) -> dict:
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         rates = []
-        for step in range(steps + 1):
+        for step in range(warm_up + steps):
             begin = time.monotonic()
-            tokens = bench.step(stage, 0, step, steps + 1)["tokens"]
+            tokens = bench.step(stage, 0, step, warm_up + steps)["tokens"]
             sync(device)
             rates.append(tokens / (time.monotonic() - begin))
-        out[f"{stage}_tokens_per_s"] = statistics.median(rates[1:])
+        out[f"{stage}_tokens_per_s"] = statistics.median(rates[warm_up:])
         out[f"{stage}_peak_bytes"] = peak(device)
     begin = time.monotonic()
     tokens = sum(d["tokens"] for d in json.loads(bench.evaluate("test", tokens=options["eval_tokens"])).values())
@@ -160,6 +162,7 @@ def main() -> None:
     parser.add_argument("--micro-batch", default="8", help="one size, or several by commas: each is measured")
     parser.add_argument("--sequence", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--warm-up", type=int, default=1, help="steps of each stage that are not measured")
     parser.add_argument("--profile", help="a row")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
@@ -179,7 +182,7 @@ def main() -> None:
                 }  # fmt: skip
                 if arguments.shape == "tiny":
                     options["router.width"] = 32
-                measured = measure(options, arguments.steps, row == arguments.profile)
+                measured = measure(options, arguments.warm_up, arguments.steps, row == arguments.profile)
                 results.append({"shape": arguments.shape, "parameters": count, "row": row, "tune": arguments.tune,
                                 "micro_batch": micro_batch, "sequence": arguments.sequence} | measured)  # fmt: skip
                 print(json.dumps(results[-1]), flush=True)
