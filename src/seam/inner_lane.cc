@@ -241,6 +241,12 @@ void InnerLane::OnOp(const c10::OperatorHandle& op, c10::DispatchKeySet next, St
     auto inferred = trusted ? InferShapes(flow.call) : nullptr;
     if (inferred != nullptr) flow.shapes = flow.signature->AddShapes(std::move(inferred), flow.call);
   }
+  if (flow.shapes != nullptr && flow.shapes->silent_calls_only && info.Draws(flow.call.args)) {
+    info.pinned_inline = true;  // where it drew is a number of the host then, and matters
+    ++op_index_;
+    RunInline(flow, Route::kInline, next, stack);
+    return;
+  }
   if (flow.shapes != nullptr && !ViewsFit(flow)) {
     ++op_index_;
     RunInline(flow, Route::kInline, next, stack);  // raises what eager raises

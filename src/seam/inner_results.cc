@@ -1,6 +1,8 @@
 // InnerLane, second half: operands on the way to the graph runner, placeholders on the way to the program.
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
+#include <ATen/ops/zeros.h>
 
 #include <cstring>
 
@@ -18,6 +20,13 @@ namespace {
 using c10::TensorImpl;
 
 at::Tensor Share(TensorImpl* impl) { return at::Tensor(c10::intrusive_ptr<TensorImpl, c10::UndefinedTensorImpl>::reclaim_copy(impl)); }
+
+// A tensor of its own, as eager returns one; the lanes do not see it being made.
+at::Tensor HostZero() {
+  LanesOff off;
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return at::zeros({}, at::kLong);
+}
 
 bool SameBytes(const at::Tensor& a, const at::Tensor& b) { return a.nbytes() == b.nbytes() && std::memcmp(a.const_data_ptr(), b.const_data_ptr(), a.nbytes()) == 0; }
 
@@ -117,6 +126,10 @@ void InnerLane::ReturnResults(Flow& flow, Stack* stack, c10::SmallVectorImpl<Rec
     }
     if (spec.kind == ReturnSpec::Kind::kNumber) {
       results.emplace_back(spec.number);
+      continue;
+    }
+    if (spec.kind == ReturnSpec::Kind::kIdlePosition) {
+      results.emplace_back(HostZero());
       continue;
     }
     c10::List<at::Tensor> list;
@@ -236,7 +249,10 @@ void InnerLane::Record(Flow& flow, c10::DispatchKeySet next, Stack* stack) {
   RunRecorded(flow, next, results);
   auto shapes = std::make_unique<ShapeClass>();
   bool plain = DescribeReturns(flow.call, operands, results, /*meta=*/false, *shapes);
-  for (const auto& result : results) plain &= !result.isTensor() || !result.toTensor().defined() || result.toTensor().device() == compute_device_;
+  for (const auto& result : results) {
+    if (!result.isTensor() || !result.toTensor().defined()) continue;
+    plain &= result.toTensor().device() == compute_device_ || IsIdlePosition(flow.call, result.toTensor());
+  }
   for (const auto& result : shapes->returns) {
     for (const auto& output : result.outputs) plain &= output.alias_input < 0 || !flow.clone[output.alias_input];
   }

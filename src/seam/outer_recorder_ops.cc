@@ -135,7 +135,8 @@ void OuterRecorder::BeforeDeviceOp(const Call& call) {
   if (event_ < 0 || call.info->profiler) return;  // host code between events: its results enter as feeds
   const OpInfo& info = *call.info;
   if (info.reshapes) return;  // the event's values are described when it is over
-  const bool draw = compute_device_.is_cpu() && info.Draws(call.args);
+  const bool draws = info.Draws(call.args), draw = compute_device_.is_cpu() && draws;
+  silent_ = info.random && !draws && !compute_device_.is_cpu();
   if (info.fetch || info.data_dependent || info.odd_returns) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " inside an event");
   if (info.foreign || info.pinned_inline) Refuse("INNER_FOREIGN: operator " + info.name + " cannot be replayed");
   if (info.changes_metadata) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " changes the shape of a tensor in place");
@@ -173,7 +174,12 @@ void OuterRecorder::AfterDeviceOp(const Call&, c10::ArrayRef<c10::IValue> result
   if (!op_open_) return;
   op_open_ = false;
   DeviceOp& op = trace_.ops.back();
-  for (const auto& result : results) op.outputs.push_back(DeviceArg(result, /*result=*/true));
+  for (const auto& result : results) {
+    // See IsIdlePosition; the arguments of the call are gone by now. What takes it takes a number.
+    bool position = silent_ && result.isTensor() && result.toTensor().defined();
+    position = position && IsHostNumber(*result.toTensor().unsafeGetTensorImpl(), compute_device_);
+    op.outputs.push_back(position ? Arg{} : DeviceArg(result, /*result=*/true));
+  }
   if (op.host_draw && op.draw_slot < 0 && !op.outputs.empty() && op.outputs[0].code == Code::kVariable) {
     op.draw_slot = trace_.variables[op.outputs[0].id].slot;
   }

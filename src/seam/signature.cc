@@ -6,6 +6,7 @@
 #include <c10/core/Allocator.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "seam/lazy_impl.h"
@@ -276,6 +277,12 @@ bool NamesADevice(const Call& call) {
 
 }  // namespace
 
+bool IsIdlePosition(const Call& call, const at::Tensor& result) {
+  if (!call.info->random || call.info->Draws(call.args) || !result.defined()) return false;
+  if (!result.is_cpu() || result.dim() != 0 || result.scalar_type() != at::kLong) return false;
+  return std::any_of(call.tensors.begin(), call.tensors.end(), [](const auto* tensor) { return tensor != nullptr && !tensor->is_cpu(); });
+}
+
 bool DescribeReturns(const Call& call, c10::ArrayRef<at::Tensor> operands, c10::ArrayRef<c10::IValue> results, bool meta,
                      ShapeClass& shapes) {
   std::vector<at::Tensor> earlier;
@@ -289,6 +296,12 @@ bool DescribeReturns(const Call& call, c10::ArrayRef<at::Tensor> operands, c10::
     if (results[r].isInt()) {
       spec.kind = ReturnSpec::Kind::kNumber;
       spec.number = results[r].toInt();
+      shapes.returns.push_back(std::move(spec));
+      continue;
+    }
+    if (results[r].isTensor() && IsIdlePosition(call, results[r].toTensor())) {
+      spec.kind = ReturnSpec::Kind::kIdlePosition;
+      shapes.silent_calls_only = true;
       shapes.returns.push_back(std::move(spec));
       continue;
     }

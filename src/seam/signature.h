@@ -29,7 +29,8 @@ struct OutputSpec {
 };
 
 struct ReturnSpec {
-  enum class Kind : uint8_t { kWrittenArgument, kTensor, kTensorList, kNumber };
+  // kIdlePosition: see IsIdlePosition; no output, the program gets a zero.
+  enum class Kind : uint8_t { kWrittenArgument, kTensor, kTensorList, kNumber, kIdlePosition };
   Kind kind = Kind::kTensor;
   int64_t number = 0;  // kNumber
   std::vector<OutputSpec> outputs;
@@ -42,6 +43,7 @@ struct ShapeClass {
   std::vector<ReturnSpec> returns;
   std::vector<std::pair<int, int>> version_bumps;  // (tensor slot, bumps made by the kernel itself)
   size_t output_count = 0;
+  bool silent_calls_only = false;  // a kIdlePosition is among the returns: not for calls that draw
 };
 
 // A borrowed view of one call: its arguments on the stack and its tensor slots.
@@ -92,6 +94,10 @@ class SignatureTable {
   std::vector<std::unique_ptr<Signature>> signatures_;
   std::unordered_multimap<uint64_t, Signature*> by_hash_;
 };
+
+// True for a result that says where in the generator's sequence a call began which drew nothing: a 0-dim tensor of the host
+// that nobody reads, beside results on a device. Its bytes are undefined; inside a capture it lies on the device.
+bool IsIdlePosition(const Call& call, const at::Tensor& result);
 
 bool StructurallyEqual(const c10::IValue& a, const c10::IValue& b);
 uint64_t HashIValue(uint64_t seed, const c10::IValue& value);
