@@ -237,6 +237,7 @@ void OuterLane::FinishRecording() {
   recorder_.reset();
   Program& program = *program_;
   program.why_not = trace->refusal;
+  const bool hopeless = program.refusals.Note(trace->refusal);
   if (trace->refusal.empty()) {
     if (FollowsKnownPlan(*trace)) return;
     program.why_not = "INNER_UNSTABLE: no second recording of this path yet";
@@ -268,7 +269,7 @@ void OuterLane::FinishRecording() {
     if (program.recordings.size() > kRecordingsMax) program.recordings.erase(program.recordings.begin());
   }
   note_ = program.why_not;
-  if (++program.fruitless < kFruitlessMax) return;
+  if (++program.fruitless < kFruitlessMax && !hopeless) return;
   program.fruitless = 0;
   program.record_until = 0;
   if (program.plans.empty()) Pause(program);

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "plan/read_habit.h"
+#include "plan/refusal_habit.h"
 #include "seam/autograd_watch.h"
 #include "seam/inner_lane.h"
 #include "seam/outer_dummy_node.h"
@@ -93,6 +94,7 @@ class OuterLane {
     uint64_t pause_until = 0;    // recording or covering did not pay; not before this step
     uint64_t pause_steps = 8;
     int fruitless = 0;           // recordings in a row without a plan
+    plan::RefusalHabit refusals;
     int clean = 0;               // covered steps in a row without divergence
     plan::ReadHabit habit;
     bool small_parts = false;    // device graphs are cut so that the device starts early
