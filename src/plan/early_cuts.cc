@@ -1,6 +1,7 @@
 #include "plan/early_cuts.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace outrider::plan {
 
@@ -28,6 +29,20 @@ std::vector<char> FindEqualCuts(std::span<const int> end_ops, int first_op, int 
     done = now;
   }
   return cuts;
+}
+
+int FindHeadCut(std::span<const int> end_ops, std::span<const size_t> bytes, double share) {
+  constexpr int kOpsMin = 8;  // fewer are not worth a graph
+  if (end_ops.empty()) return -1;
+  const auto until = [&](int end) { return std::accumulate(bytes.begin(), bytes.begin() + end, 0.0); };
+  const double wanted = share * until(end_ops.back());
+  double made = 0;
+  int done = 0;
+  for (size_t i = 0; i < end_ops.size() && end_ops[i] < end_ops.back(); ++i) {
+    for (; done < end_ops[i]; ++done) made += static_cast<double>(bytes[static_cast<size_t>(done)]);
+    if (done >= kOpsMin && made >= wanted) return static_cast<int>(i);
+  }
+  return -1;
 }
 
 StepCuts FindStepCuts(std::span<const int> end_ops, int last_backward) {

@@ -2,6 +2,7 @@
 // Where a part of a step may end although neither a backward pass nor the end of the step has come. The places are the
 // same in every step, so that the ranges between them are few, and far enough apart that a launch is worth its price.
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -20,6 +21,11 @@ std::vector<char> FindEarlyCuts(std::span<const int> end_ops, int first_op = 0, 
 // For devices where one launch runs a whole range: at most `parts` parts of about equal size. The last one ends where the
 // events do, and has no cut of its own.
 std::vector<char> FindEqualCuts(std::span<const int> end_ops, int first_op, int parts);
+
+// One cut near the start of a step whose memory bears no more: `end_ops` are those of the events before its first backward
+// pass, `bytes` what each op makes, which stands for the time that it takes on a device. The event behind which the device
+// has about `share` of all that to do, and some ops; -1 where that is the last one.
+int FindHeadCut(std::span<const int> end_ops, std::span<const size_t> bytes, double share);
 
 struct StepCuts {
   std::vector<char> early;  // per event, for a runner that takes op by op

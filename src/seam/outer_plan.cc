@@ -12,6 +12,8 @@ namespace {
 // What early parts may cost: a share of the memory of a step without them, or so many bytes.
 constexpr double kGraphCutsShareMax = 0.15;
 constexpr double kGraphCutsBytesMax = 128e6;
+// Of the work before the first backward pass: how much goes ahead where a quarter of it is too much.
+constexpr double kHeadShares[] = {1.0 / 8, 1.0 / 16, 1.0 / 32};
 
 using Code = Arg::Code;
 
@@ -294,8 +296,8 @@ void FindHistory(OuterPlan& plan) {
   }
 }
 
-// Parts that are launched early as graphs keep all that they made until the step is over.
-bool GraphCutsFit(const OuterPlan& plan) {
+// Parts that are launched early as graphs keep all that they made until the step is over: here those before op `end_op`.
+bool EarlyGraphsFit(const OuterPlan& plan, int end_op) {
   std::vector<plan::SlotLife> lives;
   size_t state = 0;
   for (size_t s = 0; s < plan.slots.size(); ++s) {
@@ -304,9 +306,24 @@ bool GraphCutsFit(const OuterPlan& plan) {
   }
   const int ops = static_cast<int>(plan.ops.size());
   const auto whole = static_cast<double>(plan::PeakBytes(lives, ops) + state);
-  const int kept = plan.last_backward < 0 ? 0 : plan.events[plan.last_backward].first_op;
-  const double more = static_cast<double>(plan::PeakBytes(lives, ops, kept) + state) - whole;
+  const double more = static_cast<double>(plan::PeakBytes(lives, ops, end_op) + state) - whole;
   return more <= std::max(kGraphCutsShareMax * whole, kGraphCutsBytesMax);
+}
+
+// Where quarters of a step need too much memory: the event behind which the device gets a little of the first forward pass,
+// to be busy while the host goes through the rest of it. -1: that is too much as well.
+int FittingHeadCut(const OuterPlan& plan, std::span<const int> end_ops) {
+  const auto backward = std::find_if(plan.events.begin(), plan.events.end(), [](const auto& event) { return event.backward; });
+  const auto before = end_ops.first(static_cast<size_t>(backward - plan.events.begin()));
+  std::vector<size_t> bytes(plan.ops.size(), 0);
+  for (size_t s = 0; s < plan.slots.size(); ++s) {
+    if (!plan.slots[s].external && plan.first_use[s] >= 0) bytes[plan.first_use[s]] += plan.slots[s].nbytes;
+  }
+  for (const double share : kHeadShares) {
+    const int event = plan::FindHeadCut(before, bytes, share);
+    if (event >= 0 && EarlyGraphsFit(plan, end_ops[event])) return event;
+  }
+  return -1;
 }
 
 void FindCuts(OuterPlan& plan) {
@@ -318,7 +335,9 @@ void FindCuts(OuterPlan& plan) {
   auto [early, graph] = plan::FindStepCuts(end_ops, plan.last_backward);
   plan.early_cuts = std::move(early);
   plan.graph_cuts = std::move(graph);
-  if (!GraphCutsFit(plan)) std::fill_n(plan.graph_cuts.begin(), plan.last_backward + 1, 0);
+  if (plan.last_backward < 0 || EarlyGraphsFit(plan, plan.events[plan.last_backward].first_op)) return;
+  std::fill_n(plan.graph_cuts.begin(), plan.last_backward + 1, 0);
+  if (const int head = FittingHeadCut(plan, end_ops); head >= 0) plan.graph_cuts[head] = 1;
 }
 
 }  // namespace

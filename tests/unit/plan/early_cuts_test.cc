@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <numeric>
 
 namespace outrider::plan {
@@ -58,6 +59,34 @@ TEST(StepCuts, WithoutABackwardPassTheWholeStepIsATail) {
   EXPECT_EQ(FindStepCuts(end_ops, -1).early, std::vector<char>({1, 1}));
   EXPECT_EQ(FindStepCuts(end_ops, 0).early, std::vector<char>({0, 1}));
   EXPECT_TRUE(FindStepCuts({}, -1).graph.empty());
+}
+
+TEST(HeadCut, FollowsTheBytesNotTheOps) {
+  std::vector<int> end_ops(20);
+  std::iota(end_ops.begin(), end_ops.end(), 1);
+  std::vector<size_t> bytes(20, 1);  // sixteen casts of weights, then layers
+  std::fill(bytes.begin() + 16, bytes.end(), 100);
+  EXPECT_EQ(FindHeadCut(end_ops, bytes, 1.0 / 8), 16);
+  EXPECT_EQ(FindHeadCut(end_ops, bytes, 1.0 / 2), 17);
+}
+
+TEST(HeadCut, IsAtTheEndOfAnEventAndNotAtTheLastOp) {
+  const std::vector<size_t> bytes(40, 8);
+  EXPECT_EQ(FindHeadCut(std::vector<int>{0, 20, 20, 40}, bytes, 1.0 / 8), 1);
+  EXPECT_EQ(FindHeadCut(std::vector<int>{40, 40}, bytes, 1.0 / 8), -1);
+  EXPECT_EQ(FindHeadCut({}, {}, 1.0 / 8), -1);
+}
+
+TEST(HeadCut, HasSomeOps) {
+  EXPECT_EQ(FindHeadCut(std::vector<int>{1, 2, 8, 9, 10}, std::vector<size_t>(10, 8), 1.0 / 8), 2);
+  EXPECT_EQ(FindHeadCut(std::vector<int>{1, 2, 4}, std::vector<size_t>(4, 8), 1.0 / 8), -1);
+}
+
+// What the backward pass and all behind it make does not count.
+TEST(HeadCut, LooksNoFurtherThanTheEventsGiven) {
+  std::vector<size_t> bytes(41, 8);
+  bytes.back() = 1'000'000;
+  EXPECT_EQ(FindHeadCut(std::vector<int>{10, 20, 30, 40}, bytes, 1.0 / 4), 0);
 }
 
 // The number of ranges that can occur stays small however long the forward pass is.
