@@ -118,10 +118,12 @@ void OuterLane::Launch(bool final, bool undoable) {
   work.Clear();
   StampUses(*part, facts, queue_.NextSequence());
   stats_.covered_ops += facts.counted_ops;
-  work.part = std::move(part);
+  work.part = part;
   queue_.Submit();
   step.launched_events = step.cursor;
-  if (commit) Commit();
+  if (!commit) return;
+  Commit();
+  part->log_gone.store(true, std::memory_order_release);
 }
 
 void OuterLane::Commit() {

@@ -1,6 +1,7 @@
 #pragma once
 // A launched range of a plan's device ops.
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -23,6 +24,7 @@ class OuterPart final : public PartJob {
   std::vector<int> preimages;                   // slots to copy before running
   bool commit = false;                          // nothing before the end of this part will be replayed
   bool final = false;                           // the step is over behind it
+  std::atomic<bool> log_gone{false};            // the host has committed it: its log holds nothing any more
 
   void Run() override;
 
@@ -31,7 +33,8 @@ class OuterPart final : public PartJob {
   void SetSlot(int slot, const c10::Storage& storage);
   // Slots that outlive their last device op, besides those in `keep`.
   void Retain(const std::vector<char>& slots);
-  const std::vector<char>& Kept() const { return kept_; }
+  // The value of the slot lives on behind the range: the program holds it, not only the log of what is being committed.
+  bool Outlives(int slot) const;
   int CurrentOp() const { return current_op_; }
 
  private:

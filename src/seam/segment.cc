@@ -36,7 +36,7 @@ Segment::Segment(const OuterPart& part) {
 }
 
 void Segment::Observe(const OuterPart& part) {
-  for (size_t slot = 0; slot < wanted_.size(); ++slot) wanted_[slot] |= part.Kept()[slot];
+  for (size_t slot = 0; slot < wanted_.size(); ++slot) wanted_[slot] |= part.Outlives(static_cast<int>(slot)) ? 1 : 0;
   std::vector<std::pair<int, const void*>> seen;
   for (size_t slot = 0; slot < part.plan->slots.size(); ++slot) {
     const auto& storage = part.table->slots[slot];
@@ -209,7 +209,7 @@ bool Segment::Fits(const OuterPart& part) const {
     if (part.plan->slots[slot].external && part.table->slots[slot].nbytes() != storage.nbytes()) return false;
   }
   for (size_t slot = 0; slot < produced_.size(); ++slot) {
-    if (produced_[slot] != 0 && part.Kept()[slot] != 0 && held_[slot] == 0) return false;
+    if (produced_[slot] != 0 && held_[slot] == 0 && part.Outlives(static_cast<int>(slot))) return false;
   }
   return true;
 }

@@ -7,6 +7,9 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <thread>
+
+#include "base/clock.h"
 
 #include "seam/generators.h"
 #include "seam/plan_graphs.h"
@@ -15,6 +18,7 @@
 namespace outrider::seam {
 namespace {
 
+constexpr int64_t kLogGoneMs = 20;
 constexpr int kDeviceStepsMax = 2;  // steps that may be unfinished on the device when the next is launched
 
 }  // namespace
@@ -93,6 +97,14 @@ void OuterPart::NoteHolders() {
   };
   std::for_each(keep.begin(), keep.end(), note);
   std::for_each(table->given.begin(), table->given.end(), note);
+}
+
+// The host empties the log right behind the launch. Where it is held up, more is kept than need be.
+bool OuterPart::Outlives(int slot) const {
+  if (kept_[slot] == 0 || holder_[slot] == nullptr) return kept_[slot] != 0;
+  const auto deadline = base::Deadline::AfterMs(kLogGoneMs);
+  while (commit && !log_gone.load(std::memory_order_acquire) && !deadline.Expired()) std::this_thread::yield();
+  return c10::raw::intrusive_ptr::use_count(holder_[slot]) > 1;
 }
 
 void OuterPart::SetSlot(int slot, const c10::Storage& storage) {
