@@ -1,6 +1,6 @@
 #pragma once
-// Recording a step costs time. Is it worth trying again with a program whose recordings are refused for one and the same
-// reason?
+// Recording a step costs time. Is it worth trying again with a program whose recordings are refused for one and the
+// same reason?
 
 #include <string>
 
@@ -8,8 +8,8 @@ namespace outrider::plan {
 
 class RefusalHabit {
  public:
-  // Once per recording, with the reason why nothing can be made of it, empty where something can. True: so many in a row
-  // were refused alike that the next one will be.
+  // Once per recording, with the reason why nothing can be made of it, empty where something can. True: so many in a
+  // row were refused alike that the next one will be.
   bool Note(const std::string& refusal) {
     alike_ = refusal.empty() ? 0 : refusal == last_ ? alike_ + 1 : 1;
     last_ = refusal;
