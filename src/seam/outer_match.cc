@@ -1,19 +1,14 @@
 // OuterLane: validation of host events and what the program gets back.
 
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
 #include <ATen/SavedTensorHooks.h>
-#include <ATen/ops/empty_strided.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/variable.h>
 
-#include "seam/generators.h"
 #include "seam/gil.h"
-#include "seam/keys.h"
 #include "seam/lazy_impl.h"
 #include "seam/outer_lane.h"
 #include "seam/settle.h"
-#include "seam/storage_copy.h"
 
 namespace outrider::seam {
 
@@ -272,53 +267,6 @@ void OuterLane::BumpVersions(const OuterEvent& event, const LogEntry& entry, int
   for (auto& [counter, version] : versions) counter.set_version(version);
 }
 
-void OuterLane::TakeSnapshots(const OuterEvent& event, LogEntry& entry) {
-  for (const auto& snapshot : event.snapshots) {
-    const at::Tensor& source = step_->bound[snapshot.external];
-    TORCH_CHECK(source.defined(), "outrider: an input was not bound before it was needed");
-    Operand operand;
-    const auto& impl = *source.unsafeGetTensorImpl();
-    operand.tensor = inner_.Options().feed_clone ? PrivateCopy(impl) : AliasTensor(impl.unsafe_storage(), impl);
-    entry.snapshots.emplace_back(snapshot.external, operand.tensor);
-    step_->inputs.emplace_back(snapshot.slot, std::move(operand));
-  }
-  for (int id : newly_bound_) {
-    const External& external = step_->plan->externals[id];
-    ++stats_.feeds;
-    if (external.snapshot || external.slot < 0) continue;
-    Operand operand;
-    operand.record = RecordPtr::reclaim_copy(RecordOf(*step_->bound[id].unsafeGetTensorImpl()));
-    operand.record->outer_step = step_->id;
-    operand.record->outer_slot = external.slot;
-    step_->inputs.emplace_back(external.slot, std::move(operand));
-  }
-}
-
-// Random numbers of the CPU are drawn here and now, in the order of the program; the graph runner gets them as feeds.
-void OuterLane::DrawNumbers(const OuterEvent& event, LogEntry& entry) {
-  if (!event.host_draw) return;
-  entry.generator_state = CpuGeneratorState();
-  LanesOff off;
-  at::AutoDispatchBelowADInplaceOrView below_autograd;
-  const OuterPlan& plan = *step_->plan;
-  for (int i = event.first_op; i < event.end_op; ++i) {
-    const DeviceOp& op = plan.ops[i];
-    if (!op.host_draw) continue;
-    Stack stack;
-    for (const Arg& arg : op.args) {
-      if (arg.code == Code::kVariable) {  // filled, or only looked at for its geometry
-        const Geometry& geometry = plan.variables[arg.id].geometry;
-        stack.emplace_back(at::empty_strided(geometry.sizes, geometry.strides, at::TensorOptions().dtype(geometry.dtype)));
-      } else {
-        stack.push_back(arg.code == Code::kLate ? step_->late[arg.id] : arg.constant);
-      }
-    }
-    op.info->handle.callBoxed(&stack);
-    step_->draws.emplace_back(i, stack[0].toTensor());
-    ++stats_.host_ops;
-  }
-}
-
 void OuterLane::ReturnEvent(const OuterEvent& event, Stack* stack, LogEntry& entry) {
   const size_t count = event.args.size();
   const size_t first = stack->size() - count;
@@ -352,6 +300,7 @@ void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack)
     // The operator reads values: settle them, then run it on the real ones. Operators below see materialised tensors.
     stats_.Flush(info.fetch ? FlushReason::kFetch : FlushReason::kDataDependent);
     if (info.fetch) ++stats_.fetches;
+    if (info.writes_any && !LeavesDevice(info, *stack)) LetGoOfLog("written by operator " + info.name);
     HandlerDepth depth;
     info.handle.redispatchBoxed(next, stack);
     return;
@@ -367,7 +316,7 @@ void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack)
     const OuterEvent& event = step_->plan->events[step_->cursor];
     LogEntry entry;
     entry.event = step_->cursor;
-    TakeSnapshots(event, entry);
+    BindOperands(event, entry);
     DrawNumbers(event, entry);
     ReturnEvent(event, stack, entry);
     step_->log.push_back(std::move(entry));
