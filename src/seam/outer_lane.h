@@ -129,7 +129,7 @@ class OuterLane {
   bool SwitchPlan(const std::function<bool(const OuterPlan&)>& fits);
   void ReturnEvent(const OuterEvent& event, Stack* stack, LogEntry& entry);
   void BumpVersions(const OuterEvent& event, const LogEntry& entry, int direction);
-  // Inputs (outer_inputs.cc).
+  // Inputs: copied, or read where they are.
   void BindOperands(const OuterEvent& event, LogEntry& entry);
   Operand ViewOperand(const at::Tensor& view, int external, LogEntry& entry);
   bool ReadWhereItIs(const c10::TensorImpl& view) const;

@@ -252,7 +252,8 @@ def test_divergence_at_every_event(write, place, read):
         if found := equality.differences(eager, twin):
             wrong[event] = found[:3]
     assert not wrong, f"{len(wrong)} events went wrong: {str(wrong)[:500]}"
-    assert forced >= (20 if write is None else 2), forced
+    if place != "first":  # where the write itself may end the cover before any event
+        assert forced >= (20 if write is None else 2), forced
 
 
 ONE_EXPERT = HIDDEN * WIDTH * 4  # bytes
