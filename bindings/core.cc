@@ -85,6 +85,7 @@ py::dict RowToDict(const outrider::Row& row) {
   out["host_ops"] = row.host_ops;
   out["inline_ops"] = py::cast(row.inline_ops);
   out["feeds"] = row.feeds;
+  out["copied_bytes"] = row.copied_bytes;
   out["fetches"] = row.fetches;
   out["flushes"] = py::cast(row.flushes);
   py::list divergences;

@@ -34,6 +34,7 @@ struct Row {
   int64_t host_ops = 0;          // CPU random draws, 0-dim host counters, bare allocations: outside the denominator
   std::map<std::string, int64_t> inline_ops;  // device operators that ran on the host
   int64_t feeds = 0;
+  int64_t copied_bytes = 0;  // of inputs, in a covered step of the outer lane
   int64_t fetches = 0;
   std::map<std::string, int64_t> flushes;  // by reason code
   std::vector<DivergenceRow> divergences;

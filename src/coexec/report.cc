@@ -41,6 +41,7 @@ void Report::Add(const StepFacts& facts, const seam::StepStats& stats) {
   row.host_ops = stats.host_ops;
   row.inline_ops = stats.inline_ops;
   row.feeds = stats.feeds;
+  row.copied_bytes = stats.copied_bytes;
   row.fetches = stats.fetches;
   for (size_t i = 0; i < stats.flushes.size(); ++i) {
     if (stats.flushes[i] > 0) row.flushes[seam::CodeOf(static_cast<seam::FlushReason>(i))] = stats.flushes[i];

@@ -303,7 +303,7 @@ std::string Session::Describe() const {
          " engine call sites=" + std::to_string(seam::LearntCallSites());
 }
 
-void Session::SettleUncommitted(seam::StorageRecord& record, bool raw) { outer_->SettleUncommitted(record, raw); }
+void Session::SettleUncommitted(seam::StorageRecord& record, seam::Access access) { outer_->SettleUncommitted(record, access); }
 
 void Session::CountRawAccess(bool waited) {
   if (waited) stats_.Flush(FlushReason::kRawAccess);

@@ -74,7 +74,7 @@ class Session final : public seam::Settler, public seam::AutogradWatcher {
 
   // --- seam::Settler ---
   void WaitFor(uint64_t sequence) override;
-  void SettleUncommitted(seam::StorageRecord& record, bool raw) override;
+  void SettleUncommitted(seam::StorageRecord& record, seam::Access access) override;
   void CountRawAccess(bool waited) override;
 
  private:

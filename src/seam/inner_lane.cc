@@ -288,11 +288,15 @@ void InnerLane::RunInline(Flow& flow, Route route, c10::DispatchKeySet next, Sta
     call.info->handle.redispatchBoxed(next, stack);
     return;
   }
+  // Between the operators of a covered step: a view of an input has the gate, whoever reads it waits.
+  const bool only_looks = call.info->view && mode_ == Mode::kPassThrough && CurrentGraftMode() == GraftMode::kGrafted;
+  std::optional<LooksAtMetadataOnly> no_waiting;
+  if (only_looks) no_waiting.emplace();
   CountInline(*call.info, route);
   if (call.info->foreign && !call.info->profiler) queue_.WaitAll();
   if (call.info->keeps_for_stream) KeepForStream(call);
   if (call.info->random && !compute_device_.is_cpu()) queue_.WaitAll();
-  if (!call.info->metadata_only) {
+  if (!call.info->metadata_only && !only_looks) {
     for (size_t i = 0; i < call.tensors.size(); ++i) {
       if (call.tensors[i] == nullptr) continue;
       if (call.info->fetch) paths_.MarkFetched(*call.tensors[i]);

@@ -211,7 +211,7 @@ bool OuterLane::CoverBackward(const std::vector<int>& root_values, const std::ve
     entry.args.emplace_back(at::Tensor(c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>::reclaim_copy(root)));
   }
   for (const auto& gradient : gradients) entry.args.emplace_back(gradient);
-  TakeSnapshots(event, entry);
+  BindOperands(event, entry);
   entry.gradients.resize(event.leaves.size());
   for (size_t i = 0; i < event.leaves.size(); ++i) {
     const at::Tensor leaf(step_->plan->externals[event.leaves[i]].tensor.lock());

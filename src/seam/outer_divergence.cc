@@ -311,7 +311,7 @@ void OuterLane::HandHistoryOn() {
 
 void OuterLane::Replay() {
   queue_.WaitAll();
-  SetUncommittedWork(false);
+  BeginLog();
   RestorePreimages();
   const OuterPlan& plan = *step_->plan;
   std::vector<LogEntry> log = std::move(step_->log);

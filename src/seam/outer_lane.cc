@@ -197,6 +197,7 @@ void OuterLane::LeaveStep() {
   if (step_ != nullptr) scratch_ = step_->Release();
   step_.reset();
   dummy_.reset();
+  BeginLog();
 }
 
 void OuterLane::AbortStep() {

@@ -23,6 +23,7 @@
 #include "seam/outer_plan.h"
 #include "seam/outer_recorder.h"
 #include "seam/outer_step.h"
+#include "seam/settle.h"
 #include "seam/torch_adapter.h"
 
 namespace outrider::seam {
@@ -73,9 +74,8 @@ class OuterLane {
   void RevealView(const at::Tensor& tensor, const std::string& how);
   // The program is about to build autograd nodes of its own, which must hang on real history.
   void BuildsOwnNodes(const std::string& how);
-  // Bytes are wanted that may belong to validated events not launched yet.
-  // `raw`: the program gets a pointer it may write through, or replaces the storage.
-  void SettleUncommitted(StorageRecord& record, bool raw);
+  // Bytes are wanted that may belong to validated events not launched yet, or not committed.
+  void SettleUncommitted(StorageRecord& record, Access access);
   // Foreign code is about to run on the program's tensors: nothing validated may be left to replay.
   void CommitOrDiverge(DivergenceReason reason, const std::string& what);
   // The program waits for job `sequence`. Imperative thread.
@@ -131,7 +131,12 @@ class OuterLane {
   bool SwitchPlan(const std::function<bool(const OuterPlan&)>& fits);
   void ReturnEvent(const OuterEvent& event, Stack* stack, LogEntry& entry);
   void BumpVersions(const OuterEvent& event, const LogEntry& entry, int direction);
-  void TakeSnapshots(const OuterEvent& event, LogEntry& entry);
+  // Inputs: copied, or read where they are.
+  void BindOperands(const OuterEvent& event, LogEntry& entry);
+  Operand ViewOperand(const at::Tensor& view, int external, LogEntry& entry);
+  bool ReadWhereItIs(const c10::TensorImpl& view) const;
+  void LetGoOfLog(const std::string& what);
+  void BeginLog();
   void DrawNumbers(const OuterEvent& event, LogEntry& entry);
   bool IsBarrier(const OpInfo& info, const Stack& stack) const;
   bool LeavesDevice(const OpInfo& info, const Stack& stack) const;
@@ -198,6 +203,8 @@ class OuterLane {
   StepScratch scratch_;
   std::vector<std::shared_ptr<OuterTable>> tables_;
   std::vector<int> newly_bound_;
+  uint64_t log_id_ = 1;            // the step's log since the last commit
+  bool log_reads_memory_ = false;  // ... a replay of which would read memory of the program where it is
   int64_t force_at_ = -1;
   uint64_t last_before_step_ = 0;  // the last job before the current step
   bool waited_ = false;            // the program has waited for one behind it

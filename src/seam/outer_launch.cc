@@ -91,7 +91,7 @@ OuterLane::EarlyLaunch OuterLane::EarlyLaunchDue() const {
 void OuterLane::Launch(bool final, bool undoable) {
   OuterStep& step = *step_;
   const OuterPlan& plan = *step.plan;
-  SetUncommittedWork(false);
+  SetUncommittedWork(log_reads_memory_);
   if (step.launched_events == step.cursor) return;
   const bool commit = final || (!undoable && CommitAllowed());
   auto part = std::make_shared<OuterPart>();
@@ -128,6 +128,7 @@ void OuterLane::Commit() {
   OuterStep& step = *step_;
   step.committed_events = step.cursor;
   step.log.clear();
+  BeginLog();
   // Nothing can come back to these: no tensor of the program is left, and no device op to come uses the storage.
   const int end_op = step.cursor == 0 ? 0 : step.plan->events[step.cursor - 1].end_op;
   for (size_t slot = 0; slot < step.tokens.size(); ++slot) {
@@ -188,17 +189,21 @@ void OuterLane::CommitOrDiverge(DivergenceReason reason, const std::string& what
   }
 }
 
-void OuterLane::SettleUncommitted(StorageRecord& record, bool raw) {
+void OuterLane::SettleUncommitted(StorageRecord& record, Access access) {
   const auto lock = LockLaunch();
   if (mode_ != Mode::kCover || step_ == nullptr) return;
   const OuterPlan& plan = *step_->plan;
+  const bool pending = HasUncommitted();
   const bool persistent = plan.slot_of_persistent.count(&record) != 0;
-  const bool ours = persistent || record.outer_step == step_->id;
-  if (!ours) return;  // nothing that was validated touches it
-  if (raw) {
+  const bool whole = persistent || record.outer_step == step_->id;
+  const bool viewed = record.viewed_in_log == log_id_;
+  // A replay would read what the program changes from here on. That it keeps the storage does not say when it does.
+  if (viewed && access != Access::kHandler) LetGoOfLog("raw access");
+  if (mode_ != Mode::kCover || !pending || !(whole || viewed)) return;  // nothing that was validated touches it
+  if (access == Access::kRaw) {
     // What is validated must not read bytes that the program changes from here on.
     CommitOrDiverge(DivergenceReason::kRawAccess, "raw access");
-    if (mode_ != Mode::kCover) return;
+    if (mode_ != Mode::kCover || !whole) return;  // each event reads parts of storages anew
     const int slot = persistent ? plan.slot_of_persistent.at(&record) : record.outer_slot;
     const int launched = step_->launched_events == 0 ? 0 : plan.events[step_->launched_events - 1].end_op;
     if (slot >= 0 && static_cast<size_t>(slot) < plan.last_use.size() && plan.last_use[slot] >= launched) diverge_requested_ = true;

@@ -1,4 +1,4 @@
-// OuterLane: validation of host events and what the program gets back.
+// OuterLane: validation of host events, what they take from outside, and what the program gets back.
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/List.h>
@@ -133,83 +133,6 @@ bool OuterLane::MatchEvent(const OuterEvent& event, const c10::IValue* args) {
   return true;
 }
 
-// What the program got from the one is what it would have got from the other.
-static bool SameResult(const OuterValue& a, const OuterValue& b) {
-  return a.geometry == b.geometry && a.keys == b.keys && a.requires_grad == b.requires_grad && a.is_leaf == b.is_leaf && a.slot == b.slot &&
-         a.counter == b.counter && a.version == b.version && a.view == b.view;
-}
-
-static bool SameExternal(const External& x, const External& y) {
-  return x.persistent == y.persistent && x.slot == y.slot && x.geometry == y.geometry && x.requires_grad == y.requires_grad &&
-         x.snapshot == y.snapshot && (!x.persistent || x.identity == y.identity);
-}
-
-// Externals with equal numbers may be different tensors of the program, also those in a list.
-static bool SameTensors(const OuterPlan& plan, const OuterPlan& other, const Arg& a, const Arg& b) {
-  if (a.code == Code::kExternal && !SameExternal(plan.externals[a.id], other.externals[b.id])) return false;
-  for (size_t k = 0; k < a.list.size(); ++k) {
-    if (!SameTensors(plan, other, a.list[k], b.list[k])) return false;
-  }
-  return true;
-}
-
-static bool SameArguments(const OuterPlan& plan, const OuterPlan& other, const std::vector<Arg>& a, const std::vector<Arg>& b) {
-  if (a.size() != b.size()) return false;
-  for (size_t k = 0; k < a.size(); ++k) {
-    if (!SameArg(a[k], b[k]) || !SameTensors(plan, other, a[k], b[k])) return false;
-  }
-  return true;
-}
-
-static bool SameLeaves(const OuterPlan& plan, const OuterPlan& other, const OuterEvent& a, const OuterEvent& b) {
-  if (a.leaves != b.leaves || a.leaf_values != b.leaf_values || !SameArguments(plan, other, a.leaf_grads, b.leaf_grads)) return false;
-  return std::all_of(a.leaves.begin(), a.leaves.end(),
-                     [&](int id) { return SameExternal(plan.externals[id], other.externals[id]); });
-}
-
-static bool SameOp(const DeviceOp& a, const DeviceOp& b) {
-  bool same = a.info == b.info && a.args.size() == b.args.size() && a.writes == b.writes && a.outputs.size() == b.outputs.size();
-  for (size_t k = 0; same && k < a.args.size(); ++k) same = SameArg(a.args[k], b.args[k]);
-  for (size_t k = 0; same && k < a.outputs.size(); ++k) same = SameArg(a.outputs[k], b.outputs[k]);
-  return same;
-}
-
-static bool SameOutputs(const OuterPlan& plan, const OuterPlan& other, const OuterEvent& a, const OuterEvent& b) {
-  for (size_t k = 0; k < a.outputs.size(); ++k) {
-    const auto& x = a.outputs[k];
-    const auto& y = b.outputs[k];
-    if (x.kind != y.kind || x.value != y.value || x.values != y.values || x.arg != y.arg || x.element != y.element) return false;
-    if (x.value >= 0 && !SameResult(plan.values[x.value], other.values[x.value])) return false;
-    for (int value : x.values) {
-      if (!SameResult(plan.values[value], other.values[value])) return false;
-    }
-  }
-  return true;
-}
-
-size_t OuterPlan::SharedPrefix(const OuterPlan& other) const {
-  std::erase_if(shared_, [](const auto& entry) { return entry.first.expired(); });
-  const auto known = std::find_if(shared_.begin(), shared_.end(), [&](const auto& entry) { return entry.first.lock().get() == &other; });
-  if (known != shared_.end()) return known->second;
-  const size_t shared = CompareEvents(other);
-  shared_.emplace_back(other.weak_from_this(), shared);
-  return shared;
-}
-
-size_t OuterPlan::CompareEvents(const OuterPlan& other) const {
-  const size_t limit = std::min(events.size(), other.events.size());
-  for (size_t i = 0; i < limit; ++i) {
-    const OuterEvent& a = events[i];
-    const OuterEvent& b = other.events[i];
-    bool same = a.info == b.info && a.backward == b.backward && a.env == b.env && a.first_op == b.first_op &&
-                a.end_op == b.end_op && a.snapshots.size() == b.snapshots.size() && a.outputs.size() == b.outputs.size() &&
-                SameArguments(*this, other, a.args, b.args) && SameLeaves(*this, other, a, b);
-    for (int op = a.first_op; same && op < a.end_op; ++op) same = SameOp(ops[op], other.ops[op]);
-    if (!same || !SameOutputs(*this, other, a, b)) return i;
-  }
-  return limit;
-}
-
 // A committed part drops a value at its last use in the plan of that moment, unless the program holds it: its token is
 // there then, since a commit takes the tokens of the others away. What another plan needs besides must never have been
 // dropped. Who holds a value now has held it all the time, so no value without a token can be an argument to come; but
@@ -272,16 +195,38 @@ void OuterLane::BumpVersions(const OuterEvent& event, const LogEntry& entry, int
   for (auto& [counter, version] : versions) counter.set_version(version);
 }
 
-void OuterLane::TakeSnapshots(const OuterEvent& event, LogEntry& entry) {
-  for (const auto& snapshot : event.snapshots) {
-    const at::Tensor& source = step_->bound[snapshot.external];
-    TORCH_CHECK(source.defined(), "outrider: an input was not bound before it was needed");
-    Operand operand;
-    const auto& impl = *source.unsafeGetTensorImpl();
-    operand.tensor = inner_.Options().feed_clone ? PrivateCopy(impl) : AliasTensor(impl.unsafe_storage(), impl);
-    entry.snapshots.emplace_back(snapshot.external, operand.tensor);
-    step_->inputs.emplace_back(snapshot.slot, std::move(operand));
+// Every write to such a storage is seen before it happens, and it lies at one address for as long as its record lives. A
+// storage that an event of this step may write to is left out: a device graph takes all its inputs at its beginning.
+bool OuterLane::ReadWhereItIs(const TensorImpl& view) const {
+  const StorageRecord* record = RecordOf(view);
+  const ImplKind kind = KindOf(view);
+  const bool gated = kind == ImplKind::kLazy || kind == ImplKind::kOuterPlaceholder;
+  if (record == nullptr || !gated || record->is_token || record->synchronous.load(std::memory_order_acquire)) return false;
+  if (view.numel() == 0 || view.device().type() != inner_.ComputeDevice().type()) return false;
+  if (EndByte(Geometry::Of(view)) > record->real.nbytes()) return false;
+  const bool bound_as_whole = record->outer_step == step_->id && record->outer_slot >= 0;
+  return !bound_as_whole && step_->plan->slot_of_persistent.count(record) == 0;
+}
+
+// Memory that may change before the device ops run, or before a replay, is copied now; the replay gets the copy.
+Operand OuterLane::ViewOperand(const at::Tensor& view, int external, LogEntry& entry) {
+  Operand operand;
+  const TensorImpl& impl = *view.unsafeGetTensorImpl();
+  if (inner_.Options().feed_clone && ReadWhereItIs(impl)) {
+    operand.record = RecordPtr::reclaim_copy(RecordOf(impl));
+    operand.record->viewed_in_log = log_id_;
+    log_reads_memory_ = true;
+    operand.first = static_cast<size_t>(impl.storage_offset()) * impl.itemsize();
+    operand.count = EndByte(Geometry::Of(impl)) - operand.first;
+    return operand;
   }
+  operand.tensor = inner_.Options().feed_clone ? PrivateCopy(impl) : AliasTensor(impl.unsafe_storage(), impl);
+  stats_.copied_bytes += static_cast<int64_t>(operand.tensor.unsafeGetTensorImpl()->unsafe_storage().nbytes());
+  entry.snapshots.emplace_back(external, operand.tensor);
+  return operand;
+}
+
+void OuterLane::BindOperands(const OuterEvent& event, LogEntry& entry) {
   for (int id : newly_bound_) {
     const External& external = step_->plan->externals[id];
     ++stats_.feeds;
@@ -291,6 +236,29 @@ void OuterLane::TakeSnapshots(const OuterEvent& event, LogEntry& entry) {
     operand.record->outer_step = step_->id;
     operand.record->outer_slot = external.slot;
     step_->inputs.emplace_back(external.slot, std::move(operand));
+  }
+  for (const auto& snapshot : event.snapshots) {
+    const at::Tensor& source = step_->bound[snapshot.external];
+    TORCH_CHECK(source.defined(), "outrider: an input was not bound before it was needed");
+    Operand operand = ViewOperand(source, snapshot.external, entry);
+    step_->inputs.emplace_back(snapshot.slot, std::move(operand));
+  }
+}
+
+void OuterLane::BeginLog() {
+  ++log_id_;
+  log_reads_memory_ = false;
+  SetUncommittedWork(false);
+}
+
+// The program is about to change memory that a replay would read: what has been validated must not be replayed any more.
+void OuterLane::LetGoOfLog(const std::string& what) {
+  const auto lock = LockLaunch();
+  if (mode_ != Mode::kCover || step_->log.empty()) return;
+  if (step_->launched_events < step_->cursor && CommitAllowed()) {
+    Launch(/*final=*/false);
+  } else {
+    Diverge(DivergenceReason::kRawAccess, "operators only", what, "use of memory or settings");
   }
 }
 
@@ -352,6 +320,7 @@ void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack)
     // The operator reads values: settle them, then run it on the real ones. Operators below see materialised tensors.
     stats_.Flush(info.fetch ? FlushReason::kFetch : FlushReason::kDataDependent);
     if (info.fetch) ++stats_.fetches;
+    if (info.writes_any && !LeavesDevice(info, *stack)) LetGoOfLog("written by operator " + info.name);
     HandlerDepth depth;
     info.handle.redispatchBoxed(next, stack);
     return;
@@ -367,7 +336,7 @@ void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack)
     const OuterEvent& event = step_->plan->events[step_->cursor];
     LogEntry entry;
     entry.event = step_->cursor;
-    TakeSnapshots(event, entry);
+    BindOperands(event, entry);
     DrawNumbers(event, entry);
     ReturnEvent(event, stack, entry);
     step_->log.push_back(std::move(entry));

@@ -12,6 +12,7 @@ namespace {
 
 using Code = Arg::Code;
 
+constexpr size_t kCopiedInputMax = 1 << 20;  // bytes; an operator that reads more of an input of its step is launched singly
 constexpr int kOpsMin = 4;        // shorter runs of ops are launched one by one
 constexpr int kMissesMax = 3;     // launches that do not fit before the range is captured anew
 constexpr int kRecapturesMax = 3;
@@ -42,6 +43,8 @@ void Segment::Observe(const OuterPart& part) {
     const auto& storage = part.table->slots[slot];
     if (storage && IsWrittenInput(*part.plan, static_cast<int>(slot))) seen.emplace_back(slot, storage.data());
   }
+  // Another place of the same memory each time, such as one expert's weights.
+  for (const auto& [slot, operand] : part.inputs) loose_[slot] |= operand.count > kCopiedInputMax;
   for (const auto& [slot, address] : observed_) {
     const auto now = std::find_if(seen.begin(), seen.end(), [slot = slot](const auto& entry) { return entry.first == slot; });
     if (now == seen.end() || now->second != address) loose_[slot] = 1;

@@ -56,23 +56,23 @@ void MarkEscaped(const c10::StorageImpl* storage, StorageRecord& record, void* c
   if (alone && !g_transient_sites.Has(call_site)) record.escaped_for_good = true;
 }
 
-void Complete(c10::StorageImpl* storage, StorageRecord& record, bool raw) {
+void Complete(c10::StorageImpl* storage, StorageRecord& record, Access access) {
   if (g_settler != nullptr) {
-    if (g_uncommitted.load(std::memory_order_acquire)) g_settler->SettleUncommitted(record, raw);
+    if (g_uncommitted.load(std::memory_order_acquire)) g_settler->SettleUncommitted(record, access);
     const uint64_t sequence = record.last_use.load(std::memory_order_acquire);
     g_settler->WaitFor(sequence);
-    if (raw) g_settler->CountRawAccess(true);
+    if (access == Access::kRaw) g_settler->CountRawAccess(true);
   }
   // The outer lane may have replaced what stands behind the storage.
   if (record.is_token && !record.filled.load(std::memory_order_acquire)) FillToken(storage, record);
 }
 
-void CompleteTensor(const c10::TensorImpl& tensor, bool raw) {
+void CompleteTensor(const c10::TensorImpl& tensor, Access access) {
   auto* storage = tensor.unsafe_storage().unsafeGetStorageImpl();
   StorageRecord* record = RecordOf(storage);
   if (record == nullptr) return;
   RecordPtr keep = RecordPtr::reclaim_copy(record);
-  Complete(storage, *record, raw);
+  Complete(storage, *record, access);
 }
 
 }  // namespace
@@ -91,11 +91,14 @@ void Settle(c10::StorageImpl* storage, void* call_site) {
   const bool raw = outside && !at::in_parallel_region();
   RecordPtr keep = RecordPtr::reclaim_copy(record);
   if (raw) MarkEscaped(storage, *record, call_site);
-  Complete(storage, *record, raw && !g_transient_sites.Has(call_site));
+  const Access outside_access = g_transient_sites.Has(call_site) ? Access::kTransient : Access::kRaw;
+  Complete(storage, *record, raw ? outside_access : Access::kHandler);
 }
 
-void SettleTensor(const c10::TensorImpl& tensor) { CompleteTensor(tensor, /*raw=*/false); }
-void SettleForReplacement(const c10::TensorImpl& tensor) { CompleteTensor(tensor, /*raw=*/t_handler_depth == 0); }
+void SettleTensor(const c10::TensorImpl& tensor) { CompleteTensor(tensor, Access::kHandler); }
+void SettleForReplacement(const c10::TensorImpl& tensor) {
+  CompleteTensor(tensor, t_handler_depth == 0 ? Access::kRaw : Access::kHandler);
+}
 
 void RelaxEscape(const c10::Storage& storage, StorageRecord& record) {
   if (!record.synchronous.load(std::memory_order_relaxed) || record.escaped_for_good || storage.use_count() > 1) return;

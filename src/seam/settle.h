@@ -9,6 +9,12 @@
 
 namespace outrider::seam {
 
+enum class Access : uint8_t {
+  kHandler,    // by a kernel that this library called: no pointer is left behind
+  kTransient,  // by code outside that reads at once, or leaves a count on the storage
+  kRaw,        // by code outside that may write, and keep the pointer
+};
+
 // The waiting side of the work queue, and the outer lane's veto. Installed once by the session.
 class Settler {
  public:
@@ -16,12 +22,13 @@ class Settler {
   // Returns when job `sequence` is complete; throws a deferred error.
   virtual void WaitFor(uint64_t sequence) = 0;
   // The record belongs to a step that has not been committed: launch up to it, or diverge.
-  virtual void SettleUncommitted(StorageRecord& record, bool raw) = 0;
+  virtual void SettleUncommitted(StorageRecord& record, Access access) = 0;
   virtual void CountRawAccess(bool waited) = 0;
 };
 void InstallSettler(Settler* settler);
 
-// True while validated events wait for their launch: every access asks the settler first.
+// True while validated events wait for their launch, or might be replayed and read the program's own memory again: every
+// access asks the settler first.
 void SetUncommittedWork(bool pending);
 
 // Completes pending work on `storage` for the caller at `call_site`. Runs on any thread; no-op on the graph runner.

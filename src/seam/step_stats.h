@@ -36,6 +36,7 @@ struct StepStats {
   int64_t views = 0;         // no device work
   std::map<std::string, int64_t> inline_ops;  // device ops that ran on the host, by name
   int64_t feeds = 0;
+  int64_t copied_bytes = 0;  // of inputs that a covered step of the outer lane could not read where they are
   int64_t fetches = 0;
   std::array<int64_t, static_cast<size_t>(FlushReason::kCount)> flushes{};
   std::vector<Divergence> divergences;  // the first kDivergencesMax

@@ -90,6 +90,14 @@ bool WrapStorage(const c10::Storage& storage) {
   return true;
 }
 
+c10::Storage SliceStorage(const RecordPtr& record, size_t first, size_t count) {
+  const auto device = record->real.device();
+  auto* start = static_cast<char*>(const_cast<void*>(record->real.data())) + first;
+  auto* owner = new RecordPtr(record);
+  c10::DataPtr pointer(start, owner, [](void* context) { delete static_cast<RecordPtr*>(context); }, device);
+  return c10::Storage(c10::Storage::use_byte_size_t(), count, std::move(pointer), AllocatorOf(device), /*resizable=*/false);
+}
+
 void FillToken(c10::StorageImpl* storage, StorageRecord& record) {
   std::lock_guard<std::mutex> lock(g_fill_mutex);
   if (record.filled.load(std::memory_order_relaxed)) return;

@@ -44,6 +44,8 @@ class StorageRecord final : public c10::intrusive_ptr_target, public base::FreeL
   // The outer-lane step that made this token or was fed this storage, and the slot it has there.
   uint64_t outer_step = 0;
   int32_t outer_slot = -1;
+  // The log of the outer lane whose events read parts of the storage where they are.
+  uint64_t viewed_in_log = 0;
 
   void release_resources() override;
 };
@@ -61,6 +63,9 @@ c10::Storage MakeToken(size_t nbytes, c10::Device device, StorageRecord** record
 
 // Gives a plain storage a record. False when its memory belongs to somebody else (numpy, shared memory, copy on write).
 bool WrapStorage(const c10::Storage& storage);
+
+// Bytes of a wrapped storage as a storage of their own. It keeps the record, and with it the bytes.
+c10::Storage SliceStorage(const RecordPtr& record, size_t first, size_t count);
 
 // Makes the bytes of a ready token visible through its storage. Thread-safe, idempotent.
 void FillToken(c10::StorageImpl* storage, StorageRecord& record);

@@ -150,7 +150,8 @@ void OuterPart::RunOps(int first, int end) {
 
 void OuterPart::TakeInputs() {
   for (auto& [slot, operand] : inputs) {
-    SetSlot(slot, operand.tensor.defined() ? operand.tensor.unsafeGetTensorImpl()->unsafe_storage() : operand.record->real);
+    if (operand.tensor.defined()) SetSlot(slot, operand.tensor.unsafeGetTensorImpl()->unsafe_storage());
+    else SetSlot(slot, operand.count == 0 ? operand.record->real : SliceStorage(operand.record, operand.first, operand.count));
     if (operand.record != nullptr) table->held.push_back(operand.record);
   }
 }

@@ -18,6 +18,7 @@ namespace outrider::seam {
 struct Operand {
   RecordPtr record;
   at::Tensor tensor;
+  size_t first = 0, count = 0;  // outer lane: these bytes of the record; no count: all of them
 };
 
 // A longer job of the outer lane: a range of a plan's device ops.

@@ -48,6 +48,22 @@ TEST(StorageRecord, FillingWithoutAValueSaysSo) {
   EXPECT_THROW(FillToken(token.unsafeGetStorageImpl(), *record), c10::Error);
 }
 
+TEST(StorageRecord, SliceShowsTheBytesInPlaceAndKeepsThem) {
+  at::Tensor whole = torch::tensor(std::vector<int64_t>{1, 2, 3, 4});
+  const c10::Storage& storage = whole.unsafeGetTensorImpl()->unsafe_storage();
+  ASSERT_TRUE(WrapStorage(storage));
+  auto* first = static_cast<int64_t*>(storage.mutable_data());
+  c10::Storage slice = SliceStorage(RecordPtr::reclaim_copy(RecordOf(storage.unsafeGetStorageImpl())), 8, 16);
+  EXPECT_EQ(slice.data(), first + 1);
+  EXPECT_EQ(slice.nbytes(), 16U);
+  EXPECT_EQ(RecordOf(slice.unsafeGetStorageImpl()), nullptr) << "nothing is to settle on the graph runner's side";
+
+  first[1] = 20;
+  EXPECT_EQ(First(slice), 20);
+  whole = at::Tensor();
+  EXPECT_EQ(First(slice), 20) << "outlives the tensor it was cut from";
+}
+
 TEST(StorageRecord, LentValueGetsBytesOfItsOwnBeforeTheBufferIsOverwritten) {
   const auto [token, buffer, record] = LentValue({1, 2});
   EXPECT_EQ(record->real.data(), buffer.data());
