@@ -1,6 +1,7 @@
 #include "seam/settle.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/cos.h>
 #include <ATen/ops/exp.h>
@@ -8,6 +9,8 @@
 #include <ATen/ops/ones.h>
 #include <ATen/ops/sin.h>
 #include <ATen/ops/sum.h>
+
+#include <c10/core/InferenceMode.h>
 
 #include <algorithm>
 #include <array>
@@ -121,6 +124,8 @@ LearnCallSites::~LearnCallSites() { t_learning = nullptr; }
 int LearntCallSites() { return g_engine_sites.Count(); }
 
 void LearnEngineCallSites() {
+  const c10::InferenceMode not_inference(false);  // whatever the program was at when it asked for the first time
+  const at::AutoGradMode with_gradients(true);
   at::Tensor x = at::ones({4, 4}).requires_grad_();
   at::Tensor y = at::mul(x, x);
   at::Tensor loss = at::sum(at::add(at::add(at::sin(y), at::cos(y)), at::exp(y)));

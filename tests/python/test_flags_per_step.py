@@ -1,5 +1,9 @@
 """Programs that set numeric flags inside the step: covered, and equal to eager where the flag decides bits."""
 
+import os
+import subprocess
+import sys
+
 import equality
 import pytest
 import torch
@@ -61,3 +65,26 @@ def test_a_flag_that_returns_is_the_same_environment():
     twin = equality.run_coexec(lambda: Bench(sets_and_resets), STEPS)
     assert equality.covered_share(twin.rows) >= 0.95, equality.why_not(twin.rows)
     assert equality.lanes_used(twin.rows) == {"inner": STEPS - 20}
+
+
+@pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
+def test_the_first_use_may_come_with_gradients_off(mode):
+    """What the library learns about the engine when it loads does not depend on what the program is at."""
+    program = f"""
+import torch, outrider
+with torch.{mode}():
+    step = outrider.coexec(lambda x: (x @ x).sum().item())
+    values = [step(torch.ones(3, 3)) for _ in range(8)]
+assert values == [27.0] * 8, values
+weight = torch.ones(3, requires_grad=True)
+outrider.coexec(lambda: (weight * 2).sum().backward())()
+assert weight.grad.tolist() == [2.0] * 3
+print(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), outrider.report()[0]["covered_share"])
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    grad, inference, covered = done.stdout.split()
+    assert (grad, inference) == ("True", "False") and float(covered) > 0
