@@ -79,7 +79,8 @@ assert values == [27.0] * 8, values
 weight = torch.ones(3, requires_grad=True)
 outrider.coexec(lambda: (weight * 2).sum().backward())()
 assert weight.grad.tolist() == [2.0] * 3
-print(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), max(row["covered_share"] for row in outrider.report()))
+covered = max(row["covered_share"] for row in outrider.report())
+print(torch.is_grad_enabled(), torch.is_inference_mode_enabled(), covered)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
