@@ -245,5 +245,8 @@ def test_without_keys_only_this_machine_asks(server, folder):
     ServeOptions(model=folder, host="::1").check()
     assert server.request("GET", "/v1/models", Host="evil.example")[0] == 403
     assert server.request("GET", "/v1/models", Origin="http://evil.example")[0] == 403
+    for odd in ("[", "[ 127.0.0.1", "[x]", "127.0.0.1]["):
+        assert server.request("GET", "/v1/models", Host=odd)[0] == 403
+        assert server.request("GET", "/v1/models", Origin=f"http://{odd}")[0] == 403
     own = server.url.removeprefix("http://")
     assert server.request("GET", "/v1/models", Host=own, Origin=server.url)[0] == 200

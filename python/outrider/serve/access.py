@@ -2,7 +2,7 @@
 
 import ipaddress
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fastapi import Request
 
@@ -47,8 +47,16 @@ def _check(request: Request, *, admin: bool) -> None:
     # Without keys the socket is a loopback one. A page of another site in this machine's browser may still try: it
     # either names another host (a name that resolves to this machine) or sends its own origin.
     host = request.headers.get("host", "")
-    if not is_loopback(urlsplit(f"//{host}").hostname or ""):
+    if not is_loopback(_parts(f"//{host}").hostname or ""):
         raise ApiError(403, "Without API keys, only requests to a loopback host are answered.", code="host_refused")
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and _parts(origin).netloc != host:
         raise ApiError(403, "Without API keys, pages of other sites are refused.", code="origin_refused")
+
+
+def _parts(url: str) -> SplitResult:
+    """Empty ones of what is no URL: a bracket that is never closed, or no address in it."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
