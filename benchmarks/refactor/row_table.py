@@ -26,9 +26,15 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }
 
 
+# Share of the router's tokens that a router which learns with the experts has to itself, in front.
+JOINT_START = 1 / 6
+
+
 @dataclass(frozen=True)
 class Row:
-    """`distilled`: the teacher is `dense-cont` of the same preset. `extra`: router tokens are spent on tuning too."""
+    """`distilled`: the teacher is `dense-cont` of the same preset. `extra`: what `ours` spends on its router and this
+    row does not is spent on tuning.
+    """
 
     preset: str
     name: str
@@ -49,6 +55,11 @@ class Row:
         return self.options.get("routing.kind", "router") in ("router", "layerwise")
 
     @property
+    def joint(self) -> bool:
+        """Whether the router learns in expert steps too."""
+        return self.options.get("router.joint", "off") != "off"
+
+    @property
     def routed(self) -> bool:
         """Whether a router outside the backbone chooses one expert for all layers."""
         return self.options.get("routing.kind", "router") == "router"
@@ -59,6 +70,11 @@ _FURTHER: dict[str, dict[str, Any]] = {
     "static-three": ROWS["static"] | {"experts.statistic": "best_of_three"},
     "ours-activation": {"coverage.mass": "activation"},
     "ours-global": {"experts.ratio": "global"},
+    "ours-spread": {"experts.ratio": "global", "experts.spread": 0.2},
+    "ours-joint": {"router.joint": "coverage"},
+    "ours-joint+": {"router.joint": "coverage"},
+    "ours-gain": {"router.joint": "gain"},
+    "ours-gain+": {"router.joint": "gain"},
     "ours-measured": {"experts.ratio": "measured"},
     "ours-16": {"experts.count": 16},
     "ours-16-global": {"experts.count": 16, "experts.ratio": "global"},
@@ -70,7 +86,7 @@ _FURTHER: dict[str, dict[str, Any]] = {
 }
 _NAMES = {
     "outrider": """static static-three ours static-ce ours-ce static+ random-router contextual layerwise carved
-        random-mask ours-activation ours-global ours-measured ours-16 ours-16-global ours-window-16
+        random-mask ours-activation ours-joint ours-joint+ ours-gain ours-gain+ ours-spread ours-global ours-measured ours-16 ours-16-global ours-window-16
         ours-window-256 ours-document""",
     "readme": "static ours ours-paper ours-abs static+ random-router domain-oracle contextual layerwise",
 }
@@ -82,7 +98,7 @@ def _rows_of(preset: str, active: float) -> list[Row]:
     for full in _NAMES[preset].split():
         name = full.removesuffix("-ce")
         distilled = preset == "outrider" and name == full
-        rows.append(Row(preset, name, active, (ROWS | _FURTHER)[name], distilled, extra=name == "static+"))
+        rows.append(Row(preset, name, active, (ROWS | _FURTHER)[name], distilled, extra=name.endswith("+")))
     return rows
 
 
@@ -144,12 +160,17 @@ class Plan:
         rounds = schedule["rounds"]
         router = round(self.router_tokens / self.step_tokens)
         last = round(router * schedule["last_router"])
-        tuning = self.tokens + (self.router_tokens if row.extra else 0)
+        first = router - last
+        if row.joint:
+            first, last = round(router * JOINT_START), 0
+        if not row.trained_router:
+            first, last = 0, 0
+        spared = (router - first - last) * self.step_tokens if row.extra else 0
         return {
             "rounds": rounds,
-            "expert.steps": max(1, round(tuning / (rounds * self.step_tokens))),
-            "router.steps": round((router - last) / rounds) if row.trained_router else 0,
-            "router.last_steps": last if row.trained_router else 0,
+            "expert.steps": max(1, round((self.tokens + spared) / (rounds * self.step_tokens))),
+            "router.steps": round(first / rounds),
+            "router.last_steps": last,
         }
 
     def options(self, row: Row, teacher: str | None) -> dict[str, Any]:

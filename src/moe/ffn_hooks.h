@@ -71,6 +71,23 @@ class MaskingHook : public model::FfnHook {
   MaskForm form_;
 };
 
+// Keeps h of every layer, and lets gradients with respect to what goes into down_proj arrive in `probes` (see
+// GradientProbes). inner: what masks h, may be nullptr.
+class ProbingHook : public model::FfnHook {
+ public:
+  explicit ProbingHook(const std::vector<at::Tensor>& probes, model::FfnHook* inner = nullptr)
+      : probes_(probes), inner_(inner) {}
+  at::Tensor OnHidden(int64_t layer, const at::Tensor& h) override {
+    kept.push_back(h.detach());
+    return (inner_ != nullptr ? inner_->OnHidden(layer, h) : h) + probes_.at(static_cast<size_t>(layer));
+  }
+  std::vector<at::Tensor> kept;  // per layer, not masked
+
+ private:
+  const std::vector<at::Tensor>& probes_;
+  model::FfnHook* inner_;
+};
+
 // Every token keeps its own `keep` channels with the largest |h_c| * ||Wd[:, c]||_2: what no router could beat that
 // decides ahead, for comparison. down: per layer [d, D].
 class ContextualHook : public model::FfnHook {

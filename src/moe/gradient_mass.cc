@@ -4,26 +4,10 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/zeros.h>
 
+#include "moe/ffn_hooks.h"
 #include "moe/losses.h"
 
 namespace outrider::moe {
-namespace {
-
-class ProbingHook : public model::FfnHook {
- public:
-  explicit ProbingHook(const std::vector<at::Tensor>& probes) : probes_(probes) {}
-  at::Tensor OnHidden(int64_t layer, const at::Tensor& h) override {
-    kept.push_back(h.detach());
-    return h + probes_[static_cast<size_t>(layer)];
-  }
-  std::vector<at::Tensor> kept;
-
- private:
-  const std::vector<at::Tensor>& probes_;
-};
-
-}  // namespace
-
 const std::vector<at::Tensor>& GradientProbes::Take(const model::Config& config, int64_t tokens,
                                                     const at::TensorOptions& options) {
   std::vector<at::Tensor>& probes = sets_[tokens];

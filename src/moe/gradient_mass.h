@@ -17,6 +17,8 @@ class GradientProbes {
  public:
   // Per layer [tokens, D], without a gradient.
   const std::vector<at::Tensor>& Take(const model::Config& config, int64_t tokens, const at::TensorOptions& options);
+  // Those taken last for so many tokens, with what has arrived since.
+  const std::vector<at::Tensor>& Of(int64_t tokens) const { return sets_.at(tokens); }
 
  private:
   std::map<int64_t, std::vector<at::Tensor>> sets_;  // by tokens

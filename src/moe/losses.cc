@@ -82,6 +82,10 @@ void RouterTargets::AddMass(int64_t layer, const at::Tensor& mass) {
   sum_ = sum_.defined() ? sum_ + kept : kept;
 }
 
+void RouterTargets::Normalise(const at::Tensor& sums) {
+  sum_ = sum_ * static_cast<double>(layers_) / sums.clamp_min(1e-30);
+}
+
 at::Tensor RouterTargets::Coverage() const {
   OUTRIDER_CHECK(form_ == RouterLoss::kCoverage && sum_.defined(), "no coverage was collected");
   return sum_;
@@ -107,6 +111,10 @@ at::Tensor RouterTargets::Loss(const at::Tensor& z) const {
   }
   const at::Tensor target = form_ == RouterLoss::kCoverage ? at::softmax(sum_ * kCoverageSharpness, -1) : sum_;
   return -(target * log_p).sum(-1).mean();
+}
+
+at::Tensor GainLoss(const at::Tensor& z, const at::Tensor& gain) {
+  return -(at::softmax(z, -1) * gain).sum(-1).mean();
 }
 
 at::Tensor BalanceLoss(const at::Tensor& z) {

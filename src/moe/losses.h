@@ -41,6 +41,8 @@ class RouterTargets {
   void Add(int64_t layer, const at::Tensor& h);
   // kCoverage: the same from mass [T, D] fp32 of another kind.
   void AddMass(int64_t layer, const at::Tensor& mass);
+  // kCoverage: the same from mass whose rows have any sum; then Normalise with those sums, over all layers, [T, 1].
+  void Normalise(const at::Tensor& sums);
   // kCoverage: [T, N] share of mass kept, mean over layers. Only after all layers.
   at::Tensor Coverage() const;
   // Gives all tokens of a window the window's mean coverage; windows never cross a text of `sequence` tokens.
@@ -59,6 +61,10 @@ class RouterTargets {
   std::vector<at::Tensor> masks_, specific_, column_norms_;
   at::Tensor sum_;
 };
+
+// What a step of the router by gain minimises: minus the mean over tokens of sum_i softmax(z)_i gain_i. z, gain [T, N];
+// differentiable in z.
+at::Tensor GainLoss(const at::Tensor& z, const at::Tensor& gain);
 
 // Optional regularisers of the router; z [B, S, N] logits of B texts, differentiable scalars.
 // Balance: N * sum_i f_i * mean_t p_ti with f_i the share of tokens whose best expert is i, a constant in the gradient.

@@ -32,6 +32,7 @@ void ForEachField(AnyOptions& o, const Visit& visit) {
   visit("experts.count", o.experts_count, true);
   visit("experts.keep", o.experts_keep, true);
   visit("experts.ratio", o.experts_ratio, true);
+  visit("experts.spread", o.experts_spread, true);
   visit("calibration.samples", o.calibration_samples, true);
   visit("calibration.tokens", o.calibration_tokens, true);
   visit("coverage.rounds", o.coverage_rounds, true);
@@ -47,6 +48,7 @@ void ForEachField(AnyOptions& o, const Visit& visit) {
   visit("router.embed", o.router_embedding, true);
   visit("router.loss", o.router_loss, true);
   visit("router.attn", o.router_attention, true);
+  visit("router.joint", o.router_joint, true);
   visit("router.balance", o.router_balance, true);
   visit("router.stay", o.router_stay, true);
   visit("rounds", o.rounds, true);
@@ -155,6 +157,10 @@ std::vector<std::string> WrongPairs(const Options& o) {
     found.emplace_back("routing.tau: routing.kind layerwise has no hysteresis, expected 0");
   if (o.experts_ratio != "uniform" && o.experts_kind != "coverage" && o.experts_kind != "static")
     found.push_back("experts.ratio: " + o.experts_ratio + " is for experts.kind coverage and static only");
+  if (o.router_joint != "off" && o.routing_kind != "router")
+    found.push_back("router.joint: routing.kind " + o.routing_kind + " has no router to tune with the experts, expected off");
+  if (o.router_joint != "off" && o.router_loss != "coverage")
+    found.push_back("router.joint: router.loss " + o.router_loss + " has a stage of its own only, expected off");
   if (carved && o.carved_top >= o.experts_count) found.emplace_back("carved.top: expected fewer than experts.count");
   return found;
 }
@@ -175,6 +181,7 @@ std::string Complaint(const Options& o) {
       OneOf("router.scale", o.router_scale, {"none", "sqrt"}),
       OneOf("router.embed", o.router_embedding, {"own", "tied"}),
       OneOf("router.loss", o.router_loss, {"coverage", "paper", "code", "code_abs"}),
+      OneOf("router.joint", o.router_joint, {"off", "coverage", "gain"}),
       AtLeast("calibration.samples", static_cast<double>(o.calibration_samples), 1),
       AtLeast("calibration.tokens", static_cast<double>(o.calibration_tokens), 2),
       AtLeast("experts.count", static_cast<double>(o.experts_count), 1),
@@ -202,6 +209,7 @@ std::string Complaint(const Options& o) {
     found.push_back("experts.count: found " + std::to_string(o.experts_count) + ", expected at most 16");
   if (!(o.experts_keep > 0 && o.experts_keep <= 1))
     found.emplace_back("experts.keep: expected a share above 0, up to 1");
+  if (!(o.experts_spread >= 0 && o.experts_spread <= 1)) found.emplace_back("experts.spread: expected a share, 0 to 1");
   if (ParseGranularity(o.coverage_granularity) < 0) {
     found.push_back("coverage.granularity: found \"" + o.coverage_granularity +
                     "\", expected token, window:W or document");

@@ -112,6 +112,12 @@ base::Result<StepReport> Trainer::Run(const std::string& stage,
   return report;
 }
 
+at::Tensor Trainer::Regularised(at::Tensor loss, const at::Tensor& z) const {
+  if (options_.router_balance > 0) loss = loss + BalanceLoss(z) * options_.router_balance;
+  if (options_.router_stay > 0) loss = loss + StayLoss(z) * options_.router_stay;
+  return loss;
+}
+
 at::Tensor Trainer::RouterMicroStep(const TokenBatch& batch, double share) {
   {
     const at::NoGradGuard no_grad;
@@ -128,10 +134,7 @@ at::Tensor Trainer::RouterMicroStep(const TokenBatch& batch, double share) {
     }
   }
   const at::Tensor z = model_.RouterLogits(batch.inputs);
-  at::Tensor loss = targets_->Loss(z.view({batch.Tokens(), -1}));
-  if (options_.router_balance > 0) loss = loss + BalanceLoss(z) * options_.router_balance;
-  if (options_.router_stay > 0) loss = loss + StayLoss(z) * options_.router_stay;
-  loss = loss * share;
+  const at::Tensor loss = Regularised(targets_->Loss(z.view({batch.Tokens(), -1})), z) * share;
   loss.backward();
   return loss.detach();
 }
@@ -151,29 +154,65 @@ base::Result<StepReport> Trainer::TuneRouter(const std::vector<TokenBatch>& batc
   return report;
 }
 
+double Trainer::Rate(bool router, int64_t round, int64_t step, int64_t steps) const {
+  const double peak = router ? options_.router_rate : options_.expert_rate;
+  return LearningRate({.peak = peak, .round_decay = options_.round_decay, .steps = steps}, round, step);
+}
+
+void Trainer::TakeProbes(const std::vector<TokenBatch>& batches) {
+  const auto options = model_.masters.embed.options().dtype(model_.dtype);
+  for (const TokenBatch& batch : batches) probes_.Take(model_.config, batch.Tokens(), options);
+}
+
 base::Result<StepReport> Trainer::RouterStep(int64_t round, int64_t step, int64_t steps) {
   OUTRIDER_CHECK(router_.has_value(), "a router stage without a router");
   const std::vector<TokenBatch> batches = MicroBatches(Use::kRouter, round, step);
   if (ByGradient()) {  // before the step, which then finds what the next one finds
-    const auto options = model_.masters.embed.options().dtype(model_.dtype);
-    for (const TokenBatch& batch : batches) probes_.Take(model_.config, batch.Tokens(), options);
+    TakeProbes(batches);
   } else {
     std::vector<at::Tensor> norms;
     for (const model::Layer& layer : model_.masters.layers) norms.push_back(ColumnNorms(layer.down));
     if (targets_) targets_->SetColumnNorms(norms);
     if (model_.layer_router) layerwise_.emplace(options_, model_, masking_, router_loss_, norms);
   }
-  const double rate =
-      LearningRate({.peak = options_.router_rate, .round_decay = options_.round_decay, .steps = steps}, round, step);
+  const double rate = Rate(/*router=*/true, round, step, steps);
   auto report = Run("router", [&] { return TuneRouter(batches, rate); });
   if (!report) return tl::unexpected(At(report.error(), "router", round, step));
   return report;
 }
 
+void Trainer::JointMicroStep(const TokenBatch& batch, const std::vector<at::Tensor>& h, double share) {
+  const bool gain = options_.router_joint == "gain";
+  {
+    const at::NoGradGuard no_grad;
+    targets_->Clear();
+    const std::vector<at::Tensor>& probes = probes_.Of(batch.Tokens());
+    at::Tensor sums;
+    for (size_t l = 0; l < h.size(); ++l) {
+      at::Tensor mass = h[l].to(at::kFloat) * probes[l].grad().to(at::kFloat);
+      probes[l].mutable_grad().reset();
+      mass = gain ? -mass : mass.abs();
+      targets_->AddMass(static_cast<int64_t>(l), mass);
+      if (!gain) sums = sums.defined() ? sums + mass.sum(-1, true) : mass.sum(-1, true);
+    }
+    if (!gain) targets_->Normalise(sums);
+    if (const int64_t window = WindowOf(options_); window > 1) targets_->Smooth(options_.sequence, window);
+  }
+  const at::Tensor z = model_.RouterLogits(batch.inputs);
+  const at::Tensor flat = z.view({batch.Tokens(), -1});
+  // Gradients were those of the step's mean.
+  const double nats = static_cast<double>(options_.batch * options_.sequence) * static_cast<double>(h.size());
+  const at::Tensor loss = gain ? GainLoss(flat, targets_->Coverage() * nats) : targets_->Loss(flat);
+  (Regularised(loss, z) * share).backward();
+}
+
 TokenLoss Trainer::ExpertMicroStep(const TokenBatch& batch, int64_t tokens_of_step) {
-  const auto hook = model_.Hook(masking_, model_.ExpertIds(batch));
+  const auto masking = model_.Hook(masking_, model_.ExpertIds(batch));
   const model::Parameters weights = model_.ComputeCopy();
-  const at::Tensor hidden = model::HiddenStates(model_.config, weights, batch.inputs, hook.get());
+  std::optional<ProbingHook> probing;
+  if (Joint()) probing.emplace(probes_.Take(model_.config, batch.Tokens(), weights.embed.options()), masking.get());
+  model::FfnHook* hook = probing ? &*probing : masking.get();
+  const at::Tensor hidden = model::HiddenStates(model_.config, weights, batch.inputs, hook);
   TeacherLogits teacher;
   if (teacher_ != nullptr) {
     const at::NoGradGuard no_grad;
@@ -189,14 +228,19 @@ TokenLoss Trainer::ExpertMicroStep(const TokenBatch& batch, int64_t tokens_of_st
   }
   loss.objective.backward();
   loss.objective.reset();  // lets the graph go
+  if (probing) {
+    JointMicroStep(batch, probing->kept, static_cast<double>(batch.Tokens()) / static_cast<double>(tokens_of_step));
+  }
   return loss;
 }
 
-base::Result<StepReport> Trainer::TuneExperts(const std::vector<TokenBatch>& batches, double rate) {
+base::Result<StepReport> Trainer::TuneExperts(const std::vector<TokenBatch>& batches, double rate,
+                                              double router_rate) {
   StepReport report{.rate = rate, .tokens = options_.batch * options_.sequence};
   const auto tokens = static_cast<double>(report.tokens);
   std::vector<TokenLoss> parts;  // read behind the last launch, so that a GPU never waits for the host
   backbone_->ZeroGradients();
+  if (Joint()) router_->ZeroGradients();
   for (const TokenBatch& batch : batches) parts.push_back(ExpertMicroStep(batch, report.tokens));
   for (const TokenLoss& part : parts) {
     report.loss += part.total.item<double>() / tokens;
@@ -207,14 +251,17 @@ base::Result<StepReport> Trainer::TuneExperts(const std::vector<TokenBatch>& bat
   auto norm = backbone_->Step(rate);
   if (!norm) return tl::unexpected(norm.error());
   report.gradient_norm = *norm;
+  if (!Joint()) return report;
+  if (auto of_router = router_->Step(router_rate); !of_router) return tl::unexpected(of_router.error());
   return report;
 }
 
 base::Result<StepReport> Trainer::ExpertStep(int64_t round, int64_t step, int64_t steps) {
   const std::vector<TokenBatch> batches = MicroBatches(Use::kExpert, round, step);
-  const double rate =
-      LearningRate({.peak = options_.expert_rate, .round_decay = options_.round_decay, .steps = steps}, round, step);
-  auto report = Run("expert", [&] { return TuneExperts(batches, rate); });
+  if (Joint()) TakeProbes(batches);
+  const double rate = Rate(/*router=*/false, round, step, steps);
+  const double router_rate = Rate(/*router=*/true, round, step, steps);
+  auto report = Run("expert", [&] { return TuneExperts(batches, rate, router_rate); });
   if (!report) return tl::unexpected(At(report.error(), "expert", round, step));
   return report;
 }

@@ -43,7 +43,8 @@ class Trainer {
 
   // One optimizer step of the router on targets from the unmasked model as it is now.
   base::Result<StepReport> RouterStep(int64_t round, int64_t step, int64_t steps);
-  // One optimizer step of everything but the router, under the masks that the router chooses.
+  // One optimizer step of everything but the router, under the masks that the router chooses; with router.joint one of
+  // the router too, on what the same passes found.
   base::Result<StepReport> ExpertStep(int64_t round, int64_t step, int64_t steps);
 
   // Masters, router and moments of both; names start with "backbone." and "router.". Not copies.
@@ -54,12 +55,20 @@ class Trainer {
   bool ByGradient() const {
     return targets_ && router_loss_ == RouterLoss::kCoverage && options_.coverage_mass == "gradient";
   }
+  bool Joint() const { return options_.router_joint != "off"; }
+  // Learning rate of the router (else of everything else) at a step of a stage.
+  double Rate(bool router, int64_t round, int64_t step, int64_t steps) const;
+  void TakeProbes(const std::vector<TokenBatch>& batches);
   std::vector<TokenBatch> MicroBatches(Use use, int64_t round, int64_t step) const;
   // Calls `step`, as one step of co-execution where the options say so. What only the host does comes before it.
   base::Result<StepReport> Run(const std::string& stage, const std::function<base::Result<StepReport>()>& step) const;
   base::Result<StepReport> TuneRouter(const std::vector<TokenBatch>& batches, double rate);
-  base::Result<StepReport> TuneExperts(const std::vector<TokenBatch>& batches, double rate);
+  base::Result<StepReport> TuneExperts(const std::vector<TokenBatch>& batches, double rate, double router_rate);
+  // With the optional regularisers; z [B, S, N].
+  at::Tensor Regularised(at::Tensor loss, const at::Tensor& z) const;
   at::Tensor RouterMicroStep(const TokenBatch& batch, double share);
+  // Gradients of the router from h and its gradients in a pass of the experts; `share` of the step's tokens.
+  void JointMicroStep(const TokenBatch& batch, const std::vector<at::Tensor>& h, double share);
   // The nats of the result are their sum.
   TokenLoss ExpertMicroStep(const TokenBatch& batch, int64_t tokens_of_step);
 

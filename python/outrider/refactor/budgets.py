@@ -41,21 +41,22 @@ BUDGETS: dict[str, dict[str, Any]] = {
     },
 }
 
-_STATIC = {"experts.kind": "static", "experts.statistic": "best", "routing.kind": "none"}
-_PER_LAYER = {"routing.kind": "layerwise", "routing.tau": 0.0}
+_NO_ROUTER = {"router.joint": "off"}  # none outside the backbone that could be tuned with the experts
+_STATIC = {"experts.kind": "static", "experts.statistic": "best", "routing.kind": "none", **_NO_ROUTER}
+_PER_LAYER = {"routing.kind": "layerwise", "routing.tau": 0.0, **_NO_ROUTER}
 _EQUAL_LAYERS = {"experts.ratio": "uniform"}  # the kinds of experts that know no other ratio
 
 # What makes each row of a comparison: the same program and texts with these options changed.
 ROWS: dict[str, dict[str, Any]] = {
-    "dense-cont": {"experts.kind": "dense", "routing.kind": "none", **_EQUAL_LAYERS},
+    "dense-cont": {"experts.kind": "dense", "routing.kind": "none", **_NO_ROUTER, **_EQUAL_LAYERS},
     "static": _STATIC,
     "static+": _STATIC,  # and the router's tokens, see row_options
-    "random-router": {"routing.kind": "random"},
+    "random-router": {"routing.kind": "random", **_NO_ROUTER},
     "random-mask": {"experts.kind": "random", **_EQUAL_LAYERS},
-    "domain-oracle": {"experts.kind": "published", "routing.kind": "domain", **_EQUAL_LAYERS},
+    "domain-oracle": {"experts.kind": "published", "routing.kind": "domain", **_NO_ROUTER, **_EQUAL_LAYERS},
     "layerwise": _PER_LAYER,
     "carved": {"experts.kind": "carved", "experts.count": 16, "carved.top": 4, **_PER_LAYER, **_EQUAL_LAYERS},
-    "contextual": {"experts.kind": "contextual", "routing.kind": "none", **_EQUAL_LAYERS},
+    "contextual": {"experts.kind": "contextual", "routing.kind": "none", **_NO_ROUTER, **_EQUAL_LAYERS},
     "ours": {},
 }
 DEFAULT_ROWS = ("dense-cont", "static", "ours")

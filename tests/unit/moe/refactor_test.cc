@@ -128,6 +128,28 @@ TEST_F(RefactorTest, AStoppedRunGoesOnWithTheSameBits) {
   }
 }
 
+TEST_F(RefactorTest, ARouterLearnsInStepsOfTheExpertsToo) {
+  // The experts stand still: what gets better is the router.
+  json changes = {{"rounds", 1}, {"router.steps", 1}, {"expert.steps", 60}, {"expert.rate", 0.0}};
+  const json alone = Refactored("alone", changes);
+  ASSERT_FALSE(alone.contains("error")) << alone["error"];
+  for (const char* kind : {"coverage", "gain"}) {
+    changes["router.joint"] = kind;
+    const std::string name = std::string("joint_") + kind;
+    const json joint = Refactored(name, changes);
+    ASSERT_FALSE(joint.contains("error")) << joint["error"];
+    EXPECT_EQ(joint["tokens"], alone["tokens"]) << "it costs none";
+    EXPECT_LT(Nats(joint), Nats(alone) - 0.01) << kind;
+    // Stopped and resumed: the same bits.
+    changes["steps_max"] = 17;
+    EXPECT_FALSE(Refactored(name + "_stopped", changes)["done"].get<bool>());
+    changes.erase("steps_max");
+    EXPECT_EQ(Refactored(name + "_stopped", changes)["eval"], joint["eval"]);
+    EXPECT_EQ(Slurp(root_ + "/" + name + "/model/outrider_router.safetensors"),
+              Slurp(root_ + "/" + name + "_stopped/model/outrider_router.safetensors"));
+  }
+}
+
 TEST_F(RefactorTest, BudgetsStopBehindACheckpointAndOtherOptionsAreRefused) {
   json options = {{"rounds", 1}, {"router.steps", 3}, {"expert.steps", 3}, {"steps_max", 4}};
   EXPECT_EQ(Refactored("budget", options), json({{"done", false}, {"position", 4}}));
