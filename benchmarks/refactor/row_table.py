@@ -86,8 +86,8 @@ _FURTHER: dict[str, dict[str, Any]] = {
 }
 _NAMES = {
     "outrider": """static static-three ours static-ce ours-ce static+ random-router contextual layerwise carved
-        random-mask ours-activation ours-joint ours-joint+ ours-gain ours-gain+ ours-spread ours-global ours-measured ours-16 ours-16-global ours-window-16
-        ours-window-256 ours-document""",
+        random-mask ours-activation ours-joint ours-joint+ ours-gain ours-gain+ ours-spread ours-global ours-measured
+        ours-16 ours-16-global ours-window-16 ours-window-256 ours-document""",
     "readme": "static ours ours-paper ours-abs static+ random-router domain-oracle contextual layerwise",
 }
 
