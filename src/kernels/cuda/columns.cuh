@@ -216,7 +216,7 @@ cudaError_t LaunchColumns(const ColumnsCall& call, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(call.width / kColumnOutputs * kParts);
   constexpr int kChains = kDecodeChains / kParts;
   const auto kernel = Columns<kTiles, kForm.groups, kForm.hiddens, kForm.ahead, kChains>;
-  return LaunchChained(kernel, dim3(blocks), kChains * 32, kParts, stream, call);
+  return LaunchChained(kernel, dim3(blocks), kChains * 32, {kParts}, stream, call);
 }
 
 inline cudaError_t LaunchColumns(const ColumnsCall& call, cudaStream_t stream) {

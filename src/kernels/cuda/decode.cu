@@ -2,7 +2,7 @@
 // gates and ups over all wanted channels (product.cuh), and the columns (columns.cuh).
 #include "kernels/cuda/columns.cuh"
 #include "kernels/cuda/live.cuh"
-#include "kernels/cuda/product.cuh"
+#include "kernels/cuda/shared_product.cuh"
 #include "kernels/cuda/silu.cuh"
 #include "kernels/cuda/tied_ffn.h"
 
@@ -66,7 +66,7 @@ cudaError_t Decode(const Layer& layer, const DecodeCall& call, cudaStream_t stre
                                padded,
                                layer.width,
                                call.tokens};
-  const cudaError_t status = LaunchProduct<kWideForms>(out, in, call.multiprocessors, stream, call.chained);
+  const cudaError_t status = LaunchProduct<kWideForms, kWideShared>(out, in, call.multiprocessors, stream, call.chained);
   return status == cudaSuccess ? LaunchColumns(columns, stream) : status;
 }
 

@@ -21,4 +21,8 @@ constexpr ProductForm kWideForms[] = {{3, 2, 2, 0}, {3, 2, 2, 0}, {3, 2, 1, 1}};
 constexpr ProductForm kNarrowForms[] = {{1, 4, 2, 2}, {1, 4, 2, 2}, {1, 2, 2, 7}};
 constexpr ColumnForm kColumnForms[] = {{3, 3, 0}, {2, 2, 0}, {1, 1, 5}};
 
+// Where blocks share tokens (shared_product.cuh).
+constexpr ProductForm kWideShared = {3, 4, 1, 1};
+constexpr ProductForm kNarrowShared = {2, 3, 1, 3};
+
 }  // namespace outrider::kernels::cuda

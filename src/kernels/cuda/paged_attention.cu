@@ -221,9 +221,9 @@ cudaError_t LaunchMix(const PagedAttention& call, cudaStream_t stream) {
   const auto heads = static_cast<unsigned>(call.heads), rows = static_cast<unsigned>(call.rows);
   constexpr unsigned kFew = 128;  // blocks that leave multiprocessors idle
   if (rows * heads <= kFew)
-    return LaunchChained(Mix<kDim, kClusterMax>, dim3(kClusterMax, heads, rows), kWarps * 32, kClusterMax, stream,
+    return LaunchChained(Mix<kDim, kClusterMax>, dim3(kClusterMax, heads, rows), kWarps * 32, {kClusterMax}, stream,
                          call);
-  return LaunchChained(Mix<kDim, 1>, dim3(1, heads, rows), kWarps * 32, 1, stream, call);
+  return LaunchChained(Mix<kDim, 1>, dim3(1, heads, rows), kWarps * 32, {}, stream, call);
 }
 
 bool Fits(const PagedAttention& call) {

@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kProductThreads, kBlocks) Product(Outputs outp
     const Place<kRowTiles> place = PlaceOf<kRowTiles>(outputs, in, begin, end);
     Sums<kTiles, kRowTiles> sums = {};
     const auto once = [&] {
-      if (sweep == 0) in.squares.FindScales(in.tokens, scales);
+      if (sweep == 0) in.squares.FindScales<kTiles>(in.tokens, scales);
     };
     Walk<kTiles, kRowTiles, kHalves>(in.depth, place, sweep == 0 && begin < end ? kAhead : 0, once, sums);
 #pragma unroll
@@ -214,16 +214,7 @@ cudaError_t LaunchProduct(const Outputs& outputs, const Inputs& in, int multipro
   const auto kernel = Product<Outputs, kTiles, kForm.row_tiles, kForm.halves, kForm.blocks, kForm.ahead>;
   const dim3 blocks(static_cast<unsigned>(kForm.blocks * multiprocessors));
   if (!chained) return Launch(kernel, blocks, kProductThreads, stream, outputs, in);
-  return LaunchChained(kernel, blocks, kProductThreads, 1, stream, outputs, in);
-}
-
-// kForms: of at most 8, 16 and 32 tokens.
-template <const ProductForm (&kForms)[3], class Outputs>
-cudaError_t LaunchProduct(const Outputs& outputs, const Inputs& in, int multiprocessors, cudaStream_t stream,
-                          bool chained = true) {
-  if (in.tokens <= 8) return LaunchProduct<Outputs, 1, kForms[0]>(outputs, in, multiprocessors, stream, chained);
-  if (in.tokens <= 16) return LaunchProduct<Outputs, 2, kForms[1]>(outputs, in, multiprocessors, stream, chained);
-  return LaunchProduct<Outputs, 4, kForms[2]>(outputs, in, multiprocessors, stream, chained);
+  return LaunchChained(kernel, blocks, kProductThreads, {}, stream, outputs, in);
 }
 
 }  // namespace outrider::kernels::cuda

@@ -1,6 +1,6 @@
 #include "kernels/cuda/projections.h"
 
-#include "kernels/cuda/product.cuh"
+#include "kernels/cuda/shared_product.cuh"
 #include "kernels/cuda/tied_ffn.h"
 #include "kernels/cuda/turned.cuh"
 
@@ -91,7 +91,7 @@ Halves HalvesOf(const Projection& call) { return {static_cast<const uint8_t*>(ca
 cudaError_t ProjectQkv(const Projection& call, const PagedAttention& to, cudaStream_t stream) {
   if (!Fits(call) || call.squares <= 0 || to.head_dim % 2 != 0) return cudaErrorInvalidValue;
   const TurnedQkv out = {static_cast<const uint8_t*>(call.weight), static_cast<const Bf16*>(call.bias), to, call.depth};
-  return LaunchProduct<kWideForms>(out, InputsOf(call), call.multiprocessors, stream);
+  return LaunchProduct<kWideForms, kWideShared>(out, InputsOf(call), call.multiprocessors, stream);
 }
 
 int ProjectSquares(int rows) { return CeilDiv(rows, 2 * kTilePairs); }
@@ -102,12 +102,12 @@ cudaError_t ProjectAndAdd(const Projection& call, cudaStream_t stream) {
   const Added out = {HalvesOf(call), static_cast<const Bf16*>(call.bias), call.residual};
   Inputs in = InputsOf(call);
   in.squares.parts = 0;
-  return LaunchProduct<kNarrowForms>(out, in, call.multiprocessors, stream);
+  return LaunchProduct<kNarrowForms, kNarrowShared>(out, in, call.multiprocessors, stream);
 }
 
 cudaError_t ProjectLogits(const Projection& call, float* logits, cudaStream_t stream) {
   if (!Fits(call) || call.squares <= 0) return cudaErrorInvalidValue;
-  return LaunchProduct<kWideForms>(Logits{HalvesOf(call), logits}, InputsOf(call), call.multiprocessors, stream);
+  return LaunchProduct<kWideForms, kWideShared>(Logits{HalvesOf(call), logits}, InputsOf(call), call.multiprocessors, stream);
 }
 
 }  // namespace outrider::kernels::cuda

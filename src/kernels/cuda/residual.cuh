@@ -11,15 +11,26 @@ struct Squares {
   int width = 0;
   float eps = 0;
 
-  // 1 / root mean square of each token. A warp has a token: lanes take every 32nd part, then join in a fixed order.
+  // 1 / root mean square of each token. A warp has kTogether tokens, whose loads are under way together: lanes take
+  // every 32nd part, then join in a fixed order.
+  template <int kTogether>
   __device__ __forceinline__ void FindScales(int tokens, float* scales) const {
     if (parts == 0) return;
-    for (int token = Warp(); token < tokens; token += static_cast<int>(blockDim.x) / 32) {
-      float sum = 0;
-#pragma unroll 8
-      for (int p = Lane(); p < parts; p += 32) sum += sums[token * kSquaresMax + p];
-      for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0U, sum, distance);
-      if (Lane() == 0) scales[token] = rsqrtf(sum / static_cast<float>(width) + eps);
+    const int warps = static_cast<int>(blockDim.x) / 32;
+    float totals[kTogether] = {};
+#pragma unroll 4
+    for (int p = Lane(); p < parts; p += 32) {
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        const int token = min(i * warps + Warp(), tokens - 1);  // the last one's again where there is none
+        totals[i] += sums[token * kSquaresMax + p];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) {
+      const int token = i * warps + Warp();
+      for (int distance = 16; distance > 0; distance /= 2) totals[i] += __shfl_xor_sync(~0U, totals[i], distance);
+      if (Lane() == 0 && token < tokens) scales[token] = rsqrtf(totals[i] / static_cast<float>(width) + eps);
     }
   }
 };

@@ -41,6 +41,7 @@ struct Cluster {
 class Block;
 inline thread_local Block* current = nullptr;
 inline thread_local char marker = 0;
+alignas(16) inline thread_local uint8_t dynamic_shared[227 * 1024];
 
 class Block {
  public:
