@@ -99,6 +99,10 @@ __device__ __forceinline__ uint8_t* DynamicShared() {
 // The two halves of SyncCluster.
 __device__ __forceinline__ void ArriveAtCluster() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 __device__ __forceinline__ void WaitForCluster() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+// As Prefetch, of `bytes`, a multiple of 16, by one thread.
+__device__ __forceinline__ void PrefetchRange(const void* at, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes) : "memory");
+}
 // All threads of all blocks of the cluster.
 __device__ __forceinline__ void SyncCluster() { cooperative_groups::this_cluster().sync(); }
 // What block `rank` of the cluster has at the same place of its shared memory.

@@ -10,6 +10,7 @@
 //
 // A result is one chain per warp over its blocks, then the warps one after another: neither the number of tokens nor
 // of thread blocks changes it.
+#include "kernels/cuda/following.cuh"
 #include "kernels/cuda/forms.cuh"
 #include "kernels/cuda/residual.cuh"
 #include "kernels/cuda/stream.cuh"
@@ -26,6 +27,7 @@ struct Inputs {
   int tokens = 0;
   int depth = 0;  // a multiple of 32
   Squares squares;
+  Following following;
 };
 
 // Where a lane reads.
@@ -170,13 +172,14 @@ __device__ __forceinline__ void StoreSums(const Outputs& outputs, const Inputs& 
       b += rows[w][tile][pair + 8][token];
     }
     const float scale = in.squares.parts > 0 ? scales[n * 8 + token] : 1;
-    outputs.Store(unit, unit < end, n * 8 + token, a * scale, b * scale);
+    const auto fetched = outputs.Fetch(unit, unit < end, n * 8 + token);
+    outputs.Store(fetched, unit, unit < end, n * 8 + token, a * scale, b * scale);
   }
 }
 
 // Outputs: weight; int units() pairs in all; uint32_t Row(u) first row of pair u, in 16 bytes from `weight`; second()
-// to the other one, likewise; void Store(u, valid, token, first, second), called by 8 neighbouring lanes for the pairs
-// of a tile; kWholeTiles: whether tiles must be the same ones, whatever the number of blocks.
+// to the other one, likewise; Fetched Fetch(u, valid, token) what Store needs of memory; void Store(fetched, u, valid,
+// token, first, second), called by 8 neighbouring lanes for the pairs of a tile; kWholeTiles: whether tiles must be the same ones, whatever the number of blocks.
 template <class Outputs, int kTiles, int kRowTiles, int kHalves, int kBlocks, int kAhead>
 __global__ void __launch_bounds__(kProductThreads, kBlocks) Product(Outputs outputs, Inputs in) {
   constexpr int kPairs = kRowTiles * kTilePairs;

@@ -35,12 +35,23 @@ struct Squares {
   }
 };
 
+// What StoreResidual needs of memory: to be fetched before the sum is there.
+struct Before {
+  float x = 0;   // the residual so far
+  Bf16 weight;   // of the next normalization
+};
+
+__device__ __forceinline__ Before FetchResidual(const Residual& from, int token, int at) {
+  const int64_t place = static_cast<int64_t>(token) * from.width + at;
+  return {__bfloat162float(static_cast<const Bf16*>(from.x)[place]), static_cast<const Bf16*>(from.next_norm)[at]};
+}
+
 // Writes number `at` of a token's new residual; returns its square.
-__device__ __forceinline__ float StoreResidual(const Residual& to, int token, int at, float value) {
+__device__ __forceinline__ float StoreResidual(const Residual& to, int token, int at, float value, Bf16 weight) {
   const int64_t place = static_cast<int64_t>(token) * to.width + at;
   const Bf16 rounded = __float2bfloat16(value);
   static_cast<Bf16*>(to.x)[place] = rounded;
-  static_cast<Bf16*>(to.weighted)[place] = __hmul(rounded, static_cast<const Bf16*>(to.next_norm)[at]);
+  static_cast<Bf16*>(to.weighted)[place] = __hmul(rounded, weight);
   const float x = __bfloat162float(rounded);
   return x * x;
 }

@@ -17,6 +17,8 @@ constexpr int kPartBytes = kOwnChains * kBlockK * 2;  // that a block has of eac
 constexpr int kSharedTokens = kDecodeTokensMax;
 constexpr int kSharedTiles = kSharedTokens / 8;
 
+inline int SharedClusters(int multiprocessors) { return multiprocessors / kShare; }
+
 // Half of the tokens in shared memory. The pitch puts neighbouring tokens into other banks.
 struct SharedTokens {
   int parts, pitch;
@@ -136,27 +138,45 @@ __device__ __forceinline__ void GiveSums(const Sums<kSharedTiles, kRowTiles>& su
   }
 }
 
-// Of the pairs [begin, end) those in tiles of kind `kind`. Eight lanes have a tile and token.
+// What a thread finishes: pair and token of every tile of kind `kind` in [begin, end). Eight lanes have a tile and token.
 template <class Outputs, int kRowTiles>
-__device__ __forceinline__ void FinishSums(const Outputs& outputs, const Inputs& in, int kind, int begin, int end,
-                                           const ChainSums<kRowTiles>& from, const float* scales) {
-  static_assert(kProductThreads == kTilePairs * kSharedTokens);
-  const int pair = static_cast<int>(threadIdx.x) % kTilePairs, token = static_cast<int>(threadIdx.x) / kTilePairs;
-  if (token >= in.tokens) return;
-  const float scale = in.squares.parts > 0 ? scales[token] : 1;
-#pragma unroll 1
-  for (int t = 0; t < kRowTiles; ++t) {
-    const int tile = begin + (t * kShare + kind) * kTilePairs, unit = tile + pair;
-    if (tile >= end) return;
-    float a = 0, b = 0;
-#pragma unroll
-    for (int w = 0; w < kSplit; ++w) {
-      a += from[w][t][pair][Spread(pair, token)];
-      b += from[w][t][pair + 8][Spread(pair, token)];
-    }
-    outputs.Store(unit, unit < end, token, a * scale, b * scale);
+struct Finish {
+  typename Outputs::Fetched fetched[kRowTiles];
+  int pair, token, first, end;
+
+  __device__ __forceinline__ Finish(int kind, int begin, int last)
+      : pair(static_cast<int>(threadIdx.x) % kTilePairs),
+        token(static_cast<int>(threadIdx.x) / kTilePairs),
+        first(begin + kind * kTilePairs),
+        end(last) {
+    static_assert(kProductThreads == kTilePairs * kSharedTokens);
   }
-}
+  // Fetches what the results will need.
+  __device__ __forceinline__ void Fetch(const Outputs& outputs, const Inputs& in) {
+#pragma unroll
+    for (int t = 0; t < kRowTiles; ++t)
+      fetched[t] = outputs.Fetch(Unit(t), token < in.tokens && Unit(t) < end, token);
+  }
+  __device__ __forceinline__ int Tile(int t) const { return first + t * kShare * kTilePairs; }
+  __device__ __forceinline__ int Unit(int t) const { return Tile(t) + pair; }
+
+  __device__ __forceinline__ void Store(const Outputs& outputs, const Inputs& in, const ChainSums<kRowTiles>& from,
+                                        const float* scales) const {
+    if (token >= in.tokens) return;
+    const float scale = in.squares.parts > 0 ? scales[token] : 1;
+#pragma unroll
+    for (int t = 0; t < kRowTiles; ++t) {
+      if (Tile(t) >= end) return;
+      float a = 0, b = 0;
+#pragma unroll
+      for (int w = 0; w < kSplit; ++w) {
+        a += from[w][t][pair][Spread(pair, token)];
+        b += from[w][t][pair + 8][Spread(pair, token)];
+      }
+      outputs.Store(fetched[t], Unit(t), Unit(t) < end, token, a * scale, b * scale);
+    }
+  }
+};
 
 // The pairs of a cluster in sweeps of about equal length. kUnit pairs stay together.
 template <int kUnit, int kPairs>
@@ -226,7 +246,7 @@ __global__ void __launch_bounds__(kProductThreads, kBlocks) SharedProduct(Output
   const int rank = static_cast<int>(blockIdx.x) % kShare, kind = Warp() / kOwnChains;
   const Sweeps<Outputs::kWholeTiles ? kTilePairs : 1, kShare * kRowTiles * kTilePairs> sweeps(outputs.units());
   const SharedPlace place = SharedPlaceOf(outputs, in, rank, tokens.pitch);
-  SharedRows<kRowTiles> rows;
+  SharedRows<kRowTiles> rows, next;
   rows.Find(outputs, sweeps.Begin(0), sweeps.End(0));
   RowHalf<kRowTiles> halves[kHalves];
   LoadFirst<kRowTiles, kHalves, kAhead>(place, rows, halves);
@@ -236,6 +256,8 @@ __global__ void __launch_bounds__(kProductThreads, kBlocks) SharedProduct(Output
 #pragma unroll 1
   for (int sweep = 0; sweep < sweeps.count; ++sweep) {
     Sums<kSharedTiles, kRowTiles> sums = {};
+    Finish<Outputs, kRowTiles> finish(rank, sweeps.Begin(sweep), sweeps.End(sweep));
+    next.Find(outputs, sweeps.Begin(sweep + 1), sweeps.End(sweep + 1));
 #pragma unroll 1
     for (int turn = 0; turn < turns; ++turn) {
       if (sweep == 0 && turn == 1) {
@@ -243,7 +265,12 @@ __global__ void __launch_bounds__(kProductThreads, kBlocks) SharedProduct(Output
         __syncthreads();
       }
       const bool ends = turn + 1 == turns;
-      if (ends) rows.Find(outputs, sweeps.Begin(sweep + 1), sweeps.End(sweep + 1));
+      if (ends && sweep + 1 == sweeps.count)
+        SendFor(in.following, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
+      if (ends) {
+        rows = next;
+        finish.Fetch(outputs, in);
+      }
 #pragma unroll
       for (int h = 0; h < kHalves; ++h) {
         const int i = turn * kHalves + h;  // past the end: some tokens, times zeros
@@ -254,7 +281,7 @@ __global__ void __launch_bounds__(kProductThreads, kBlocks) SharedProduct(Output
     GiveSums<kRowTiles>(sums, rank * kOwnChains + Warp() % kOwnChains,
                         *reinterpret_cast<ChainSums<kRowTiles>*>(OfBlock(&chains[0][0][0][0], kind)));
     SyncCluster();
-    FinishSums<Outputs, kRowTiles>(outputs, in, rank, sweeps.Begin(sweep), sweeps.End(sweep), chains, scales);
+    finish.Store(outputs, in, chains, scales);
     if (sweep + 1 < sweeps.count) ArriveAtCluster();
   }
 }
@@ -269,7 +296,7 @@ int SharedProductBytes(int depth) {
 template <ProductForm kForm, class Outputs>
 cudaError_t LaunchSharedProduct(const Outputs& outputs, const Inputs& in, int multiprocessors, cudaStream_t stream) {
   const auto kernel = SharedProduct<Outputs, kForm.row_tiles, kForm.halves, kForm.blocks, kForm.ahead>;
-  const dim3 blocks(static_cast<unsigned>(multiprocessors / kShare * kShare));
+  const dim3 blocks(static_cast<unsigned>(SharedClusters(multiprocessors) * kShare));
   const BlockShape shape = {kShare, SharedProductBytes<kForm.row_tiles>(in.depth)};
   return LaunchChained(kernel, blocks, kProductThreads, shape, stream, outputs, in);
 }

@@ -8,6 +8,11 @@ inline void StartNext() {}
 inline void WaitForPrevious() {}
 inline void Prefetch(const void* at) { (void)*static_cast<const volatile char*>(at); }  // a wild address shows
 
+inline void PrefetchRange(const void* at, int bytes) {
+  Prefetch(at);
+  Prefetch(static_cast<const char*>(at) + bytes - 1);
+}
+
 template <class Number>
 Number LoadOrZero(const void* at, bool valid) {
   Number value{};
