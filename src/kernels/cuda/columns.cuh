@@ -179,8 +179,8 @@ __device__ __forceinline__ void JoinChains(const float (&sums)[4][kTiles][4], Co
       float* to = chains[Warp()][token];
       *reinterpret_cast<float4*>(to + SpreadFour(token, output)) = {sums[0][n][i], sums[0][n][i + 2], sums[1][n][i],
                                                                     sums[1][n][i + 2]};
-      *reinterpret_cast<float4*>(to + SpreadFour(token, output + 4)) = {sums[2][n][i], sums[2][n][i + 2],
-                                                                        sums[3][n][i], sums[3][n][i + 2]};
+      *reinterpret_cast<float4*>(to + SpreadFour(token, output + 4)) = {sums[2][n][i], sums[2][n][i + 2], sums[3][n][i],
+                                                                        sums[3][n][i + 2]};
     }
   }
   __syncthreads();

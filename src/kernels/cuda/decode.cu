@@ -92,7 +92,8 @@ cudaError_t Decode(const Layer& layer, const DecodeCall& call, cudaStream_t stre
   const int padded = PaddedChannels(layer);
   const Hidden out = {records, layer.signatures, call.ids, live, hidden, layer.width, padded};
   const Squares squares = {call.residual.squares, call.squares, layer.width, call.residual.eps};
-  const Inputs in = {static_cast<const uint8_t*>(call.x), call.tokens, layer.width, squares, FollowingColumns(layer, live)};
+  const Inputs in = {static_cast<const uint8_t*>(call.x), call.tokens, layer.width, squares,
+                     FollowingColumns(layer, live)};
   const ColumnsCall columns = {records + 4 * layer.width,
                                live,
                                hidden,
@@ -103,7 +104,8 @@ cudaError_t Decode(const Layer& layer, const DecodeCall& call, cudaStream_t stre
                                layer.width,
                                call.tokens,
                                call.following};
-  const cudaError_t status = LaunchProduct<kWideForms, kWideShared>(out, in, call.multiprocessors, stream, call.chained);
+  const cudaError_t status =
+      LaunchProduct<kWideForms, kWideShared>(out, in, call.multiprocessors, stream, call.chained);
   return status == cudaSuccess ? LaunchColumns(columns, stream) : status;
 }
 

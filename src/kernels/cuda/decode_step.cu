@@ -37,7 +37,8 @@ PagedAttention AttentionOf(const StepModel& model, const StepBuffers& buffers, c
   to.window = model.layers[layer].window;
   to.scale = 1 / std::sqrt(static_cast<float>(model.head_dim));
   if (step.tokens >= kFollowingTokens)
-    to.following = FollowingRows(model.layers[layer].o, model.width, model.heads * model.head_dim, step.multiprocessors);
+    to.following =
+        FollowingRows(model.layers[layer].o, model.width, model.heads * model.head_dim, step.multiprocessors);
   return to;
 }
 
@@ -70,8 +71,7 @@ cudaError_t RunAttention(const StepModel& model, const StepBuffers& buffers, con
   o.residual.next_norm = layer.ffn_norm;
   o.rows = model.width;
   o.depth = model.heads * model.head_dim;
-  if (step.tokens >= kFollowingTokens)
-    o.following = FollowingFfn(layer.ffn, LiveOf(buffers, l), step.multiprocessors);
+  if (step.tokens >= kFollowingTokens) o.following = FollowingFfn(layer.ffn, LiveOf(buffers, l), step.multiprocessors);
   return ProjectAndAdd(o, stream);
 }
 

@@ -77,10 +77,10 @@ __device__ __forceinline__ void Prefetch(const void* at) { asm volatile("prefetc
 
 // 16 bytes that another kernel of the chain wrote, or zeros, into shared memory; `from` must be readable either way.
 __device__ __forceinline__ void CopyToShared(void* to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(to))),
-               "l"(from), "r"(valid ? 16 : 0)
-               : "memory");
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+      "l"(from), "r"(valid ? 16 : 0)
+      : "memory");
 }
 // Ends a group of this thread's copies.
 __device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -24,8 +24,7 @@ template <class... Parameters, class... Arguments>
 cudaError_t LaunchChained(void (*kernel)(Parameters...), dim3 blocks, int threads, BlockShape shape,
                           cudaStream_t stream, const Arguments&... arguments) {
   if (shape.shared > 0) {
-    const cudaError_t status =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared);
+    const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared);
     if (status != cudaSuccess) return status;
   }
   cudaLaunchAttribute attributes[2] = {};

@@ -15,7 +15,7 @@ constexpr int kWarpsMost = 8, kWarpsOfMany = 4;  // of a block: where there are 
 constexpr int kClusterMax = 4;
 constexpr int kParts = kAttentionParts;
 constexpr int kBatch = 8;
-constexpr int kEnding = 512;  // blocks at the end of a launch that send for what follows
+constexpr int kEnding = 512;        // blocks at the end of a launch that send for what follows
 constexpr int kEach = 8;            // numbers of a head that a lane has
 constexpr float kNothing = -1e30F;  // maximum of no score; its difference to itself is a number
 
@@ -44,9 +44,9 @@ struct Sums {
 
   __device__ __forceinline__ void Scale(float top) {
     const float by = __expf(most - top);
-    total *= by;
+    total = __fmul_rn(total, by);
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) mixed[i] *= by;
+    for (int i = 0; i < kEach; ++i) mixed[i] = __fmul_rn(mixed[i], by);
     most = top;
   }
 
@@ -138,10 +138,10 @@ struct Batch {
       float key[kEach], dot = 0;
       Unpack(keys[j], key);
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) dot += query[i] * key[i];
+      for (int i = 0; i < kEach; ++i) dot = __fmaf_rn(query[i], key[i], dot);
 #pragma unroll
       for (int step = kLanes / 2; step > 0; step /= 2) dot += __shfl_xor_sync(~0U, dot, step);
-      scores[j] = places[j] >= 0 ? dot * call.scale : kNothing;
+      scores[j] = places[j] >= 0 ? __fmul_rn(dot, call.scale) : kNothing;
       top = fmaxf(top, scores[j]);
     }
     sums.Scale(top);
@@ -152,7 +152,7 @@ struct Batch {
       Unpack(values[j], value);
       sums.total += weight;
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) sums.mixed[i] += weight * value[i];
+      for (int i = 0; i < kEach; ++i) sums.mixed[i] = __fmaf_rn(weight, value[i], sums.mixed[i]);
     }
   }
 };
@@ -212,8 +212,8 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps) Mix(PagedAttention c
     for (int p = 0; p < kParts; ++p) most = fmaxf(most, of(p)[0]);
     for (int p = 0; p < kParts; ++p) {
       const float by = __expf(of(p)[0] - most);
-      total += of(p)[1] * by;
-      mixed += of(p)[2 + thread] * by;
+      total = __fmaf_rn(of(p)[1], by, total);
+      mixed = __fmaf_rn(of(p)[2 + thread], by, mixed);
     }
     static_cast<Bf16*>(call.out)[(static_cast<int64_t>(row) * call.heads + head) * kDim + thread] =
         __float2bfloat16(mixed / total);

@@ -173,13 +173,14 @@ __device__ __forceinline__ void StoreSums(const Outputs& outputs, const Inputs& 
     }
     const float scale = in.squares.parts > 0 ? scales[n * 8 + token] : 1;
     const auto fetched = outputs.Fetch(unit, unit < end, n * 8 + token);
-    outputs.Store(fetched, unit, unit < end, n * 8 + token, a * scale, b * scale);
+    outputs.Store(fetched, unit, unit < end, n * 8 + token, __fmul_rn(a, scale), __fmul_rn(b, scale));
   }
 }
 
 // Outputs: weight; int units() pairs in all; uint32_t Row(u) first row of pair u, in 16 bytes from `weight`; second()
 // to the other one, likewise; Fetched Fetch(u, valid, token) what Store needs of memory; void Store(fetched, u, valid,
-// token, first, second), called by 8 neighbouring lanes for the pairs of a tile; kWholeTiles: whether tiles must be the same ones, whatever the number of blocks.
+// token, first, second), called by 8 neighbouring lanes for the pairs of a tile; kWholeTiles: whether tiles must be the
+// same ones, whatever the number of blocks.
 template <class Outputs, int kTiles, int kRowTiles, int kHalves, int kBlocks, int kAhead>
 __global__ void __launch_bounds__(kProductThreads, kBlocks) Product(Outputs outputs, Inputs in) {
   constexpr int kPairs = kRowTiles * kTilePairs;

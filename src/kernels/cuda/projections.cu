@@ -140,7 +140,8 @@ cudaError_t ProjectAndAdd(const Projection& call, cudaStream_t stream) {
 
 cudaError_t ProjectLogits(const Projection& call, float* logits, cudaStream_t stream) {
   if (!Fits(call) || call.squares <= 0) return cudaErrorInvalidValue;
-  return LaunchProduct<kWideForms, kWideShared>(Logits{HalvesOf(call), logits}, InputsOf(call), call.multiprocessors, stream);
+  return LaunchProduct<kWideForms, kNarrowShared>(Logits{HalvesOf(call), logits}, InputsOf(call), call.multiprocessors,
+                                                  stream);
 }
 
 }  // namespace outrider::kernels::cuda

@@ -37,8 +37,8 @@ struct Squares {
 
 // What StoreResidual needs of memory: to be fetched before the sum is there.
 struct Before {
-  float x = 0;   // the residual so far
-  Bf16 weight;   // of the next normalization
+  float x = 0;  // the residual so far
+  Bf16 weight;  // of the next normalization
 };
 
 __device__ __forceinline__ Before FetchResidual(const Residual& from, int token, int at) {
@@ -53,7 +53,7 @@ __device__ __forceinline__ float StoreResidual(const Residual& to, int token, in
   static_cast<Bf16*>(to.x)[place] = rounded;
   static_cast<Bf16*>(to.weighted)[place] = __hmul(rounded, weight);
   const float x = __bfloat162float(rounded);
-  return x * x;
+  return __fmul_rn(x, x);
 }
 
 }  // namespace outrider::kernels::cuda

@@ -1,8 +1,8 @@
 #pragma once
 // The product of product.cuh for 17 to 32 tokens, which there would be read from the second cache as often as there are
 // blocks, as many bytes as weights. A cluster of two blocks shares rows here: each has four of the eight chains of the
-// summed dimension, keeps its half of the tokens in shared memory, and takes twice as many rows. Chains and the order in
-// which they are joined are those of product.cuh, and so are the bits.
+// summed dimension, keeps its half of the tokens in shared memory, and takes twice as many rows. Chains and the order
+// in which they are joined are those of product.cuh, and so are the bits.
 //
 // Four warps have a chain each, twice: even tiles of the cluster's rows and odd ones. A block finishes the tiles of one
 // kind; the sums that it has of the other kind go into its partner's memory.
@@ -11,8 +11,8 @@
 
 namespace outrider::kernels::cuda {
 
-constexpr int kShare = 2;                   // blocks of a cluster
-constexpr int kOwnChains = kSplit / kShare;  // of a block
+constexpr int kShare = 2;                             // blocks of a cluster
+constexpr int kOwnChains = kSplit / kShare;           // of a block
 constexpr int kPartBytes = kOwnChains * kBlockK * 2;  // that a block has of each kShare * kPartBytes of a token
 constexpr int kSharedTokens = kDecodeTokensMax;
 constexpr int kSharedTiles = kSharedTokens / 8;
@@ -138,7 +138,8 @@ __device__ __forceinline__ void GiveSums(const Sums<kSharedTiles, kRowTiles>& su
   }
 }
 
-// What a thread finishes: pair and token of every tile of kind `kind` in [begin, end). Eight lanes have a tile and token.
+// What a thread finishes: pair and token of every tile of kind `kind` in [begin, end). Eight lanes have a tile and
+// token.
 template <class Outputs, int kRowTiles>
 struct Finish {
   typename Outputs::Fetched fetched[kRowTiles];
@@ -154,8 +155,7 @@ struct Finish {
   // Fetches what the results will need.
   __device__ __forceinline__ void Fetch(const Outputs& outputs, const Inputs& in) {
 #pragma unroll
-    for (int t = 0; t < kRowTiles; ++t)
-      fetched[t] = outputs.Fetch(Unit(t), token < in.tokens && Unit(t) < end, token);
+    for (int t = 0; t < kRowTiles; ++t) fetched[t] = outputs.Fetch(Unit(t), token < in.tokens && Unit(t) < end, token);
   }
   __device__ __forceinline__ int Tile(int t) const { return first + t * kShare * kTilePairs; }
   __device__ __forceinline__ int Unit(int t) const { return Tile(t) + pair; }
@@ -173,7 +173,7 @@ struct Finish {
         a += from[w][t][pair][Spread(pair, token)];
         b += from[w][t][pair + 8][Spread(pair, token)];
       }
-      outputs.Store(fetched[t], Unit(t), Unit(t) < end, token, a * scale, b * scale);
+      outputs.Store(fetched[t], Unit(t), Unit(t) < end, token, __fmul_rn(a, scale), __fmul_rn(b, scale));
     }
   }
 };
@@ -192,7 +192,9 @@ struct Sweeps {
     each = CeilDiv(CeilDiv(last - first, count), kUnit) * kUnit;
   }
   // Behind the last sweep: nothing.
-  __device__ __forceinline__ int Begin(int sweep) const { return sweep < count ? min(last, first + sweep * each) : last; }
+  __device__ __forceinline__ int Begin(int sweep) const {
+    return sweep < count ? min(last, first + sweep * each) : last;
+  }
   __device__ __forceinline__ int End(int sweep) const { return Begin(sweep + 1); }
 };
 

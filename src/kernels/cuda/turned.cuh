@@ -35,8 +35,8 @@ __device__ __forceinline__ TurnedPlace TurnedPlaceOf(const PagedAttention& call,
 __device__ __forceinline__ void StoreTurnedPair(const PagedAttention& call, const TurnedPlace& place, float a,
                                                 float b) {
   if (place.cos != 1 || place.sin != 0) {
-    const float turned = a * place.cos - b * place.sin;
-    b = b * place.cos + a * place.sin;
+    const float turned = __fmaf_rn(a, place.cos, -__fmul_rn(b, place.sin));
+    b = __fmaf_rn(a, place.sin, __fmul_rn(b, place.cos));
     a = turned;
   }
   place.to[0] = __float2bfloat16(a);

@@ -57,6 +57,8 @@ inline void SyncCluster() { cuda_on_cpu::current->SyncAll(); }
 inline const float* OfBlock(const float* own, int rank) {
   return static_cast<const float*>(cuda_on_cpu::current->OfBlock(own, rank));
 }
-inline float* OfBlock(float* own, int rank) { return const_cast<float*>(OfBlock(static_cast<const float*>(own), rank)); }
+inline float* OfBlock(float* own, int rank) {
+  return const_cast<float*>(OfBlock(static_cast<const float*>(own), rank));
+}
 
 }  // namespace outrider::kernels::cuda
