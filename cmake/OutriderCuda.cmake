@@ -99,6 +99,19 @@ else()
   add_custom_command(TARGET cuda_checks POST_BUILD COMMAND ${CMAKE_COMMAND} -E echo "cuda-check: skipped, no CUDA toolkit here")
 endif()
 
+# Test cuda_rounding: nvcc has no choice in the device code of the decoding step that could change a bit.
+function(outrider_cuda_rounding)
+  find_program(OUTRIDER_ANY_PYTHON3 python3)
+  if(NOT OUTRIDER_ANY_PYTHON3 OR NOT CUDAToolkit_NVCC_EXECUTABLE OR CUDAToolkit_VERSION VERSION_LESS 12.4)
+    return()
+  endif()
+  set(units decode.cu paged_attention.cu projections.cu residual.cu)
+  list(TRANSFORM units PREPEND src/kernels/cuda/)
+  add_test(NAME cuda_rounding COMMAND ${OUTRIDER_ANY_PYTHON3} ${PROJECT_SOURCE_DIR}/tests/cuda_on_cpu/rounding.py
+    ${CUDAToolkit_NVCC_EXECUTABLE} ${PROJECT_SOURCE_DIR} ${units})
+  set_tests_properties(cuda_rounding PROPERTIES LABELS torch-free TIMEOUT 600)
+endfunction()
+
 # Test cuda_on_cpu: device code of the decoding step compiled as C++, without a GPU; tests/support/cuda_on_cpu has what
 # stands for the device. Needs the toolkit's headers.
 function(outrider_cuda_on_cpu)
@@ -116,4 +129,5 @@ function(outrider_cuda_on_cpu)
   target_link_libraries(cuda_on_cpu PRIVATE GTest::gtest_main)
   add_test(NAME cuda_on_cpu COMMAND cuda_on_cpu)
   set_tests_properties(cuda_on_cpu PROPERTIES LABELS torch-free TIMEOUT 300)
+  outrider_cuda_rounding()
 endfunction()

@@ -8,6 +8,7 @@
 // warps of a block, then the two blocks, are summed one after another. Channels that a token does not have add zeros:
 // its bits depend on its own channels only. (Larger clusters would sum more of the order, but do not fill all
 // multiprocessors; ranges that lie apart would touch more pages of memory at a time.)
+#include "kernels/cuda/following.cuh"
 #include "kernels/cuda/forms.cuh"
 #include "kernels/cuda/live.cuh"
 #include "kernels/cuda/residual.cuh"
@@ -27,6 +28,7 @@ struct ColumnsCall {
   Residual residual;             // y is added to it; x null: y is stored
   Bf16* y = nullptr;             // bf16 [tokens, width]
   int channels = 0, padded = 0, width = 0, tokens = 0;
+  Following following;
 };
 
 // The groups of one warp, one after another.
@@ -156,55 +158,87 @@ __device__ __forceinline__ void WalkGroups(const ColumnsCall& call, int chain, i
   }
 }
 
-// Sums of the block's chains for tokens n * 8 to n * 8 + 7 into `block`.
+// Where four numbers of a token lie among its kColumnOutputs: no two lanes of a store meet in a bank.
+__device__ __forceinline__ int SpreadFour(int token, int output) {
+  return output ^ ((token >> 1 & 1) * 4 + (token >> 2 & 1) * 16);
+}
+
 template <int kTiles, int kChains>
-__device__ __forceinline__ void JoinChains(const float (&sums)[4][kTiles][4], int n,
-                                           float (&chains)[kChains][8][kColumnOutputs],
+using ColumnSums = float[kChains][kTiles * 8][kColumnOutputs];
+
+// Sums of the block's chains into `block`; `chains` is memory for them.
+template <int kTiles, int kChains>
+__device__ __forceinline__ void JoinChains(const float (&sums)[4][kTiles][4], ColumnSums<kTiles, kChains>& chains,
                                            float (*block)[kColumnOutputs]) {
-  const int token = Lane() % 4 * 2, output = Lane() / 4 * 8;
+  const int output = Lane() / 4 * 8;
 #pragma unroll
-  for (int j = 0; j < 4; ++j) {
+  for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) chains[Warp()][token + i % 2][output + 2 * j + i / 2] = sums[j][n][i];
+    for (int i = 0; i < 2; ++i) {
+      const int token = n * 8 + Lane() % 4 * 2 + i;
+      float* to = chains[Warp()][token];
+      *reinterpret_cast<float4*>(to + SpreadFour(token, output)) = {sums[0][n][i], sums[0][n][i + 2], sums[1][n][i],
+                                                                    sums[1][n][i + 2]};
+      *reinterpret_cast<float4*>(to + SpreadFour(token, output + 4)) = {sums[2][n][i], sums[2][n][i + 2], sums[3][n][i],
+                                                                        sums[3][n][i + 2]};
+    }
   }
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < 8 * kColumnOutputs; i += kChains * 32) {
+  constexpr int kFours = kColumnOutputs / 4;
+  for (int i = static_cast<int>(threadIdx.x); i < kTiles * 8 * kFours; i += kChains * 32) {
+    const int token = i / kFours, four = i % kFours * 4;
+    float4 sum = {0, 0, 0, 0};
+#pragma unroll
+    for (int c = 0; c < kChains; ++c) {
+      const float4 one = *reinterpret_cast<const float4*>(&chains[c][token][SpreadFour(token, four)]);
+      sum.x += one.x, sum.y += one.y, sum.z += one.z, sum.w += one.w;
+    }
+    *reinterpret_cast<float4*>(&block[token][four]) = sum;
+  }
+}
+
+// The block's own outputs, a warp for each token: the sums of both blocks, with what was there before.
+template <int kTiles, int kChains>
+__device__ __forceinline__ void FinishColumns(const ColumnsCall& call, int part, int output,
+                                              const Before (&before)[CeilDiv(kTiles * 8, kChains)],
+                                              const float (*block)[kColumnOutputs]) {
+#pragma unroll
+  for (int i = 0; i < CeilDiv(kTiles * 8, kChains); ++i) {
+    const int token = i * kChains + Warp();
+    if (token >= call.tokens) return;
     float sum = 0;
-    for (int c = 0; c < kChains; ++c) sum += chains[c][i / kColumnOutputs][i % kColumnOutputs];
-    block[n * 8 + i / kColumnOutputs][i % kColumnOutputs] = sum;
+    for (int p = 0; p < kParts; ++p) sum += *OfBlock(&block[token][part * kOwnOutputs + Lane()], p);
+    if (call.residual.x == nullptr) {
+      call.y[static_cast<int64_t>(token) * call.width + output] = __float2bfloat16(sum);
+      continue;
+    }
+    float square = StoreResidual(call.residual, token, output, sum + before[i].x, before[i].weight);
+    for (int distance = 16; distance > 0; distance /= 2) square += __shfl_xor_sync(~0U, square, distance);
+    if (Lane() == 0) call.residual.squares[token * kSquaresMax + blockIdx.x] = square;
   }
-  __syncthreads();
 }
 
 template <int kTiles, int kGroups, int kHiddens, int kAhead, int kChains>
 __global__ void __launch_bounds__(kChains * 32, 1) Columns(ColumnsCall call) {
-  __shared__ float chains[kChains][8][kColumnOutputs];
-  __shared__ float block[kTiles * 8][kColumnOutputs];
+  static_assert(kOwnOutputs == 32);
+  __shared__ __align__(16) float block[kTiles * 8][kColumnOutputs];
   const int part = static_cast<int>(blockIdx.x) % kParts;
   const int first = static_cast<int>(blockIdx.x) / kParts * kColumnOutputs;
   StartNext();
   float sums[4][kTiles][4] = {};
   WalkGroups<kTiles, kGroups, kHiddens, kAhead>(call, part * kChains + Warp(), kParts * kChains, first + Lane() / 4 * 8,
                                                 sums);
+  if constexpr (kTiles > 2) SendFor(call.following, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
+  const int output = first + part * kOwnOutputs + Lane();
+  Before before[CeilDiv(kTiles * 8, kChains)];
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) JoinChains<kTiles, kChains>(sums, n, chains, block);
-  SyncCluster();
-  // A warp finishes the block's own outputs of a token.
-  static_assert(kOwnOutputs == 32);
-  for (int token = Warp(); token < call.tokens; token += kChains) {
-    const int own = part * kOwnOutputs + Lane(), output = first + own;
-    float sum = 0;
-    for (int p = 0; p < kParts; ++p) sum += *OfBlock(&block[token][own], p);
-    const int64_t to = static_cast<int64_t>(token) * call.width + output;
-    if (call.residual.x == nullptr) {
-      call.y[to] = __float2bfloat16(sum);
-      continue;
-    }
-    sum += __bfloat162float(static_cast<const Bf16*>(call.residual.x)[to]);
-    float square = StoreResidual(call.residual, token, output, sum);
-    for (int distance = 16; distance > 0; distance /= 2) square += __shfl_xor_sync(~0U, square, distance);
-    if (Lane() == 0) call.residual.squares[token * kSquaresMax + blockIdx.x] = square;
+  for (int i = 0; i < CeilDiv(kTiles * 8, kChains); ++i) {
+    const int token = i * kChains + Warp();
+    if (call.residual.x != nullptr && token < call.tokens) before[i] = FetchResidual(call.residual, token, output);
   }
+  JoinChains<kTiles, kChains>(sums, *reinterpret_cast<ColumnSums<kTiles, kChains>*>(DynamicShared()), block);
+  SyncCluster();
+  FinishColumns<kTiles, kChains>(call, part, output, before, block);
   SyncCluster();  // nobody ends while others read
 }
 
@@ -215,8 +249,9 @@ template <int kTiles, ColumnForm kForm>
 cudaError_t LaunchColumns(const ColumnsCall& call, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(call.width / kColumnOutputs * kParts);
   constexpr int kChains = kDecodeChains / kParts;
+  const BlockShape shape = {kParts, static_cast<int>(sizeof(ColumnSums<kTiles, kChains>))};
   const auto kernel = Columns<kTiles, kForm.groups, kForm.hiddens, kForm.ahead, kChains>;
-  return LaunchChained(kernel, dim3(blocks), kChains * 32, kParts, stream, call);
+  return LaunchChained(kernel, dim3(blocks), kChains * 32, shape, stream, call);
 }
 
 inline cudaError_t LaunchColumns(const ColumnsCall& call, cudaStream_t stream) {

@@ -1,8 +1,10 @@
 // Decode: a few tokens, bound by memory. Each record that a token of the step wants is read once, in two products:
 // gates and ups over all wanted channels (product.cuh), and the columns (columns.cuh).
+#include <algorithm>
+
 #include "kernels/cuda/columns.cuh"
 #include "kernels/cuda/live.cuh"
-#include "kernels/cuda/product.cuh"
+#include "kernels/cuda/shared_product.cuh"
 #include "kernels/cuda/silu.cuh"
 #include "kernels/cuda/tied_ffn.h"
 
@@ -24,11 +26,18 @@ struct Hidden {
     return static_cast<uint32_t>(live.list[unit]) * static_cast<uint32_t>(3 * width / 8);
   }
   __device__ int second() const { return width / 8; }
-  __device__ void Store(int unit, bool valid, int token, float gate, float up) const {
-    if (!valid) return;
+  struct Fetched {
+    int channel = 0;
+    bool has = false;
+  };
+  __device__ Fetched Fetch(int unit, bool valid, int token) const {
+    if (!valid) return {};
     const int channel = live.list[unit];
-    const bool has = (signatures[channel] >> ids[token] & 1) != 0;
-    hidden[static_cast<int64_t>(token) * padded + channel] = __float2bfloat16(has ? SiluTimes(gate, up) : 0);
+    return {channel, (signatures[channel] >> ids[token] & 1) != 0};
+  }
+  __device__ void Store(const Fetched& of, int /*unit*/, bool valid, int token, float gate, float up) const {
+    if (!valid) return;
+    hidden[static_cast<int64_t>(token) * padded + of.channel] = __float2bfloat16(of.has ? SiluTimes(gate, up) : 0);
   }
 };
 
@@ -36,12 +45,39 @@ int PaddedChannels(const Layer& layer) { return CeilDiv(layer.channels, kGroup) 
 
 int64_t HiddenSize(const Layer& layer) { return static_cast<int64_t>(kDecodeTokensMax) * PaddedChannels(layer) * 2; }
 
+// The first wanted channels of each chain, which hold about as many.
+Following FollowingColumns(const Layer& layer, const Live& live) {
+  Following to;
+  to.weight = static_cast<const uint8_t*>(layer.records) + 4 * layer.width;
+  to.list = live.list;
+  to.count = live.count;
+  to.line_bytes = 6 * layer.width;
+  to.bytes = 2 * layer.width;
+  to.parts = kDecodeChains;
+  to.each = kColumnsSentFor;
+  return to;
+}
+
 bool Fits(const Layer& layer, int tokens) {
   return layer.width > 0 && layer.width % kWidthMultiple == 0 && layer.channels > 0 && layer.experts >= 1 &&
          layer.experts <= kExpertsMax && tokens >= 0 && tokens <= kDecodeTokensMax;
 }
 
 }  // namespace
+
+Following FollowingFfn(const Layer& layer, const void* live, int multiprocessors) {
+  const Live wanted(live, layer.channels);
+  Following to;
+  to.weight = static_cast<const uint8_t*>(layer.records);
+  to.list = wanted.list;
+  to.count = wanted.count;
+  to.line_bytes = 6 * layer.width;
+  to.bytes = std::min(2 * layer.width, kBytesSentFor);
+  to.second = 2 * layer.width;
+  to.parts = SharedClusters(multiprocessors);
+  to.each = kUnitsSentFor;
+  return to;
+}
 
 int DecodeSquares(int width) { return ColumnsSquares(width); }
 
@@ -56,7 +92,8 @@ cudaError_t Decode(const Layer& layer, const DecodeCall& call, cudaStream_t stre
   const int padded = PaddedChannels(layer);
   const Hidden out = {records, layer.signatures, call.ids, live, hidden, layer.width, padded};
   const Squares squares = {call.residual.squares, call.squares, layer.width, call.residual.eps};
-  const Inputs in = {static_cast<const uint8_t*>(call.x), call.tokens, layer.width, squares};
+  const Inputs in = {static_cast<const uint8_t*>(call.x), call.tokens, layer.width, squares,
+                     FollowingColumns(layer, live)};
   const ColumnsCall columns = {records + 4 * layer.width,
                                live,
                                hidden,
@@ -65,8 +102,10 @@ cudaError_t Decode(const Layer& layer, const DecodeCall& call, cudaStream_t stre
                                layer.channels,
                                padded,
                                layer.width,
-                               call.tokens};
-  const cudaError_t status = LaunchProduct<kWideForms>(out, in, call.multiprocessors, stream, call.chained);
+                               call.tokens,
+                               call.following};
+  const cudaError_t status =
+      LaunchProduct<kWideForms, kWideShared>(out, in, call.multiprocessors, stream, call.chained);
   return status == cudaSuccess ? LaunchColumns(columns, stream) : status;
 }
 

@@ -9,6 +9,12 @@
 namespace outrider::kernels::cuda {
 namespace {
 
+constexpr int kFollowingTokens = 17;  // with fewer, kernels have room for each other
+
+const uint8_t* LiveOf(const StepBuffers& buffers, size_t layer) {
+  return buffers.live + buffers.live_stride * static_cast<int64_t>(layer);
+}
+
 Residual ResidualOf(const StepModel& model, const StepBuffers& buffers, const void* next_norm) {
   return {buffers.x, buffers.weighted, buffers.squares, next_norm, model.eps, model.width};
 }
@@ -30,6 +36,9 @@ PagedAttention AttentionOf(const StepModel& model, const StepBuffers& buffers, c
   to.head_dim = model.head_dim;
   to.window = model.layers[layer].window;
   to.scale = 1 / std::sqrt(static_cast<float>(model.head_dim));
+  if (step.tokens >= kFollowingTokens)
+    to.following =
+        FollowingRows(model.layers[layer].o, model.width, model.heads * model.head_dim, step.multiprocessors);
   return to;
 }
 
@@ -62,7 +71,17 @@ cudaError_t RunAttention(const StepModel& model, const StepBuffers& buffers, con
   o.residual.next_norm = layer.ffn_norm;
   o.rows = model.width;
   o.depth = model.heads * model.head_dim;
+  if (step.tokens >= kFollowingTokens) o.following = FollowingFfn(layer.ffn, LiveOf(buffers, l), step.multiprocessors);
   return ProjectAndAdd(o, stream);
+}
+
+// What is behind layer l - 1.
+Following FollowingLayer(const StepModel& model, const StepBuffers& buffers, const Step& step, size_t l) {
+  if (l == model.layers.size())
+    return step.logits == nullptr ? Following{}
+                                  : FollowingRows(model.head, model.vocab, model.width, step.multiprocessors);
+  const PagedAttention attention = AttentionOf(model, buffers, step, l);
+  return FollowingQkv(model.layers[l].qkv, model.width, attention, step.multiprocessors);
 }
 
 cudaError_t RunFfn(const StepModel& model, const StepBuffers& buffers, const Step& step, size_t l,
@@ -70,13 +89,14 @@ cudaError_t RunFfn(const StepModel& model, const StepBuffers& buffers, const Ste
   const bool last = l + 1 == model.layers.size();
   DecodeCall call;
   call.ids = step.experts;
-  call.live = buffers.live + buffers.live_stride * static_cast<int64_t>(l);
+  call.live = LiveOf(buffers, l);
   call.x = buffers.weighted;
   call.squares = ProjectSquares(model.width);
   call.residual = ResidualOf(model, buffers, last ? model.norm : model.layers[l + 1].attn_norm);
   call.tokens = step.tokens;
   call.scratch = buffers.scratch;
   call.multiprocessors = step.multiprocessors;
+  if (step.tokens >= kFollowingTokens) call.following = FollowingLayer(model, buffers, step, l + 1);
   return Decode(model.layers[l].ffn, call, stream);
 }
 

@@ -16,9 +16,17 @@ struct ColumnForm {
   int ahead;    // groups that it sends for, likewise
 };
 
-constexpr ProductForm kWideForms[] = {{3, 2, 2, 0}, {3, 2, 2, 0}, {3, 2, 1, 1}};
+constexpr ProductForm kWideForms[] = {{3, 2, 2, 0}, {3, 2, 2, 0}, {2, 2, 1, 1}};
 // Of products with as many rows as a model is wide.
 constexpr ProductForm kNarrowForms[] = {{1, 4, 2, 2}, {1, 4, 2, 2}, {1, 2, 2, 7}};
 constexpr ColumnForm kColumnForms[] = {{3, 3, 0}, {2, 2, 0}, {1, 1, 5}};
+
+// Sent for in front of a kernel with more than 16 tokens: the first bytes of pairs of rows of each cluster, and
+// channels of each chain.
+constexpr int kUnitsSentFor = 48, kBytesSentFor = 2048, kColumnsSentFor = 64;
+
+// Where blocks share tokens (shared_product.cuh).
+constexpr ProductForm kWideShared = {3, 4, 1, 2};
+constexpr ProductForm kNarrowShared = {2, 4, 1, 4};
 
 }  // namespace outrider::kernels::cuda

@@ -75,10 +75,41 @@ __device__ __forceinline__ void Multiply(float (&c)[4], uint32_t a0, uint32_t a1
 // Into the second cache: safe for numbers that other kernels still write.
 __device__ __forceinline__ void Prefetch(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 
+// 16 bytes that another kernel of the chain wrote, or zeros, into shared memory; `from` must be readable either way.
+__device__ __forceinline__ void CopyToShared(void* to, const void* from, bool valid) {
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+      "l"(from), "r"(valid ? 16 : 0)
+      : "memory");
+}
+// Ends a group of this thread's copies.
+__device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until all of its groups but the last kPending are there.
+template <int kPending>
+__device__ __forceinline__ void WaitForCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// What the launch gave of shared memory, 16-byte aligned.
+__device__ __forceinline__ uint8_t* DynamicShared() {
+  extern __shared__ __align__(16) uint8_t dynamic_shared[];
+  return dynamic_shared;
+}
+
+// The two halves of SyncCluster.
+__device__ __forceinline__ void ArriveAtCluster() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+__device__ __forceinline__ void WaitForCluster() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+// As Prefetch, of `bytes`, a multiple of 16, by one thread.
+__device__ __forceinline__ void PrefetchRange(const void* at, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes) : "memory");
+}
 // All threads of all blocks of the cluster.
 __device__ __forceinline__ void SyncCluster() { cooperative_groups::this_cluster().sync(); }
 // What block `rank` of the cluster has at the same place of its shared memory.
 __device__ __forceinline__ const float* OfBlock(const float* own, int rank) {
+  return cooperative_groups::this_cluster().map_shared_rank(own, static_cast<unsigned>(rank));
+}
+__device__ __forceinline__ float* OfBlock(float* own, int rank) {
   return cooperative_groups::this_cluster().map_shared_rank(own, static_cast<unsigned>(rank));
 }
 

@@ -3,6 +3,7 @@
 // where there are few of them. At the end all parts are joined one after another, so the form changes no bit.
 #include "kernels/cuda/paged_attention.h"
 
+#include "kernels/cuda/following.cuh"
 #include "kernels/cuda/stream.cuh"
 #include "kernels/cuda/turned.cuh"
 
@@ -10,10 +11,11 @@ namespace outrider::kernels::cuda {
 namespace {
 
 constexpr int kPage = kAttentionPageTokens;
-constexpr int kWarps = 8;
+constexpr int kWarpsMost = 8, kWarpsOfMany = 4;  // of a block: where there are few of them, and where many
 constexpr int kClusterMax = 4;
 constexpr int kParts = kAttentionParts;
 constexpr int kBatch = 8;
+constexpr int kEnding = 512;        // blocks at the end of a launch that send for what follows
 constexpr int kEach = 8;            // numbers of a head that a lane has
 constexpr float kNothing = -1e30F;  // maximum of no score; its difference to itself is a number
 
@@ -23,7 +25,8 @@ __global__ void Store(PagedAttention call) {
   const int pair = static_cast<int>(threadIdx.x), half = call.head_dim / 2;
   const int all = call.heads + 2 * call.kv_heads;
   const auto* from = static_cast<const Bf16*>(call.qkv) + (static_cast<int64_t>(row) * all + head) * call.head_dim;
-  StoreTurnedPair(call, row, head, pair, __bfloat162float(from[pair]), __bfloat162float(from[pair + half]));
+  StoreTurnedPair(call, TurnedPlaceOf(call, row, head, pair), __bfloat162float(from[pair]),
+                  __bfloat162float(from[pair + half]));
 }
 
 __device__ __forceinline__ void Unpack(uint4 from, float (&to)[kEach]) {
@@ -41,9 +44,9 @@ struct Sums {
 
   __device__ __forceinline__ void Scale(float top) {
     const float by = __expf(most - top);
-    total *= by;
+    total = __fmul_rn(total, by);
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) mixed[i] *= by;
+    for (int i = 0; i < kEach; ++i) mixed[i] = __fmul_rn(mixed[i], by);
     most = top;
   }
 
@@ -135,10 +138,10 @@ struct Batch {
       float key[kEach], dot = 0;
       Unpack(keys[j], key);
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) dot += query[i] * key[i];
+      for (int i = 0; i < kEach; ++i) dot = __fmaf_rn(query[i], key[i], dot);
 #pragma unroll
       for (int step = kLanes / 2; step > 0; step /= 2) dot += __shfl_xor_sync(~0U, dot, step);
-      scores[j] = places[j] >= 0 ? dot * call.scale : kNothing;
+      scores[j] = places[j] >= 0 ? __fmul_rn(dot, call.scale) : kNothing;
       top = fmaxf(top, scores[j]);
     }
     sums.Scale(top);
@@ -149,7 +152,7 @@ struct Batch {
       Unpack(values[j], value);
       sums.total += weight;
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) sums.mixed[i] += weight * value[i];
+      for (int i = 0; i < kEach; ++i) sums.mixed[i] = __fmaf_rn(weight, value[i], sums.mixed[i]);
     }
   }
 };
@@ -174,8 +177,8 @@ __device__ __forceinline__ void AddPart(const PagedAttention& call, const Seen& 
   for (int i = 0; i < kEach; ++i) to[2 + Lane() * kEach + i] = sums.mixed[i];
 }
 
-template <int kDim, int kCluster>
-__global__ void __launch_bounds__(kWarps * 32, 2) Mix(PagedAttention call) {
+template <int kDim, int kCluster, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32, 16 / kWarps) Mix(PagedAttention call) {
   constexpr int kBlockParts = kParts / kCluster, kWarpParts = kBlockParts / kWarps;
   __shared__ float parts[kBlockParts][kDim + 2];
   const int thread = static_cast<int>(threadIdx.x), rank = static_cast<int>(blockIdx.x);
@@ -199,6 +202,8 @@ __global__ void __launch_bounds__(kWarps * 32, 2) Mix(PagedAttention call) {
   if constexpr (kCluster > 1) {
     SyncCluster();
   } else {
+    const int last = static_cast<int>(gridDim.y * gridDim.z), own = row * call.heads + head;
+    if (last - own <= kEnding) SendFor(call.following, last - own - 1, min(last, kEnding));
     __syncthreads();
   }
   if (rank == 0 && thread < kDim) {
@@ -207,8 +212,8 @@ __global__ void __launch_bounds__(kWarps * 32, 2) Mix(PagedAttention call) {
     for (int p = 0; p < kParts; ++p) most = fmaxf(most, of(p)[0]);
     for (int p = 0; p < kParts; ++p) {
       const float by = __expf(of(p)[0] - most);
-      total += of(p)[1] * by;
-      mixed += of(p)[2 + thread] * by;
+      total = __fmaf_rn(of(p)[1], by, total);
+      mixed = __fmaf_rn(of(p)[2 + thread], by, mixed);
     }
     static_cast<Bf16*>(call.out)[(static_cast<int64_t>(row) * call.heads + head) * kDim + thread] =
         __float2bfloat16(mixed / total);
@@ -219,11 +224,13 @@ __global__ void __launch_bounds__(kWarps * 32, 2) Mix(PagedAttention call) {
 template <int kDim>
 cudaError_t LaunchMix(const PagedAttention& call, cudaStream_t stream) {
   const auto heads = static_cast<unsigned>(call.heads), rows = static_cast<unsigned>(call.rows);
-  constexpr unsigned kFew = 128;  // blocks that leave multiprocessors idle
+  constexpr unsigned kFew = 128, kMany = 512;  // blocks that leave multiprocessors idle; that fill them in small ones
   if (rows * heads <= kFew)
-    return LaunchChained(Mix<kDim, kClusterMax>, dim3(kClusterMax, heads, rows), kWarps * 32, kClusterMax, stream,
-                         call);
-  return LaunchChained(Mix<kDim, 1>, dim3(1, heads, rows), kWarps * 32, 1, stream, call);
+    return LaunchChained(Mix<kDim, kClusterMax, kWarpsMost>, dim3(kClusterMax, heads, rows), kWarpsMost * 32,
+                         {kClusterMax}, stream, call);
+  if (rows * heads < kMany)
+    return LaunchChained(Mix<kDim, 1, kWarpsMost>, dim3(1, heads, rows), kWarpsMost * 32, {}, stream, call);
+  return LaunchChained(Mix<kDim, 1, kWarpsOfMany>, dim3(1, heads, rows), kWarpsOfMany * 32, {}, stream, call);
 }
 
 bool Fits(const PagedAttention& call) {

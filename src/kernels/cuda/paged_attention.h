@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/following.h"
+
 namespace outrider::kernels::cuda {
 
 constexpr int kAttentionParts = 32;
@@ -27,6 +29,7 @@ struct PagedAttention {
   int heads = 0, kv_heads = 0, head_dim = 0;  // head_dim: 32, 64 or 128
   int window = 0;                             // positions seen, the token's own included; 0: all
   float scale = 1;
+  Following following;
 };
 
 // Turns queries in place, turns keys, and writes keys and values into their pages. Two rows must not have the same

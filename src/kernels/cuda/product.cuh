@@ -10,6 +10,7 @@
 //
 // A result is one chain per warp over its blocks, then the warps one after another: neither the number of tokens nor
 // of thread blocks changes it.
+#include "kernels/cuda/following.cuh"
 #include "kernels/cuda/forms.cuh"
 #include "kernels/cuda/residual.cuh"
 #include "kernels/cuda/stream.cuh"
@@ -26,6 +27,7 @@ struct Inputs {
   int tokens = 0;
   int depth = 0;  // a multiple of 32
   Squares squares;
+  Following following;
 };
 
 // Where a lane reads.
@@ -170,13 +172,15 @@ __device__ __forceinline__ void StoreSums(const Outputs& outputs, const Inputs& 
       b += rows[w][tile][pair + 8][token];
     }
     const float scale = in.squares.parts > 0 ? scales[n * 8 + token] : 1;
-    outputs.Store(unit, unit < end, n * 8 + token, a * scale, b * scale);
+    const auto fetched = outputs.Fetch(unit, unit < end, n * 8 + token);
+    outputs.Store(fetched, unit, unit < end, n * 8 + token, __fmul_rn(a, scale), __fmul_rn(b, scale));
   }
 }
 
 // Outputs: weight; int units() pairs in all; uint32_t Row(u) first row of pair u, in 16 bytes from `weight`; second()
-// to the other one, likewise; void Store(u, valid, token, first, second), called by 8 neighbouring lanes for the pairs
-// of a tile; kWholeTiles: whether tiles must be the same ones, whatever the number of blocks.
+// to the other one, likewise; Fetched Fetch(u, valid, token) what Store needs of memory; void Store(fetched, u, valid,
+// token, first, second), called by 8 neighbouring lanes for the pairs of a tile; kWholeTiles: whether tiles must be the
+// same ones, whatever the number of blocks.
 template <class Outputs, int kTiles, int kRowTiles, int kHalves, int kBlocks, int kAhead>
 __global__ void __launch_bounds__(kProductThreads, kBlocks) Product(Outputs outputs, Inputs in) {
   constexpr int kPairs = kRowTiles * kTilePairs;
@@ -195,7 +199,7 @@ __global__ void __launch_bounds__(kProductThreads, kBlocks) Product(Outputs outp
     const Place<kRowTiles> place = PlaceOf<kRowTiles>(outputs, in, begin, end);
     Sums<kTiles, kRowTiles> sums = {};
     const auto once = [&] {
-      if (sweep == 0) in.squares.FindScales(in.tokens, scales);
+      if (sweep == 0) in.squares.FindScales<kTiles>(in.tokens, scales);
     };
     Walk<kTiles, kRowTiles, kHalves>(in.depth, place, sweep == 0 && begin < end ? kAhead : 0, once, sums);
 #pragma unroll
@@ -214,16 +218,7 @@ cudaError_t LaunchProduct(const Outputs& outputs, const Inputs& in, int multipro
   const auto kernel = Product<Outputs, kTiles, kForm.row_tiles, kForm.halves, kForm.blocks, kForm.ahead>;
   const dim3 blocks(static_cast<unsigned>(kForm.blocks * multiprocessors));
   if (!chained) return Launch(kernel, blocks, kProductThreads, stream, outputs, in);
-  return LaunchChained(kernel, blocks, kProductThreads, 1, stream, outputs, in);
-}
-
-// kForms: of at most 8, 16 and 32 tokens.
-template <const ProductForm (&kForms)[3], class Outputs>
-cudaError_t LaunchProduct(const Outputs& outputs, const Inputs& in, int multiprocessors, cudaStream_t stream,
-                          bool chained = true) {
-  if (in.tokens <= 8) return LaunchProduct<Outputs, 1, kForms[0]>(outputs, in, multiprocessors, stream, chained);
-  if (in.tokens <= 16) return LaunchProduct<Outputs, 2, kForms[1]>(outputs, in, multiprocessors, stream, chained);
-  return LaunchProduct<Outputs, 4, kForms[2]>(outputs, in, multiprocessors, stream, chained);
+  return LaunchChained(kernel, blocks, kProductThreads, {}, stream, outputs, in);
 }
 
 }  // namespace outrider::kernels::cuda

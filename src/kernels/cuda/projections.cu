@@ -1,6 +1,8 @@
 #include "kernels/cuda/projections.h"
 
-#include "kernels/cuda/product.cuh"
+#include <algorithm>
+
+#include "kernels/cuda/shared_product.cuh"
 #include "kernels/cuda/tied_ffn.h"
 #include "kernels/cuda/turned.cuh"
 
@@ -21,15 +23,18 @@ struct TurnedQkv {
     return static_cast<uint32_t>(unit / half() * to.head_dim + unit % half()) * static_cast<uint32_t>(depth / 8);
   }
   __device__ int second() const { return half() * (depth / 8); }
-  __device__ void Store(int unit, bool valid, int token, float a, float b) const {
+  using Fetched = TurnedPlace;
+  __device__ Fetched Fetch(int unit, bool valid, int token) const {
+    return valid ? TurnedPlaceOf(to, token, unit / half(), unit % half()) : Fetched{};
+  }
+  __device__ void Store(const Fetched& place, int unit, bool valid, int /*token*/, float a, float b) const {
     if (!valid) return;
-    const int head = unit / half(), pair = unit % half(), row = head * to.head_dim + pair;
     if (bias != nullptr) {
+      const int row = unit / half() * to.head_dim + unit % half();
       a += __bfloat162float(bias[row]);
       b += __bfloat162float(bias[row + half()]);
     }
-    StoreTurnedPair(to, token, head, pair, __bfloat162float(__float2bfloat16(a)),
-                    __bfloat162float(__float2bfloat16(b)));
+    StoreTurnedPair(to, place, __bfloat162float(__float2bfloat16(a)), __bfloat162float(__float2bfloat16(b)));
   }
 };
 
@@ -48,14 +53,19 @@ struct Added : Halves {
   const Bf16* bias;
   Residual to;
 
-  __device__ float Add(int row, int token, float a) const {
-    if (bias != nullptr) a += __bfloat162float(bias[row]);
-    const Bf16 before = static_cast<const Bf16*>(to.x)[static_cast<int64_t>(token) * to.width + row];
-    return StoreResidual(to, token, row, __bfloat162float(before) + a);
+  struct Fetched {
+    Before a, b;
+  };
+  __device__ Fetched Fetch(int unit, bool valid, int token) const {
+    return valid ? Fetched{FetchResidual(to, token, unit), FetchResidual(to, token, unit + rows / 2)} : Fetched{};
   }
-  __device__ void Store(int unit, bool valid, int token, float a, float b) const {
+  __device__ float Add(const Before& before, int row, int token, float a) const {
+    if (bias != nullptr) a += __bfloat162float(bias[row]);
+    return StoreResidual(to, token, row, before.x + a, before.weight);
+  }
+  __device__ void Store(const Fetched& before, int unit, bool valid, int token, float a, float b) const {
     float square = 0;
-    if (valid) square = Add(unit, token, a) + Add(unit + rows / 2, token, b);
+    if (valid) square = Add(before.a, unit, token, a) + Add(before.b, unit + rows / 2, token, b);
     const unsigned tile = 0xffU << (Lane() & ~7);
     for (int distance = 4; distance > 0; distance /= 2) square += __shfl_xor_sync(tile, square, distance);
     if (Lane() % 8 == 0) to.squares[token * kSquaresMax + unit / kTilePairs] = square;
@@ -66,7 +76,9 @@ struct Logits : Halves {
   static constexpr bool kWholeTiles = false;
   float* logits;
 
-  __device__ void Store(int unit, bool valid, int token, float a, float b) const {
+  struct Fetched {};
+  __device__ Fetched Fetch(int /*unit*/, bool /*valid*/, int /*token*/) const { return {}; }
+  __device__ void Store(Fetched /*nothing*/, int unit, bool valid, int token, float a, float b) const {
     if (!valid) return;
     float* to = logits + static_cast<int64_t>(token) * rows + unit;
     to[0] = a;
@@ -81,7 +93,7 @@ bool Fits(const Projection& call) {
 
 Inputs InputsOf(const Projection& call) {
   const Squares squares = {call.residual.squares, call.squares, call.residual.width, call.residual.eps};
-  return {static_cast<const uint8_t*>(call.x), call.tokens, call.depth, squares};
+  return {static_cast<const uint8_t*>(call.x), call.tokens, call.depth, squares, call.following};
 }
 
 Halves HalvesOf(const Projection& call) { return {static_cast<const uint8_t*>(call.weight), call.rows, call.depth}; }
@@ -91,7 +103,28 @@ Halves HalvesOf(const Projection& call) { return {static_cast<const uint8_t*>(ca
 cudaError_t ProjectQkv(const Projection& call, const PagedAttention& to, cudaStream_t stream) {
   if (!Fits(call) || call.squares <= 0 || to.head_dim % 2 != 0) return cudaErrorInvalidValue;
   const TurnedQkv out = {static_cast<const uint8_t*>(call.weight), static_cast<const Bf16*>(call.bias), to, call.depth};
-  return LaunchProduct<kWideForms>(out, InputsOf(call), call.multiprocessors, stream);
+  return LaunchProduct<kWideForms, kWideShared>(out, InputsOf(call), call.multiprocessors, stream);
+}
+
+// Of rows that lie one after another, in pairs.
+Following FollowingRows(const void* weight, int rows, int depth, int multiprocessors) {
+  Following to;
+  to.weight = static_cast<const uint8_t*>(weight);
+  to.units = rows / 2;
+  to.line_bytes = depth * 2;
+  to.bytes = std::min(depth * 2, kBytesSentFor);
+  to.second = to.units * to.line_bytes;
+  to.parts = SharedClusters(multiprocessors);
+  to.each = kUnitsSentFor;
+  return to;
+}
+
+Following FollowingQkv(const void* weight, int depth, const PagedAttention& to, int multiprocessors) {
+  Following rows = FollowingRows(weight, (to.heads + 2 * to.kv_heads) * to.head_dim, depth, multiprocessors);
+  rows.fold = to.head_dim / 2;
+  rows.fold_lines = to.head_dim;
+  rows.second = rows.fold * rows.line_bytes;
+  return rows;
 }
 
 int ProjectSquares(int rows) { return CeilDiv(rows, 2 * kTilePairs); }
@@ -102,12 +135,13 @@ cudaError_t ProjectAndAdd(const Projection& call, cudaStream_t stream) {
   const Added out = {HalvesOf(call), static_cast<const Bf16*>(call.bias), call.residual};
   Inputs in = InputsOf(call);
   in.squares.parts = 0;
-  return LaunchProduct<kNarrowForms>(out, in, call.multiprocessors, stream);
+  return LaunchProduct<kNarrowForms, kNarrowShared>(out, in, call.multiprocessors, stream);
 }
 
 cudaError_t ProjectLogits(const Projection& call, float* logits, cudaStream_t stream) {
   if (!Fits(call) || call.squares <= 0) return cudaErrorInvalidValue;
-  return LaunchProduct<kWideForms>(Logits{HalvesOf(call), logits}, InputsOf(call), call.multiprocessors, stream);
+  return LaunchProduct<kWideForms, kNarrowShared>(Logits{HalvesOf(call), logits}, InputsOf(call), call.multiprocessors,
+                                                  stream);
 }
 
 }  // namespace outrider::kernels::cuda

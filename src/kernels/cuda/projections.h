@@ -21,6 +21,7 @@ struct Projection {
   int rows = 0, depth = 0;  // depth: a multiple of 32
   int tokens = 0;
   int multiprocessors = 0;
+  Following following;
 };
 
 // Queries, keys and values of the normalized residual; turns queries and keys, and writes keys and values into their
@@ -30,6 +31,10 @@ cudaError_t ProjectQkv(const Projection& call, const PagedAttention& to, cudaStr
 // Adds the product with x to the residual, and leaves ProjectSquares(rows) parts of its squares.
 cudaError_t ProjectAndAdd(const Projection& call, cudaStream_t stream);
 int ProjectSquares(int rows);
+
+// What to send for in front of them, on as many multiprocessors.
+Following FollowingQkv(const void* weight, int depth, const PagedAttention& to, int multiprocessors);
+Following FollowingRows(const void* weight, int rows, int depth, int multiprocessors);
 
 // logits fp32 [tokens, rows] of the normalized residual.
 cudaError_t ProjectLogits(const Projection& call, float* logits, cudaStream_t stream);

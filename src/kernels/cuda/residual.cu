@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(kThreads) CopyRows(const Bf16* table, const in
   const Bf16* from = table + static_cast<int64_t>(ids[token]) * to.width;
   float sum = 0;
   for (int i = static_cast<int>(threadIdx.x); i < to.width; i += kThreads)
-    sum += StoreResidual(to, token, i, __bfloat162float(from[i]));
+    sum += StoreResidual(to, token, i, __bfloat162float(from[i]), static_cast<const Bf16*>(to.next_norm)[i]);
   for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0U, sum, distance);
   if (Lane() == 0) sums[Warp()] = sum;
   __syncthreads();

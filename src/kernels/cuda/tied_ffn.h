@@ -11,6 +11,7 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/following.h"
 #include "kernels/cuda/residual.h"
 
 namespace outrider::kernels::cuda {
@@ -72,7 +73,9 @@ struct DecodeCall {
   int tokens = 0;
   void* scratch = nullptr;  // DecodeBytes
   int multiprocessors = 0;
+  Following following;
 };
+Following FollowingFfn(const Layer& layer, const void* live, int multiprocessors);
 int64_t DecodeBytes(const Layer& layer);
 // Parts of residual.squares that Decode leaves.
 int DecodeSquares(int width);

@@ -41,6 +41,7 @@ struct Cluster {
 class Block;
 inline thread_local Block* current = nullptr;
 inline thread_local char marker = 0;
+alignas(16) inline thread_local uint8_t dynamic_shared[227 * 1024];
 
 class Block {
  public:
@@ -236,6 +237,8 @@ inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
   for (int i = 0; i < 4; ++i) out |= static_cast<uint32_t>(both >> (selector >> (4 * i) & 7) * 8 & 0xff) << (8 * i);
   return out;
 }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __expf(float a) { return std::exp(a); }
 inline float rsqrtf(float a) { return 1 / std::sqrt(a); }

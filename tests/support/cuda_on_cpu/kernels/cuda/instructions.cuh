@@ -8,6 +8,11 @@ inline void StartNext() {}
 inline void WaitForPrevious() {}
 inline void Prefetch(const void* at) { (void)*static_cast<const volatile char*>(at); }  // a wild address shows
 
+inline void PrefetchRange(const void* at, int bytes) {
+  Prefetch(at);
+  Prefetch(static_cast<const char*>(at) + bytes - 1);
+}
+
 template <class Number>
 Number LoadOrZero(const void* at, bool valid) {
   Number value{};
@@ -37,9 +42,23 @@ inline void Multiply(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint3
   }
 }
 
+inline void CopyToShared(void* to, const void* from, bool valid) {
+  const auto value = LoadOrZero<uint4>(from, valid);
+  std::memcpy(to, &value, sizeof(value));
+}
+inline void CommitCopies() {}
+template <int kPending>
+void WaitForCopies() {}
+inline uint8_t* DynamicShared() { return cuda_on_cpu::dynamic_shared; }
+
+inline void ArriveAtCluster() {}
+inline void WaitForCluster() { cuda_on_cpu::current->SyncAll(); }
 inline void SyncCluster() { cuda_on_cpu::current->SyncAll(); }
 inline const float* OfBlock(const float* own, int rank) {
   return static_cast<const float*>(cuda_on_cpu::current->OfBlock(own, rank));
+}
+inline float* OfBlock(float* own, int rank) {
+  return const_cast<float*>(OfBlock(static_cast<const float*>(own), rank));
 }
 
 }  // namespace outrider::kernels::cuda
