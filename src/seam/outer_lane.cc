@@ -190,6 +190,7 @@ std::shared_ptr<OuterTable> OuterLane::FreshTable() {
 }
 
 void OuterLane::LeaveStep() {
+  const auto lock = LockLaunch();  // another thread may be settling what it reads
   mode_ = Mode::kOff;
   SetStepCovered(false);
   if (step_) scratch_ = step_->Release();
