@@ -153,18 +153,21 @@ int BackwardEnter(const py::object& tensors, const py::object& gradients, bool k
   return static_cast<int>(Session::Get().BackwardEnter(outrider::seam::GradientEdges(roots), given, plain));
 }
 
-// Raw accesses made between begin and end are of kinds that leave no pointer behind.
-void LearnTransientSites(bool on) {
-  static std::unique_ptr<outrider::seam::LearnCallSites> learning;
+// Raw accesses made from now on leave no pointer behind: "read" reads at once, "counted" leaves a count on the storage,
+// "" ends it.
+void LearnAccesses(const std::string& kind) {
+  using outrider::seam::LearnCallSites;
+  static std::unique_ptr<LearnCallSites> learning;
   learning.reset();
-  if (on) learning = std::make_unique<outrider::seam::LearnCallSites>(outrider::seam::LearnCallSites::Kind::kTransient);
+  if (kind == "read") learning = std::make_unique<LearnCallSites>(LearnCallSites::Kind::kRead);
+  if (kind == "counted") learning = std::make_unique<LearnCallSites>(LearnCallSites::Kind::kCounted);
 }
 
 // The funnel of Python's backward calls: backward_enter(tensors, gradients, keep_graph, create_graph, inputs,
 // accumulate)
 // -> 0 run the engine, 1 done, 2 run the engine and then call backward_exit(completed).
 void DefineBackward(py::module_& m) {
-  m.def("learn_transient", &LearnTransientSites);
+  m.def("learn_accesses", &LearnAccesses);
   m.def("probe_tensor",
         [] { return py::reinterpret_steal<py::object>(THPVariable_Wrap(outrider::seam::GraftedProbe())); });
   m.def("backward_enter", &BackwardEnter);

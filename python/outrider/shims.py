@@ -38,16 +38,14 @@ _PRECISION_GETTER = re.compile(r"_get_\w+_allow_tf32$")
 _PRECISIONS = [("generic", "all"), *itertools.product(("cuda", "mkldnn"), ("all", "matmul", "conv", "rnn"))]
 _changes = itertools.count()
 _CPU_GENERATOR = ("manual_seed", "seed", "get_rng_state", "set_rng_state")
-_CUDA_GENERATOR = (
+_CUDA_GENERATOR_READ = ("get_rng_state", "get_rng_state_all", "_get_rng_state_offset")
+_CUDA_GENERATOR_SET = (
     "manual_seed",
     "manual_seed_all",
     "seed",
     "seed_all",
-    "get_rng_state",
-    "get_rng_state_all",
     "set_rng_state",
     "set_rng_state_all",
-    "_get_rng_state_offset",
     "_set_rng_state_offset",
 )
 _STREAM_METHODS = ("synchronize", "query", "wait_event", "wait_stream", "record_event")
@@ -63,7 +61,7 @@ def install() -> None:
     if _installed:
         return
     _runtime.core()
-    _learn_transient_accesses()
+    _learn_accesses()
     _install_backward()
     _install_history()
     _install_setters()
@@ -116,6 +114,20 @@ def _flushes_first(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(*args, **kwargs)
 
     return flushing
+
+
+def _sets_device_generator(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a function that sets a generator of the device: what has drawn from it must not be replayed any more."""
+
+    @functools.wraps(original)
+    def setting(*args: Any, **kwargs: Any) -> Any:
+        import torch
+
+        if not _bypassed():
+            _runtime.core().flush_for_flag(sets=torch.cuda.is_initialized())
+        return original(*args, **kwargs)
+
+    return setting
 
 
 def _never_seen() -> str:
@@ -231,18 +243,19 @@ def _install_backward() -> None:
     _patches.wrap(torch.autograd.graph, "_engine_run_backward", _runs_backward, also_in=(torch.autograd,))
 
 
-def _learn_transient_accesses() -> None:
-    """Shows the core the raw accesses that leave no pointer behind: Python storages (counted) and lists of numbers."""
+def _learn_accesses() -> None:
+    """Shows the core the raw accesses that leave no pointer behind: lists of numbers and Python storages (counted)."""
     core = _runtime.core()
     if not core.load():
         return
     probe = core.probe_tensor()
-    core.learn_transient(True)
     try:
-        probe.untyped_storage()
+        core.learn_accesses("read")
         probe.tolist()
+        core.learn_accesses("counted")
+        probe.untyped_storage()
     finally:
-        core.learn_transient(False)
+        core.learn_accesses("")
 
 
 def _reveals(question: str, how: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -296,8 +309,10 @@ def _install_generators() -> None:
 
     for name in _CPU_GENERATOR:
         _patches.wrap(torch.random, name, _flushes_first, also_in=(torch,))
-    for name in _CUDA_GENERATOR:
+    for name in _CUDA_GENERATOR_READ:
         _patches.wrap(torch.cuda.random, name, _flushes_first, also_in=(torch.cuda,))
+    for name in _CUDA_GENERATOR_SET:
+        _patches.wrap(torch.cuda.random, name, _sets_device_generator, also_in=(torch.cuda,))
 
 
 def _install_streams() -> None:

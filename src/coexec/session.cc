@@ -363,6 +363,7 @@ void Session::InstallForkHandlers() {
         auto& session = Get();
         session.usable_ = false;
         session.in_step_ = false;
+        seam::SetStepCovered(false);
         session.runner_.AbandonAfterFork();
         seam::EnrolThread(false);
       });

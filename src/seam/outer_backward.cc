@@ -213,15 +213,16 @@ bool OuterLane::CoverBackward(const std::vector<int>& root_values, const std::ve
   for (const auto& gradient : gradients) entry.args.emplace_back(gradient);
   BindOperands(event, entry);
   entry.gradients.resize(event.leaves.size());
+  entry.gradients_before.resize(event.leaves.size());
   for (size_t i = 0; i < event.leaves.size(); ++i) {
     const at::Tensor leaf(step_->plan->externals[event.leaves[i]].tensor.lock());
+    entry.gradients_before[i] = leaf.grad();
     if (event.leaf_values[i] >= 0) leaf.mutable_grad() = entry.gradients[i] = MakePlaceholder(event.leaf_values[i], nullptr);
     for (uint32_t k = 0; k < event.leaf_bumps[i]; ++k) leaf.grad().unsafeGetTensorImpl()->bump_version();
   }
   step_->log.push_back(std::move(entry));
   ++step_->cursor;
   ++stats_.events;
-  SetUncommittedWork(true);
   if (options_.cut_at_backward && CommitAllowed()) Launch(/*final=*/false);
   return true;
 }

@@ -208,6 +208,28 @@ class ForeignMemory {
   std::vector<std::pair<at::Tensor, at::Tensor>> saved_;
 };
 
+// For the time of a replay, inputs require grad as they did when they were used.
+class LeavesAsRecorded {
+ public:
+  explicit LeavesAsRecorded(const OuterStep& step) {
+    for (size_t i = 0; i < step.plan->externals.size(); ++i) {
+      const External& external = step.plan->externals[i];
+      const at::Tensor tensor = external.persistent ? at::Tensor(external.tensor.lock()) : step.bound[i];
+      if (!tensor.defined() || !tensor.is_leaf() || tensor.requires_grad() == external.requires_grad) continue;
+      tensor.set_requires_grad(external.requires_grad);
+      changed_.push_back(tensor);
+    }
+  }
+  ~LeavesAsRecorded() {
+    for (const at::Tensor& tensor : changed_) tensor.set_requires_grad(!tensor.requires_grad());
+  }
+  LeavesAsRecorded(const LeavesAsRecorded&) = delete;
+  LeavesAsRecorded& operator=(const LeavesAsRecorded&) = delete;
+
+ private:
+  std::vector<at::Tensor> changed_;
+};
+
 // Where eager code dispatches: no lane, nothing a caller of the handler may have switched off.
 class CleanDispatch {
  public:
@@ -247,7 +269,12 @@ void OuterLane::Adopt(int value, const at::Tensor& result) {
   placeholder->set_autograd_meta(TakeAutogradMeta(impl));
 }
 
+at::Tensor OuterLane::LeafOf(const OuterEvent& event, size_t index) const {
+  return at::Tensor(step_->plan->externals[event.leaves[index]].tensor.lock());
+}
+
 void OuterLane::ReplayBackward(const OuterEvent& event, LogEntry& entry) {
+  for (size_t i = 0; i < event.leaves.size(); ++i) LeafOf(event, i).mutable_grad() = entry.gradients_before[i];
   const size_t roots = event.args.size() / 2;
   torch::autograd::edge_list edges;
   std::vector<at::Tensor> gradients;
@@ -260,11 +287,7 @@ void OuterLane::ReplayBackward(const OuterEvent& event, LogEntry& entry) {
     RunBackward(edges, gradients, /*keep_graph=*/false, /*create_graph=*/false);
   }
   for (size_t i = 0; i < event.leaves.size(); ++i) {
-    if (event.leaf_values[i] < 0) continue;
-    const at::Tensor leaf(step_->plan->externals[event.leaves[i]].tensor.lock());
-    const at::Tensor real = leaf.grad();
-    Adopt(event.leaf_values[i], real);
-    if (step_->live[event.leaf_values[i]] != nullptr) leaf.mutable_grad() = entry.gradients[i];
+    if (event.leaf_values[i] >= 0) Adopt(event.leaf_values[i], LeafOf(event, i).grad());
   }
 }
 
@@ -311,19 +334,20 @@ void OuterLane::HandHistoryOn() {
 
 void OuterLane::Replay() {
   queue_.WaitAll();
-  BeginLog();
+  ++log_id_;
+  SetStepCovered(false);
   RestorePreimages();
   const OuterPlan& plan = *step_->plan;
   std::vector<LogEntry> log = std::move(step_->log);
   step_->log.clear();
+  std::vector<std::pair<at::Tensor, at::Tensor>> gradients;  // leaf -> its .grad, which the program may have set since
   for (auto it = log.rbegin(); it != log.rend(); ++it) {
     const OuterEvent& event = plan.events[it->event];
     BumpVersions(event, *it, -1);
     for (size_t i = 0; i < event.leaves.size(); ++i) {
-      const at::Tensor leaf(plan.externals[event.leaves[i]].tensor.lock());
-      if (event.leaf_values[i] >= 0) leaf.mutable_grad() = at::Tensor();
+      gradients.emplace_back(LeafOf(event, i), LeafOf(event, i).grad());
       if (event.leaf_bumps[i] == 0) continue;
-      auto counter = leaf.grad().unsafeGetTensorImpl()->version_counter();
+      auto counter = it->gradients_before[i].unsafeGetTensorImpl()->version_counter();
       counter.set_version(counter.current_version() - event.leaf_bumps[i]);
     }
   }
@@ -333,7 +357,11 @@ void OuterLane::Replay() {
     HandlerDepth depth;
     const c10::InferenceMode normal_mode(false);  // the divergence may have been found inside an inference block
     CleanDispatch clean;
-    for (auto& entry : log) ReplayEvent(entry);
+    {
+      const LeavesAsRecorded as_recorded(*step_);
+      for (auto& entry : log) ReplayEvent(entry);
+    }
+    for (auto& [leaf, gradient] : gradients) leaf.mutable_grad() = gradient;
     HandHistoryOn();
     outside.Restore();
   }

@@ -122,13 +122,10 @@ void OuterLane::RetirePlans() {
 OuterLane::Mode OuterLane::BeginStep(uint64_t step, const std::string& program, const std::string& why_not) {
   step_number_ = step;
   program_ = &programs_[program];
-  note_.clear();
   diverge_requested_ = false;
   mode_ = Mode::kOff;
-  if (!why_not.empty()) {
-    note_ = why_not;
-    return mode_;
-  }
+  note_ = why_not;
+  if (!why_not.empty()) return mode_;
   RetirePlans();
   ChooseParts();
   auto& plans = program_->plans;
@@ -143,6 +140,7 @@ OuterLane::Mode OuterLane::BeginStep(uint64_t step, const std::string& program, 
     dummy_ = MakeNode<DummyNode>(*this, std::weak_ptr<OuterStep>(step_));
     dummy_->Cover(*step_->plan);
     mode_ = Mode::kCover;
+    SetStepCovered(true);
   } else {
     recorder_ = std::make_unique<OuterRecorder>(inner_.ComputeDevice(), program_->views_move ? OuterRecorder::InputViews::kPrepared
                                                                                               : OuterRecorder::InputViews::kEvents);
@@ -173,9 +171,7 @@ void OuterLane::EndStep() {
     }
   }
   if (mode_ == Mode::kRecord) FinishRecording();
-  mode_ = Mode::kOff;
   LeaveStep();
-  force_at_ = -1;
 }
 
 // The graph runner has emptied the table of a step that it has finished; nobody else holds it then.
@@ -194,10 +190,14 @@ std::shared_ptr<OuterTable> OuterLane::FreshTable() {
 }
 
 void OuterLane::LeaveStep() {
-  if (step_ != nullptr) scratch_ = step_->Release();
+  const auto lock = LockLaunch();  // another thread may be settling what it reads
+  mode_ = Mode::kOff;
+  SetStepCovered(false);
+  if (step_) scratch_ = step_->Release();
   step_.reset();
   dummy_.reset();
-  BeginLog();
+  ++log_id_;
+  force_at_ = -1;
 }
 
 void OuterLane::AbortStep() {
@@ -207,9 +207,7 @@ void OuterLane::AbortStep() {
   }
   recorder_.reset();
   inner_.SetListener(nullptr);
-  mode_ = Mode::kOff;
   LeaveStep();
-  force_at_ = -1;
 }
 
 void OuterLane::AddPlan(Program& program, std::shared_ptr<const OuterPlan> plan) {
@@ -363,6 +361,7 @@ bool OuterLane::IsHostOnly(const OpInfo& info, const Stack& stack) const {
 void OuterLane::RecordEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack) {
   if (IsHostOnly(info, *stack) || PreparesInput(info, *stack) || IsQuestion(info) || IsBarrier(info, *stack)) {
     if (IsBarrier(info, *stack)) recorder_->NoteFetch();
+    if (info.changes_metadata) recorder_->NoteReshaping(info, *stack);
     info.handle.redispatchBoxed(next, stack);
     return;
   }

@@ -76,11 +76,12 @@ class OuterLane {
   void BuildsOwnNodes(const std::string& how);
   // Bytes are wanted that may belong to validated events not launched yet, or not committed.
   void SettleUncommitted(StorageRecord& record, Access access);
-  // Foreign code is about to run on the program's tensors: nothing validated may be left to replay.
+  // Foreign code is about to run on the program's tensors, or what a replay would read or run under is about to change:
+  // nothing validated may be left to replay.
   void CommitOrDiverge(DivergenceReason reason, const std::string& what);
   // The program waits for job `sequence`. Imperative thread.
   void NoteWait(uint64_t sequence) { waited_ |= sequence > last_before_step_; }
-  bool HasUncommitted() const { return mode_ == Mode::kCover && step_ != nullptr && step_->launched_events < step_->cursor; }
+  bool HasUnlaunched() const { return mode_ == Mode::kCover && step_ != nullptr && step_->launched_events < step_->cursor; }
 
   // Plans and recordings, for reports: "events 212, device ops 1130, ..." per plan.
   std::string Describe() const;
@@ -135,8 +136,7 @@ class OuterLane {
   void BindOperands(const OuterEvent& event, LogEntry& entry);
   Operand ViewOperand(const at::Tensor& view, int external, LogEntry& entry);
   bool ReadWhereItIs(const c10::TensorImpl& view) const;
-  void LetGoOfLog(const std::string& what);
-  void BeginLog();
+  void KeepNumbers(const OuterEvent& event, LogEntry& entry) const;
   void DrawNumbers(const OuterEvent& event, LogEntry& entry);
   bool IsBarrier(const OpInfo& info, const Stack& stack) const;
   bool LeavesDevice(const OpInfo& info, const Stack& stack) const;
@@ -161,12 +161,16 @@ class OuterLane {
   // The values that the edges stand for; nothing where one of them is no living value of this step.
   std::optional<std::vector<int>> ValuesOf(const torch::autograd::edge_list& edges) const;
   bool LeavesMatch(const OuterEvent& event) const;
+  at::Tensor LeafOf(const OuterEvent& event, size_t index) const;
 
   // Effects (outer_launch.cc). Who launches may need the interpreter lock, so nobody waits for the mutex while holding it.
   std::unique_lock<std::recursive_mutex> LockLaunch();
   bool CommitAllowed() const;
   // `undoable`: never a commit, even where one is allowed.
   void Launch(bool final, bool undoable = false);
+  void CommitAll();
+  void BeforeReshaping(const OpInfo& info, const Stack& stack);
+  bool UsedFromHere(const StorageRecord& record) const;
   enum class EarlyLaunch { kNone, kUndoable, kCommitted };
   EarlyLaunch EarlyLaunchDue() const;
   void ChooseParts();
@@ -204,7 +208,6 @@ class OuterLane {
   std::vector<std::shared_ptr<OuterTable>> tables_;
   std::vector<int> newly_bound_;
   uint64_t log_id_ = 1;            // the step's log since the last commit
-  bool log_reads_memory_ = false;  // ... a replay of which would read memory of the program where it is
   int64_t force_at_ = -1;
   uint64_t last_before_step_ = 0;  // the last job before the current step
   bool waited_ = false;            // the program has waited for one behind it

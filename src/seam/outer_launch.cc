@@ -91,7 +91,6 @@ OuterLane::EarlyLaunch OuterLane::EarlyLaunchDue() const {
 void OuterLane::Launch(bool final, bool undoable) {
   OuterStep& step = *step_;
   const OuterPlan& plan = *step.plan;
-  SetUncommittedWork(log_reads_memory_);
   if (step.launched_events == step.cursor) return;
   const bool commit = final || (!undoable && CommitAllowed());
   auto part = std::make_shared<OuterPart>();
@@ -99,7 +98,7 @@ void OuterLane::Launch(bool final, bool undoable) {
   part->table = step.table;
   part->first_op = plan.events[step.launched_events].first_op;
   part->end_op = plan.events[step.cursor - 1].end_op;
-  part->undropped_op = plan.events[step.committed_events].first_op;
+  part->undropped_op = plan.events[step.dropped_events].first_op;
   part->stream = plan.events.front().env.stream;
   part->inputs = std::move(step.inputs);
   part->draws = std::move(step.draws);
@@ -121,14 +120,27 @@ void OuterLane::Launch(bool final, bool undoable) {
   work.part = std::move(part);
   queue_.Submit();
   step.launched_events = step.cursor;
-  if (commit) Commit();
+  if (!commit) return;
+  step.dropped_events = step.cursor;
+  Commit();
+}
+
+// Where a commit is allowed: nothing validated is left to replay. What has been launched without a commit cannot be launched
+// again, so what the graph runner keeps to undo it goes here; values are dropped with the next part.
+void OuterLane::CommitAll() {
+  if (HasUnlaunched()) return Launch(/*final=*/false);
+  if (step_->log.empty()) return;
+  queue_.WaitAll();
+  step_->table->preimages.clear();
+  step_->table->generator_offsets.clear();
+  Commit();
 }
 
 void OuterLane::Commit() {
   OuterStep& step = *step_;
   step.committed_events = step.cursor;
   step.log.clear();
-  BeginLog();
+  ++log_id_;
   // Nothing can come back to these: no tensor of the program is left, and no device op to come uses the storage.
   const int end_op = step.cursor == 0 ? 0 : step.plan->events[step.cursor - 1].end_op;
   for (size_t slot = 0; slot < step.tokens.size(); ++slot) {
@@ -181,35 +193,59 @@ void OuterLane::RevealGraph(const std::string& how) {
 
 void OuterLane::CommitOrDiverge(DivergenceReason reason, const std::string& what) {
   const auto lock = LockLaunch();
-  if (mode_ != Mode::kCover || step_ == nullptr) return;
+  if (mode_ != Mode::kCover || step_ == nullptr || step_->log.empty()) return;
   if (CommitAllowed()) {
-    Launch(/*final=*/false);
+    CommitAll();
   } else {
     Diverge(reason, "operators only", what, "use of memory or settings");
   }
 }
 
+// What an input looks like is about to change, without an event: a replay would find it so.
+void OuterLane::BeforeReshaping(const OpInfo& info, const Stack& stack) {
+  const auto lock = LockLaunch();
+  if (mode_ != Mode::kCover) return;
+  const auto changes = [&](const at::Tensor& tensor) {
+    const auto first = stack.end() - static_cast<std::ptrdiff_t>(info.args.size());
+    return std::any_of(first, stack.end(), [&](const c10::IValue& value) { return value.isTensor() && value.toTensor().is_same(tensor); });
+  };
+  const auto touched = [&](const c10::IValue& value) {
+    if (value.isTensor()) return changes(value.toTensor());
+    if (!value.isList()) return false;
+    const auto list = value.toListRef();
+    return std::any_of(list.begin(), list.end(), [&](const c10::IValue& element) { return element.isTensor() && changes(element.toTensor()); });
+  };
+  const bool logged = std::any_of(step_->log.begin(), step_->log.end(), [&](const LogEntry& entry) {
+    return std::any_of(entry.args.begin(), entry.args.end(), touched);
+  });
+  if (logged) CommitOrDiverge(DivergenceReason::kMeta, "changed in place by " + info.name);
+}
+
 void OuterLane::SettleUncommitted(StorageRecord& record, Access access) {
   const auto lock = LockLaunch();
   if (mode_ != Mode::kCover || step_ == nullptr) return;
-  const OuterPlan& plan = *step_->plan;
-  const bool pending = HasUncommitted();
-  const bool persistent = plan.slot_of_persistent.count(&record) != 0;
-  const bool whole = persistent || record.outer_step == step_->id;
+  const bool whole = step_->plan->slot_of_persistent.count(&record) != 0 || record.outer_step == step_->id;
   const bool viewed = record.viewed_in_log == log_id_;
-  // A replay would read what the program changes from here on. That it keeps the storage does not say when it does.
-  if (viewed && access != Access::kHandler) LetGoOfLog("raw access");
-  if (mode_ != Mode::kCover || !pending || !(whole || viewed)) return;  // nothing that was validated touches it
-  if (access == Access::kRaw) {
-    // What is validated must not read bytes that the program changes from here on.
-    CommitOrDiverge(DivergenceReason::kRawAccess, "raw access");
-    if (mode_ != Mode::kCover || !whole) return;  // each event reads parts of storages anew
-    const int slot = persistent ? plan.slot_of_persistent.at(&record) : record.outer_slot;
-    const int launched = step_->launched_events == 0 ? 0 : plan.events[step_->launched_events - 1].end_op;
-    if (slot >= 0 && static_cast<size_t>(slot) < plan.last_use.size() && plan.last_use[slot] >= launched) diverge_requested_ = true;
-    return;
-  }
-  Launch(/*final=*/false);
+  if (!whole && !viewed) return;  // nothing that was validated touches it
+  if (access == Access::kHandler || access == Access::kRead) return Launch(/*final=*/false);
+  // Neither what is validated nor a replay of it, launched or not, may read bytes that the program changes from here on.
+  // That it keeps a storage object does not say when it does.
+  CommitOrDiverge(DivergenceReason::kRawAccess, "raw access");
+  if (mode_ != Mode::kCover || !whole || access != Access::kRaw) return;  // each event reads parts of storages anew
+  if (UsedFromHere(record)) diverge_requested_ = true;
+}
+
+// By the plan, or by another one that may still take over.
+bool OuterLane::UsedFromHere(const StorageRecord& record) const {
+  const OuterStep& step = *step_;
+  const int launched = step.launched_events == 0 ? 0 : step.plan->events[step.launched_events - 1].end_op;
+  return std::any_of(program_->plans.begin(), program_->plans.end(), [&](const auto& plan) {
+    if (plan != step.plan && plan->SharedPrefix(*step.plan) < static_cast<size_t>(step.cursor)) return false;
+    const auto persistent = plan->slot_of_persistent.find(&record);
+    const bool known = persistent != plan->slot_of_persistent.end();
+    const int slot = known ? persistent->second : record.outer_step == step.id ? record.outer_slot : -1;
+    return slot >= 0 && static_cast<size_t>(slot) < plan->last_use.size() && plan->last_use[slot] >= launched;
+  });
 }
 
 // Callers hold launch_mutex_ or are the imperative thread between two events.
@@ -225,7 +261,7 @@ void OuterLane::Diverge(DivergenceReason reason, const std::string& expected, co
 
 // The rest of the step runs in the inner lane.
 void OuterLane::LeaveCover() {
-  SetUncommittedWork(false);
+  SetStepCovered(false);
   mode_ = Mode::kDiverged;
   dummy_.reset();
   step_->over = true;

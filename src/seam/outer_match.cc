@@ -7,6 +7,8 @@
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
+
 #include "seam/generators.h"
 #include "seam/gil.h"
 #include "seam/keys.h"
@@ -59,7 +61,19 @@ bool OuterLane::MatchExternal(int id, const at::Tensor& tensor) {
            tensor.requires_grad() == external.requires_grad;
   }
   const at::Tensor& bound = step_->bound[id];
-  return bound.defined() ? bound.unsafeGetTensorImpl() == impl : BindFeed(id, tensor);
+  if (!bound.defined()) return BindFeed(id, tensor);
+  // The program may have made another tensor of it, of its own, without an operator.
+  if (bound.unsafeGetTensorImpl() != impl || tensor.requires_grad() != external.requires_grad) return false;
+  if (external.snapshot) {
+    Geometry geometry = Geometry::Of(*impl);
+    geometry.offset = 0;
+    return geometry == external.geometry;
+  }
+  StorageRecord* record = RecordOf(*impl);
+  if (record == nullptr || !external.geometry.Matches(*impl)) return false;
+  RelaxEscape(impl->unsafe_storage(), *record);
+  return !record->synchronous.load(std::memory_order_relaxed) &&
+         (external.slot < 0 || (record->outer_step == step_->id && record->outer_slot == external.slot));
 }
 
 bool OuterLane::MatchTensor(const Arg& arg, const at::Tensor& tensor) {
@@ -71,7 +85,7 @@ bool OuterLane::MatchTensor(const Arg& arg, const at::Tensor& tensor) {
       const auto* placeholder = static_cast<OuterPlaceholder*>(impl);
       if (placeholder->Step() != step_.get() || placeholder->Value() != arg.id) return false;
       const StorageRecord* record = RecordOf(*impl);
-      return record == nullptr || !record->synchronous.load(std::memory_order_relaxed) || step_->plan->slots[step_->plan->values[arg.id].slot].external;
+      return record == nullptr || !record->synchronous.load(std::memory_order_relaxed) || step_->plan->slots[step_->plan->values[arg.id].slot].snapshot;
     }
     case Code::kNumber: return IsHostNumber(*impl, inner_.ComputeDevice()) && SameNumber(tensor, arg.constant.toTensor());
     case Code::kLate: return MatchLateNumber(arg, tensor);
@@ -215,7 +229,6 @@ Operand OuterLane::ViewOperand(const at::Tensor& view, int external, LogEntry& e
   if (inner_.Options().feed_clone && ReadWhereItIs(impl)) {
     operand.record = RecordPtr::reclaim_copy(RecordOf(impl));
     operand.record->viewed_in_log = log_id_;
-    log_reads_memory_ = true;
     operand.first = static_cast<size_t>(impl.storage_offset()) * impl.itemsize();
     operand.count = EndByte(Geometry::Of(impl)) - operand.first;
     return operand;
@@ -242,23 +255,6 @@ void OuterLane::BindOperands(const OuterEvent& event, LogEntry& entry) {
     TORCH_CHECK(source.defined(), "outrider: an input was not bound before it was needed");
     Operand operand = ViewOperand(source, snapshot.external, entry);
     step_->inputs.emplace_back(snapshot.slot, std::move(operand));
-  }
-}
-
-void OuterLane::BeginLog() {
-  ++log_id_;
-  log_reads_memory_ = false;
-  SetUncommittedWork(false);
-}
-
-// The program is about to change memory that a replay would read: what has been validated must not be replayed any more.
-void OuterLane::LetGoOfLog(const std::string& what) {
-  const auto lock = LockLaunch();
-  if (mode_ != Mode::kCover || step_->log.empty()) return;
-  if (step_->launched_events < step_->cursor && CommitAllowed()) {
-    Launch(/*final=*/false);
-  } else {
-    Diverge(DivergenceReason::kRawAccess, "operators only", what, "use of memory or settings");
   }
 }
 
@@ -309,10 +305,39 @@ void OuterLane::ReturnEvent(const OuterEvent& event, Stack* stack, LogEntry& ent
       }
     }
   }
+  KeepNumbers(event, entry);
+}
+
+// The program may change a number behind the event, which a replay would read: the log gets what was matched.
+void OuterLane::KeepNumbers(const OuterEvent& event, LogEntry& entry) const {
+  const auto matched = [&](const Arg& arg, const at::Tensor& tensor) -> at::Tensor {
+    if (!tensor.defined() || tensor.requires_grad()) return tensor;
+    if (arg.code == Code::kNumber) return arg.constant.toTensor();
+    return arg.code == Code::kLate ? step_->late[arg.id].toTensor() : tensor;
+  };
+  const auto is_number = [](const Arg& arg) { return arg.code == Code::kNumber || arg.code == Code::kLate; };
+  for (size_t i = 0; i < event.args.size(); ++i) {
+    const Arg& arg = event.args[i];
+    if (entry.args[i].isTensor()) entry.args[i] = matched(arg, entry.args[i].toTensor());
+    if (arg.code != Code::kList || std::none_of(arg.list.begin(), arg.list.end(), is_number)) continue;
+    if (arg.optional_list) {
+      c10::List<std::optional<at::Tensor>> list;
+      for (size_t k = 0; k < arg.list.size(); ++k) {
+        const auto& element = entry.args[i].toListRef()[k];
+        list.push_back(element.isNone() ? std::optional<at::Tensor>() : matched(arg.list[k], element.toTensor()));
+      }
+      entry.args[i] = std::move(list);
+    } else {
+      c10::List<at::Tensor> list;
+      for (size_t k = 0; k < arg.list.size(); ++k) list.push_back(matched(arg.list[k], entry.args[i].toListRef()[k].toTensor()));
+      entry.args[i] = std::move(list);
+    }
+  }
 }
 
 void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack) {
   if (IsHostOnly(info, *stack) || PreparesInput(info, *stack) || IsQuestion(info)) {
+    if (info.changes_metadata) BeforeReshaping(info, *stack);
     info.handle.redispatchBoxed(next, stack);
     return;
   }
@@ -320,7 +345,7 @@ void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack)
     // The operator reads values: settle them, then run it on the real ones. Operators below see materialised tensors.
     stats_.Flush(info.fetch ? FlushReason::kFetch : FlushReason::kDataDependent);
     if (info.fetch) ++stats_.fetches;
-    if (info.writes_any && !LeavesDevice(info, *stack)) LetGoOfLog("written by operator " + info.name);
+    if (info.writes_any && !LeavesDevice(info, *stack)) CommitOrDiverge(DivergenceReason::kRawAccess, "written by operator " + info.name);
     HandlerDepth depth;
     info.handle.redispatchBoxed(next, stack);
     return;
@@ -342,7 +367,6 @@ void OuterLane::CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack)
     step_->log.push_back(std::move(entry));
     ++step_->cursor;
     ++stats_.events;
-    SetUncommittedWork(true);
     if (const auto early = EarlyLaunchDue(); early != EarlyLaunch::kNone) Launch(/*final=*/false, early == EarlyLaunch::kUndoable);
     if (!inner_.DebugFlushDue()) return;
     Launch(/*final=*/false);

@@ -281,6 +281,14 @@ void OuterRecorder::DropEvent() {
   Refuse("INNER_UNSTABLE: an operator raised");
 }
 
+// No event: the next use of an input would be of another tensor.
+void OuterRecorder::NoteReshaping(const OpInfo& info, const Stack& stack) {
+  for (size_t i = stack.size() - info.args.size(); i < stack.size(); ++i) {
+    if (!stack[i].isTensor() || external_of_.count(stack[i].toTensor().unsafeGetTensorImpl()) == 0) continue;
+    Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " changes the shape of an input in place that has been used");
+  }
+}
+
 void OuterRecorder::NoteFetch() {
   SnapshotAlive();
   trace_.fetch_events.push_back(static_cast<int>(trace_.events.size()));

@@ -28,6 +28,8 @@ class OuterRecorder final : public DeviceOpListener {
   bool IsViewOfHidden(const at::Tensor& tensor) const;
   bool InEvent() const { return event_ >= 0; }
   void NoteFetch();
+  // A tensor that is no value changes in place what it looks like.
+  void NoteReshaping(const OpInfo& info, const Stack& stack);
   void BeginBackward(const torch::autograd::edge_list& roots, const std::vector<at::Tensor>& gradients);
   // A backward that threw is no event that could be answered without running it.
   void EndBackward(bool completed);

@@ -39,7 +39,8 @@ struct OuterTable {
 struct LogEntry {
   int event = -1;
   Stack args;
-  std::vector<at::Tensor> gradients;          // backward: what .grad became
+  std::vector<at::Tensor> gradients_before;   // backward: what .grad of each leaf was
+  std::vector<at::Tensor> gradients;          // ... and became, where it is a new one
   std::optional<at::Tensor> generator_state;  // CPU generator before the event, when it draws
   std::vector<std::pair<int, at::Tensor>> snapshots;  // external -> what foreign memory held
 };
@@ -73,6 +74,7 @@ class OuterStep : public StepScratch {
   int cursor = 0;                        // events validated
   int committed_events = 0;
   int launched_events = 0;
+  int dropped_events = 0;                // the graph runner has dropped what it may of these; not beyond the commits
   bool over = false;
 
   // Collected for the next part.

@@ -21,7 +21,7 @@ namespace outrider::seam {
 namespace {
 
 Settler* g_settler = nullptr;
-std::atomic<bool> g_uncommitted{false};
+std::atomic<bool> g_covered{false};
 thread_local bool t_on_runner = false;
 thread_local int t_handler_depth = 0;
 thread_local int t_metadata_depth = 0;
@@ -48,20 +48,21 @@ class CallSites {
 };
 
 CallSites g_engine_sites;
-CallSites g_transient_sites;
+CallSites g_read_sites;
+CallSites g_counted_sites;
 thread_local CallSites* t_learning = nullptr;
 
 // A tensor that shares the storage with others, and a storage object of Python, show up in the storage's use count, so the
 // end of such an access can be seen later. Any other raw access may leave a bare pointer behind.
-void MarkEscaped(const c10::StorageImpl* storage, StorageRecord& record, void* call_site) {
+void MarkEscaped(const c10::StorageImpl* storage, StorageRecord& record, Access access) {
   record.synchronous.store(true, std::memory_order_release);
   const bool alone = c10::raw::intrusive_ptr::use_count(const_cast<c10::StorageImpl*>(storage)) == 1;
-  if (alone && !g_transient_sites.Has(call_site)) record.escaped_for_good = true;
+  if (alone && access == Access::kRaw) record.escaped_for_good = true;
 }
 
 void Complete(c10::StorageImpl* storage, StorageRecord& record, Access access) {
   if (g_settler != nullptr) {
-    if (g_uncommitted.load(std::memory_order_acquire)) g_settler->SettleUncommitted(record, access);
+    if (g_covered.load(std::memory_order_acquire)) g_settler->SettleUncommitted(record, access);
     const uint64_t sequence = record.last_use.load(std::memory_order_acquire);
     g_settler->WaitFor(sequence);
     if (access == Access::kRaw) g_settler->CountRawAccess(true);
@@ -80,7 +81,7 @@ void CompleteTensor(const c10::TensorImpl& tensor, Access access) {
 
 }  // namespace
 
-void SetUncommittedWork(bool pending) { g_uncommitted.store(pending, std::memory_order_release); }
+void SetStepCovered(bool covered) { g_covered.store(covered, std::memory_order_release); }
 
 void InstallSettler(Settler* settler) { g_settler = settler; }
 
@@ -93,9 +94,12 @@ void Settle(c10::StorageImpl* storage, void* call_site) {
   if (outside && g_engine_sites.Has(call_site)) return;
   const bool raw = outside && !at::in_parallel_region();
   RecordPtr keep = RecordPtr::reclaim_copy(record);
-  if (raw) MarkEscaped(storage, *record, call_site);
-  const Access outside_access = g_transient_sites.Has(call_site) ? Access::kTransient : Access::kRaw;
-  Complete(storage, *record, raw ? outside_access : Access::kHandler);
+  const Access access = !raw                          ? Access::kHandler
+                        : g_read_sites.Has(call_site)    ? Access::kRead
+                        : g_counted_sites.Has(call_site) ? Access::kCounted
+                                                         : Access::kRaw;
+  if (raw) MarkEscaped(storage, *record, access);
+  Complete(storage, *record, access);
 }
 
 void SettleTensor(const c10::TensorImpl& tensor) { CompleteTensor(tensor, Access::kHandler); }
@@ -119,7 +123,9 @@ HandlerDepth::HandlerDepth() { ++t_handler_depth; }
 HandlerDepth::~HandlerDepth() { --t_handler_depth; }
 int HandlerDepth::Current() { return t_handler_depth; }
 
-LearnCallSites::LearnCallSites(Kind kind) { t_learning = kind == Kind::kEngine ? &g_engine_sites : &g_transient_sites; }
+LearnCallSites::LearnCallSites(Kind kind) {
+  t_learning = kind == Kind::kEngine ? &g_engine_sites : kind == Kind::kRead ? &g_read_sites : &g_counted_sites;
+}
 LearnCallSites::~LearnCallSites() { t_learning = nullptr; }
 int LearntCallSites() { return g_engine_sites.Count(); }
 

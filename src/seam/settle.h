@@ -11,7 +11,8 @@ namespace outrider::seam {
 
 enum class Access : uint8_t {
   kHandler,    // by a kernel that this library called: no pointer is left behind
-  kTransient,  // by code outside that reads at once, or leaves a count on the storage
+  kRead,       // by code outside that reads at once
+  kCounted,    // by code outside that may write, and leaves a count on the storage
   kRaw,        // by code outside that may write, and keep the pointer
 };
 
@@ -27,9 +28,8 @@ class Settler {
 };
 void InstallSettler(Settler* settler);
 
-// True while validated events wait for their launch, or might be replayed and read the program's own memory again: every
-// access asks the settler first.
-void SetUncommittedWork(bool pending);
+// True while a step is covered, but not while it is replayed: every access asks the settler first.
+void SetStepCovered(bool covered);
 
 // Completes pending work on `storage` for the caller at `call_site`. Runs on any thread; no-op on the graph runner.
 void Settle(c10::StorageImpl* storage, void* call_site);
@@ -67,7 +67,7 @@ class HandlerDepth {
 // backward pass and then answered without waiting.
 class LearnCallSites {
  public:
-  enum class Kind { kEngine, kTransient };  // transient: reads at once, or leaves a count on the storage
+  enum class Kind { kEngine, kRead, kCounted };  // the two of `Access` that leave no bare pointer behind
   explicit LearnCallSites(Kind kind = Kind::kEngine);
   ~LearnCallSites();
 };

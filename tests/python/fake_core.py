@@ -89,7 +89,7 @@ class FakeCore(ModuleType):
             self.on_flush()
 
     def flush_for_flag(self, sets: bool = False) -> None:
-        self.calls.append(("flush_for_flag",))
+        self.calls.append(("flush_for_flag", sets))
         if self.on_flush is not None:
             self.on_flush()
 

@@ -209,6 +209,17 @@ def test_generator_state_flushes_first(installed, call):
     torch.set_rng_state(state)
 
 
+@pytest.mark.parametrize("device_used", [True, False])
+def test_nothing_is_left_to_replay_when_a_generator_of_the_device_is_set(installed, monkeypatch, device_used):
+    """A replay could only draw from the new state; CPU programs, whose draws are kept, have nothing to fear."""
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: device_used)
+    monkeypatch.setattr(torch.cuda, "_lazy_call", lambda *args, **kwargs: None)
+    installed.calls.clear()
+    torch.cuda.manual_seed_all(3)
+    assert ("flush_for_flag", device_used) in installed.calls
+    assert ("flush_for_flag", not device_used) not in installed.calls
+
+
 def test_record_stream_flushes_first(installed):
     with pytest.raises((RuntimeError, TypeError, NotImplementedError)):
         torch.ones(1).record_stream(None)
