@@ -127,7 +127,7 @@ class Results:
             "circumstances": measure.circumstances(),
             "rows": rows,
             "comparisons": comparisons,
-            "comparisons_to_three": row_results.compare_all(rows, documents, "static-three"),
+            **{name: row_results.compare_all(rows, documents, base) for name, (base, _) in row_results.FURTHER.items()},
             "tasks": list(self._tasks.values()),
             "sweep": self._sweep,
             "documents": documents,

@@ -25,6 +25,15 @@ _ABOUT_THREE = (
     "output row, fluctuation with a ratio per layer and a compensating bias), without the coverage mask that `static` "
     "may take:"
 )
+_ABOUT_MORE = (
+    "Ratio to `static+`, one mask that is tuned on as many tokens more as the router of `ours` sees; rows that end in "
+    "+ have seen as many tokens as it in all:"
+)
+# Field of the results -> (the row that others are compared with, what its table says).
+FURTHER = {
+    "comparisons_to_three": ("static-three", _ABOUT_THREE),
+    "comparisons_to_more": ("static+", _ABOUT_MORE),
+}
 _HEAD = (
     *("preset", "active", "row", "loss", "teacher", "tokens", "router tokens", "teacher tokens", "geometric mean"),
     *("to static", "stays, %", "entropy / log N", "tokens/s", "s", "peak, GB"),
@@ -177,8 +186,9 @@ def markdown(result: dict[str, Any]) -> str:
         "Ratio to `static`, domain by domain:",
         _ratios(rows, result["comparisons"], names, unseen),
     ]
-    if result.get("comparisons_to_three"):
-        parts += [_ABOUT_THREE, _ratios(rows, result["comparisons_to_three"], ["geometric mean", *names], unseen)]
+    for field, (_, about) in FURTHER.items():
+        if result.get(field):
+            parts += [about, _ratios(rows, result[field], ["geometric mean", *names], unseen)]
     if result.get("tasks"):
         parts += ["Task sets, points with one standard error (metric, items):", row_tasks.markdown(result["tasks"])]
     if result.get("sweep"):

@@ -23,12 +23,13 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "eval_tokens": 4096,
         "eval_taus": TAUS,
     },
-    # One large GPU, 28,672 tokens a step: what docs/results/refactor_h100.md was measured with.
+    # One large GPU, 28,672 tokens a step, 10.4 million in all: `ours-joint+` of docs/results/refactor_joint_h200.md.
     "gpu-1": {
         "rounds": 1,
-        "router.steps": 80,
-        "router.last_steps": 34,
-        "expert.steps": 250,
+        "router.steps": 19,
+        "router.last_steps": 0,
+        "router.joint": "coverage",
+        "expert.steps": 345,
         "batch": 28,
         "micro_batch": 28,
         "sequence": 1024,

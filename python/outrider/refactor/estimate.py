@@ -14,6 +14,9 @@ from outrider.refactor.errors import InputError
 _STORED_BYTES = {"float32": 4}  # of one weight in a model folder; others are two bytes wide
 # Operations that tuning reaches, as a share of those of one large matrix product on the same device.
 _SHARE_OF_PRODUCT = {"cpu": 0.3, "cuda": 0.15}
+# What a router that learns with the experts adds to a step: docs/results/refactor_joint_h200.md, 122,104 tokens/s
+# instead of 138,968.
+_JOINT_SHARE = 0.14
 # Where the device is not here: docs/results/refactor_throughput_h200.md, a dense model in passes of 16 texts.
 _DOCUMENTED_RATE = 209_000 * 6 * 134.5e6
 _DOCUMENTED = "209,000 tokens/s for 134.5 M parameters, measured on one H200, as no such device is here"
@@ -78,6 +81,8 @@ def _operations(
     total = len(rows) * tokens["expert"] * (6 + teacher) * parameters
     routed = sum((options | ROWS.get(row, {}))["routing.kind"] in ("router", "layerwise") for row in rows)
     by_gradient = options["router.loss"] == "coverage" and options["coverage.mass"] == "gradient"
+    joint = sum((options | ROWS.get(row, {}))["router.joint"] != "off" for row in rows)
+    total += joint * tokens["expert"] * _JOINT_SHARE * 6 * parameters
     total += routed * tokens["router"] * (6 if by_gradient else 2) * parameters
     # Valid and test, with and without masks, the curve over tau, and the untouched parent.
     passes = 4 * len(rows) + len(options["eval_taus"].split(",")) + 1
@@ -91,7 +96,9 @@ def _memory(sizes: dict[str, int], options: dict[str, Any], adapter: bool) -> in
     states = width if adapter else 16 + (2 * width if width == 2 else 0)
     weights = sizes["parameters"] * (states + (width if options["distill"] > 0 else 0))
     texts = min(options["micro_batch"], options["batch"])
-    per_layer = width * (10 * sizes["hidden"] + 8 * sizes["ffn"]) + 16 * sizes["hidden"]
+    # A router that learns with the experts needs h and its gradient.
+    channels = 8 + (2 if options["router.joint"] != "off" else 0)
+    per_layer = width * (10 * sizes["hidden"] + channels * sizes["ffn"]) + 16 * sizes["hidden"]
     kept = texts * options["sequence"] * sizes["layers"] * per_layer
     logits = options["chunk"] * sizes["vocab"] * (8 + 2 * width) * (2 if options["distill"] > 0 else 1)
     return weights + kept + logits
