@@ -27,6 +27,8 @@ struct DeviceStream {
 };
 DeviceStream CurrentStream();
 void SetCurrentStream(DeviceStream stream);
+// Whether what this thread launches on `device` now goes into a graph instead of running.
+bool StreamIsCaptured(c10::Device device);
 // Keeps the bytes from being reused before what `stream` has been given so far is done.
 void RecordStream(const c10::DataPtr& pointer, c10::Stream stream);
 

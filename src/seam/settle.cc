@@ -11,11 +11,14 @@
 #include <ATen/ops/sum.h>
 
 #include <c10/core/InferenceMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
 #include <array>
 
+#include "seam/backend.h"
 #include "seam/gil.h"
+#include "seam/kernel_code.h"
 
 namespace outrider::seam {
 namespace {
@@ -60,6 +63,20 @@ void MarkEscaped(const c10::StorageImpl* storage, StorageRecord& record, Access 
   if (alone && access == Access::kRaw) record.escaped_for_good = true;
 }
 
+// Torch's kernels run below autograd. What they read or write is done when they return, or ordered by the device's streams,
+// and they keep no pointer; but a graph that is being captured keeps it. In inference mode all code looks the same.
+bool IsKernel(const void* call_site, c10::Device device) {
+  const bool below_autograd = c10::impl::tls_local_dispatch_key_set().excluded_.has_any(c10::autograd_dispatch_keyset);
+  return below_autograd && !c10::InferenceMode::is_enabled() && InKernelLibrary(call_site) && !StreamIsCaptured(device);
+}
+
+// Of code outside of handlers.
+Access AccessOf(void* call_site, c10::Device device) {
+  if (g_read_sites.Has(call_site)) return Access::kRead;
+  if (g_counted_sites.Has(call_site)) return Access::kCounted;
+  return IsKernel(call_site, device) ? Access::kKernel : Access::kRaw;
+}
+
 void Complete(c10::StorageImpl* storage, StorageRecord& record, Access access) {
   if (g_settler != nullptr) {
     if (g_covered.load(std::memory_order_acquire)) g_settler->SettleUncommitted(record, access);
@@ -94,11 +111,8 @@ void Settle(c10::StorageImpl* storage, void* call_site) {
   if (outside && g_engine_sites.Has(call_site)) return;
   const bool raw = outside && !at::in_parallel_region();
   RecordPtr keep = RecordPtr::reclaim_copy(record);
-  const Access access = !raw                          ? Access::kHandler
-                        : g_read_sites.Has(call_site)    ? Access::kRead
-                        : g_counted_sites.Has(call_site) ? Access::kCounted
-                                                         : Access::kRaw;
-  if (raw) MarkEscaped(storage, *record, access);
+  const Access access = raw ? AccessOf(call_site, storage->device()) : Access::kHandler;
+  if (raw && access != Access::kKernel) MarkEscaped(storage, *record, access);
   Complete(storage, *record, access);
 }
 

@@ -11,6 +11,7 @@ namespace outrider::seam {
 
 enum class Access : uint8_t {
   kHandler,    // by a kernel that this library called: no pointer is left behind
+  kKernel,     // by a kernel that the program called outside of any step: the same
   kRead,       // by code outside that reads at once
   kCounted,    // by code outside that may write, and leaves a count on the storage
   kRaw,        // by code outside that may write, and keep the pointer

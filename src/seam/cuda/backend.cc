@@ -6,6 +6,7 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_runtime_api.h>
@@ -51,6 +52,10 @@ void SetCurrentStream(DeviceStream stream) {
   thread_local bool has_context = false;
   if (!std::exchange(has_context, true)) C10_CUDA_CHECK(cudaFree(nullptr));
   c10::cuda::setCurrentCUDAStream(StreamOf(stream));
+}
+
+bool StreamIsCaptured(c10::Device device) {
+  return device.is_cuda() && c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
 }
 
 void RecordStream(const c10::DataPtr& pointer, c10::Stream stream) {

@@ -19,6 +19,7 @@ bool OwnedByAllocator(const c10::DataPtr& pointer) {
 
 DeviceStream CurrentStream() { return {}; }
 void SetCurrentStream(DeviceStream) {}
+bool StreamIsCaptured(c10::Device) { return false; }
 void RecordStream(const c10::DataPtr&, c10::Stream) {}
 void BoundDeviceRunAhead(int) {}
 std::unique_ptr<GraphMemory> NewGraphMemory(c10::Device) { return nullptr; }
