@@ -122,10 +122,10 @@ void OuterLane::RetirePlans() {
 OuterLane::Mode OuterLane::BeginStep(uint64_t step, const std::string& program, const std::string& why_not) {
   step_number_ = step;
   program_ = &programs_[program];
+  ++program_->steps;
   diverge_requested_ = false;
   mode_ = Mode::kOff;
-  note_ = why_not;
-  if (!why_not.empty()) return mode_;
+  if (note_ = why_not; !why_not.empty()) return mode_;
   RetirePlans();
   ChooseParts();
   auto& plans = program_->plans;
@@ -133,7 +133,7 @@ OuterLane::Mode OuterLane::BeginStep(uint64_t step, const std::string& program, 
     note_ = program_->why_not;
     return mode_;
   }
-  if (!plans.empty() && step > program_->record_until) {
+  if (!plans.empty() && step > program_->record_until && !program_->rare.Expects(program_->steps)) {
     step_ = std::make_shared<OuterStep>(plans.front(), step, std::move(scratch_));
     step_->table = FreshTable();
     step_->table->outcome = stats_.outcome = std::make_shared<TierOutcome>();
@@ -239,6 +239,7 @@ void OuterLane::FinishRecording() {
   const bool hopeless = program.refusals.Note(trace->refusal);
   if (trace->refusal.empty()) {
     if (FollowsKnownPlan(*trace)) return;
+    if (program.rare.Expects(program.steps)) program.rare.NoteUnknown(program.steps);
     program.why_not = "INNER_UNSTABLE: no second recording of this path yet";
     std::optional<Nearness> nearest;  // of the recording that the note is about
     for (auto it = program.recordings.rbegin(); it != program.recordings.rend(); ++it) {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "plan/read_habit.h"
+#include "plan/rare_step_habit.h"
 #include "plan/refusal_habit.h"
 #include "seam/autograd_watch.h"
 #include "seam/inner_lane.h"
@@ -92,6 +93,8 @@ class OuterLane {
     std::vector<std::shared_ptr<const OuterPlan>> plans;   // most recently taken first
     std::vector<std::unique_ptr<OuterTrace>> recordings;   // not yet confirmed, newest last
     uint64_t record_until = 0;   // recording was asked for up to this step
+    uint64_t steps = 0;          // of this program
+    plan::RareStepHabit rare;    // counts them
     uint64_t pause_until = 0;    // recording or covering did not pay; not before this step
     uint64_t pause_steps = 8;
     int fruitless = 0;           // recordings in a row without a plan

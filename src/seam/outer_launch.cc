@@ -267,6 +267,7 @@ void OuterLane::LeaveCover() {
   step_->over = true;
   program_->clean = 0;
   program_->record_until = std::max<uint64_t>(program_->record_until, step_number_ + kRecordAfterDivergence);
+  program_->rare.NoteUnknown(program_->steps);
   inner_.Resume();
 }
 

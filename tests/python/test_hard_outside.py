@@ -22,7 +22,9 @@ class Training:
 
     def __init__(self):
         generator = torch.Generator().manual_seed(4)
-        self.weights = [torch.randn(WIDTH, WIDTH, generator=generator).div_(WIDTH**0.5).requires_grad_() for _ in range(2)]
+        self.weights = [
+            torch.randn(WIDTH, WIDTH, generator=generator).div_(WIDTH**0.5).requires_grad_() for _ in range(2)
+        ]
         self.x = torch.randn(WIDTH, WIDTH, generator=generator)
 
     def forward(self):

@@ -2,6 +2,7 @@
 
 import equality
 import outrider
+import pytest
 import torch
 
 PLANS_MAX = 16
@@ -38,10 +39,10 @@ def test_a_known_path_recorded_again_pushes_no_other_out():
         program = Branching()
         lanes = [program.run(path)["lane"] for path in ("sigmoid", "relu") for _ in range(6)]
         assert (lanes[5], lanes[-1]) == ("outer", "outer")
-        for _ in range(PLANS_MAX + 1):
+        for i in range(PLANS_MAX + 1):
             row = program.run("relu", split=True)
             assert {divergence["code"] for divergence in row["divergences"]} == {"DIV_FORCED"}
-            rows = [program.run("relu") for _ in range(4)]
+            rows = [program.run("relu") for _ in range(4 + i % 2)]  # no rhythm, which would be learnt
             assert rows[0]["recorded"] and rows[-1]["lane"] == "outer"
         assert program.run("sigmoid")["lane"] == "outer"
 
@@ -54,3 +55,41 @@ def test_the_note_is_about_the_recording_of_the_same_path():
         ]
         assert notes[0] == "INNER_UNSTABLE: no second recording of this path yet"
         assert notes[-1] == "INNER_UNSTABLE: event 1 (aten::roll): argument 1 differs"
+
+
+@pytest.mark.parametrize("every", [2, 5, 8])
+def test_a_path_that_comes_every_few_steps_is_learnt(every):
+    with equality.fresh_core(early_launch=NEVER):
+        program = Branching()
+        paths = ["relu" if i % every == every - 1 else "sigmoid" for i in range(12 * every)]
+        lanes = [program.run(path)["lane"] for path in paths]
+    assert lanes[-3 * every :] == ["outer"] * 3 * every
+
+
+def test_gradients_that_gather_over_eight_batches():
+    """The optimizer steps behind every eighth; all steps are covered in the end, and exact."""
+
+    def losses(wrap):
+        torch.manual_seed(3)
+        model = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        batches = [torch.randn(5, 6) for _ in range(120)]
+
+        def step(i):
+            loss = model(batches[i]).square().mean() / 8
+            loss.backward()
+            if i % 8 == 7:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=False)
+            return loss.item()
+
+        call = wrap(step)
+        return [call(i) for i in range(len(batches))]
+
+    with equality.fresh_core(early_launch=NEVER):
+        eager = losses(lambda step: step)
+        found = losses(lambda step: outrider.coexec(step, name="gathering"))
+        outrider.flush()
+        rows = outrider.report()
+    assert found == eager
+    assert [row["lane"] for row in rows[-16:]] == ["outer"] * 16
