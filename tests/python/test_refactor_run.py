@@ -209,6 +209,19 @@ def test_budgets_are_options_of_the_core(inputs, tmp_path):
             assert json.loads(_core.refactor_options(json.dumps(options))) == options
 
 
+def test_the_router_of_a_gpu_budget_learns_with_the_experts(inputs, tmp_path):
+    ours = request_of(inputs, tmp_path, budget="gpu-1", changes=()).options()
+    readme = request_of(inputs, tmp_path, budget="gpu-1", preset="readme", changes=()).options()
+    assert (ours["router.joint"], readme["router.joint"]) == ("coverage", "off")
+    steps = [one["router.steps"] + one["expert.steps"] + one["router.last_steps"] for one in (ours, readme)]
+    assert steps[0] == steps[1]
+    for name, value in (("router.joint", "off"), ("router.loss", "paper"), ("routing.kind", "layerwise")):
+        alone = request_of(inputs, tmp_path, budget="gpu-1", changes=((name, value),)).options()
+        assert (alone["router.joint"], alone["router.steps"]) == ("off", readme["router.steps"]), name
+    static = budgets.row_options("static", ours)
+    assert json.loads(_core.refactor_options(json.dumps(static)))["router.joint"] == "off"
+
+
 def test_every_row_that_can_be_asked_for_runs(inputs, tmp_path):
     out = tmp_path / "moe"
     card = run.refactor(request_of(inputs, out, rows=tuple(budgets.ROWS)))

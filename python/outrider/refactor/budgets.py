@@ -23,13 +23,12 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "eval_tokens": 4096,
         "eval_taus": TAUS,
     },
-    # One large GPU, 28,672 tokens a step, 10.4 million in all: `ours-joint+` of docs/results/refactor_joint_h200.md.
+    # One large GPU, 28,672 tokens a step, 10.4 million in all: what docs/results/refactor_h100.md was measured with.
     "gpu-1": {
         "rounds": 1,
-        "router.steps": 19,
-        "router.last_steps": 0,
-        "router.joint": "coverage",
-        "expert.steps": 345,
+        "router.steps": 80,
+        "router.last_steps": 34,
+        "expert.steps": 250,
         "batch": 28,
         "micro_batch": 28,
         "sequence": 1024,
@@ -41,6 +40,24 @@ BUDGETS: dict[str, dict[str, Any]] = {
         "dtype": "bfloat16",
     },
 }
+
+# The same number of steps where the router learns with the experts, see docs/results/refactor_joint_h200.md.
+_JOINT: dict[str, dict[str, Any]] = {
+    "gpu-1": {"router.joint": "coverage", "router.steps": 19, "router.last_steps": 0, "expert.steps": 345},
+}
+
+
+# With these values a router can learn with the experts.
+_CAN_LEARN = {"router.joint": ("coverage", "gain"), "router.loss": ("coverage",), "routing.kind": ("router",)}
+
+
+def budget_options(budget: str, preset: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """Options of a budget, `changes` among them. The router of `readme` is of another form, with stages of its own."""
+    if preset == "readme":
+        return {name: value for name, value in BUDGETS[budget].items() if name != "router.width"} | changes
+    joint = all(changes.get(name, values[0]) in values for name, values in _CAN_LEARN.items())
+    return BUDGETS[budget] | (_JOINT.get(budget, {}) if joint else {}) | changes
+
 
 _NO_ROUTER = {"router.joint": "off"}  # none outside the backbone that could be tuned with the experts
 _STATIC = {"experts.kind": "static", "experts.statistic": "best", "routing.kind": "none", **_NO_ROUTER}

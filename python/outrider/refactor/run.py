@@ -14,7 +14,14 @@ from outrider.refactor import domains, prepare
 from outrider.refactor import estimate as estimates
 from outrider.refactor.artifact import seal
 from outrider.refactor.atomic import atomic_folder, remove, require_space, write_file
-from outrider.refactor.budgets import BUDGETS, DEFAULT_ROWS, ROWS, calibration_tokens, row_options
+from outrider.refactor.budgets import (
+    BUDGETS,
+    DEFAULT_ROWS,
+    ROWS,
+    budget_options,
+    calibration_tokens,
+    row_options,
+)
 from outrider.refactor.card.write import write_card
 from outrider.refactor.data_set import load_data
 from outrider.refactor.errors import InputError
@@ -80,9 +87,8 @@ class Request:
 
         if self.budget not in BUDGETS:
             raise InputError("E_USAGE", "outrider refactor", "--budget", self.budget, " or ".join(BUDGETS))
-        named = BUDGETS[self.budget] | (OWN_TEACHER if self.own_tokens else {}) | dict(self.changes)
-        if self.preset == "readme":  # its router is of another form, and has one expert per domain
-            named = {name: value for name, value in named.items() if name != "router.width"}
+        changes = (OWN_TEACHER if self.own_tokens else {}) | dict(self.changes)
+        named = budget_options(self.budget, self.preset, changes)
         named |= {"preset": self.preset, "experts.keep": self.active, "seed": self.seed}
         return json.loads(_core.refactor_options(json.dumps(named | {"model": str(self.model)})))
 
