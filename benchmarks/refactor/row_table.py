@@ -70,11 +70,8 @@ _FURTHER: dict[str, dict[str, Any]] = {
     "static-three": ROWS["static"] | {"experts.statistic": "best_of_three"},
     "ours-activation": {"coverage.mass": "activation"},
     "ours-global": {"experts.ratio": "global"},
-    "ours-spread": {"experts.ratio": "global", "experts.spread": 0.2},
     "ours-joint": {"router.joint": "coverage"},
     "ours-joint+": {"router.joint": "coverage"},
-    "ours-gain": {"router.joint": "gain"},
-    "ours-gain+": {"router.joint": "gain"},
     "ours-measured": {"experts.ratio": "measured"},
     "ours-16": {"experts.count": 16},
     "ours-16-global": {"experts.count": 16, "experts.ratio": "global"},
@@ -86,8 +83,8 @@ _FURTHER: dict[str, dict[str, Any]] = {
 }
 _NAMES = {
     "outrider": """static static-three ours static-ce ours-ce static+ random-router contextual layerwise carved
-        random-mask ours-activation ours-joint ours-joint+ ours-gain ours-gain+ ours-spread ours-global ours-measured
-        ours-16 ours-16-global ours-window-16 ours-window-256 ours-document""",
+        random-mask ours-activation ours-joint ours-joint+ ours-global ours-measured ours-16 ours-16-global
+        ours-window-16 ours-window-256 ours-document""",
     "readme": "static ours ours-paper ours-abs static+ random-router domain-oracle contextual layerwise",
 }
 

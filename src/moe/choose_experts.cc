@@ -198,7 +198,6 @@ class Chooser {
                                                          .keep = KeptChannels(options_, model_.config),
                                                          .keep_per_layer = KeepPerLayer(sample, facts),
                                                          .across_layers = options_.experts_ratio == "global",
-                                                         .spread = options_.experts_spread,
                                                          .rounds = options_.coverage_rounds,
                                                          .seed = static_cast<uint64_t>(options_.seed),
                                                          .sink_factor = options_.coverage_sink});

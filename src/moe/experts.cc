@@ -1,7 +1,6 @@
 #include "moe/experts.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <numeric>
 #include <set>
@@ -180,13 +179,6 @@ class Lloyd {
     return sinks;
   }
 
-  // With layers compared.
-  LayerBounds Bounds() const {
-    const auto keep = static_cast<double>(options_.keep), all = static_cast<double>(sample_.channels());
-    return {.least = std::max<int64_t>(1, std::llround(keep * (1 - options_.spread))),
-            .most = std::llround(keep + (all - keep) * options_.spread)};
-  }
-
   // The expert's channels by score [L][D]; sinks come before all others.
   void Choose(int64_t expert, std::vector<std::vector<double>> scores) {
     std::vector<double> all;
@@ -199,7 +191,7 @@ class Lloyd {
       all.insert(all.end(), layer.begin(), layer.end());
     }
     if (!options_.across_layers) return;
-    const auto kept = TopOverall(all, sample_.layers(), sample_.layers() * options_.keep, Bounds());
+    const auto kept = TopOverall(all, sample_.layers(), sample_.layers() * options_.keep);
     for (int64_t l = 0; l < sample_.layers(); ++l) masks_.SetExpert(l, expert, kept[static_cast<size_t>(l)]);
   }
 

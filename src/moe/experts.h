@@ -102,7 +102,6 @@ struct CoverageOptions {
   int64_t keep = 0;                          // channels per expert and layer
   std::vector<int64_t> keep_per_layer = {};  // empty: `keep` in each
   bool across_layers = false;                // `keep` on average: the channels with the most mass of all layers
-  double spread = 1;  // then: a layer keeps keep * (1 - spread) to keep + (D - keep) * spread channels, at least one
   int64_t rounds = 15;
   uint64_t seed = 0;
   // Channels that once carried more than sink_factor / D of a token's mass are in every expert, at most keep / 4 of a

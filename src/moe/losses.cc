@@ -113,10 +113,6 @@ at::Tensor RouterTargets::Loss(const at::Tensor& z) const {
   return -(target * log_p).sum(-1).mean();
 }
 
-at::Tensor GainLoss(const at::Tensor& z, const at::Tensor& gain) {
-  return -(at::softmax(z, -1) * gain).sum(-1).mean();
-}
-
 at::Tensor BalanceLoss(const at::Tensor& z) {
   const int64_t experts = z.size(-1);
   const at::Tensor p = at::softmax(z, -1).view({-1, experts});

@@ -62,10 +62,6 @@ class RouterTargets {
   at::Tensor sum_;
 };
 
-// What a step of the router by gain minimises: minus the mean over tokens of sum_i softmax(z)_i gain_i. z, gain [T, N];
-// differentiable in z.
-at::Tensor GainLoss(const at::Tensor& z, const at::Tensor& gain);
-
 // Optional regularisers of the router; z [B, S, N] logits of B texts, differentiable scalars.
 // Balance: N * sum_i f_i * mean_t p_ti with f_i the share of tokens whose best expert is i, a constant in the gradient.
 // 1 when all experts are used alike.

@@ -32,7 +32,6 @@ void ForEachField(AnyOptions& o, const Visit& visit) {
   visit("experts.count", o.experts_count, true);
   visit("experts.keep", o.experts_keep, true);
   visit("experts.ratio", o.experts_ratio, true);
-  visit("experts.spread", o.experts_spread, true);
   visit("calibration.samples", o.calibration_samples, true);
   visit("calibration.tokens", o.calibration_tokens, true);
   visit("coverage.rounds", o.coverage_rounds, true);
@@ -158,7 +157,8 @@ std::vector<std::string> WrongPairs(const Options& o) {
   if (o.experts_ratio != "uniform" && o.experts_kind != "coverage" && o.experts_kind != "static")
     found.push_back("experts.ratio: " + o.experts_ratio + " is for experts.kind coverage and static only");
   if (o.router_joint != "off" && o.routing_kind != "router")
-    found.push_back("router.joint: routing.kind " + o.routing_kind + " has no router to tune with the experts, expected off");
+    found.push_back("router.joint: routing.kind " + o.routing_kind +
+                    " has no router to tune with the experts, expected off");
   if (o.router_joint != "off" && o.router_loss != "coverage")
     found.push_back("router.joint: router.loss " + o.router_loss + " has a stage of its own only, expected off");
   if (carved && o.carved_top >= o.experts_count) found.emplace_back("carved.top: expected fewer than experts.count");
@@ -181,7 +181,7 @@ std::string Complaint(const Options& o) {
       OneOf("router.scale", o.router_scale, {"none", "sqrt"}),
       OneOf("router.embed", o.router_embedding, {"own", "tied"}),
       OneOf("router.loss", o.router_loss, {"coverage", "paper", "code", "code_abs"}),
-      OneOf("router.joint", o.router_joint, {"off", "coverage", "gain"}),
+      OneOf("router.joint", o.router_joint, {"off", "coverage"}),
       AtLeast("calibration.samples", static_cast<double>(o.calibration_samples), 1),
       AtLeast("calibration.tokens", static_cast<double>(o.calibration_tokens), 2),
       AtLeast("experts.count", static_cast<double>(o.experts_count), 1),
@@ -209,7 +209,6 @@ std::string Complaint(const Options& o) {
     found.push_back("experts.count: found " + std::to_string(o.experts_count) + ", expected at most 16");
   if (!(o.experts_keep > 0 && o.experts_keep <= 1))
     found.emplace_back("experts.keep: expected a share above 0, up to 1");
-  if (!(o.experts_spread >= 0 && o.experts_spread <= 1)) found.emplace_back("experts.spread: expected a share, 0 to 1");
   if (ParseGranularity(o.coverage_granularity) < 0) {
     found.push_back("coverage.granularity: found \"" + o.coverage_granularity +
                     "\", expected token, window:W or document");

@@ -24,7 +24,6 @@ struct Options {
   double experts_keep = 0.5;  // share of all channels that a token uses; of each layer's with ratio uniform
   std::string experts_ratio =
       "uniform";  // uniform | measured: layers that matter more keep more | global: compared by mass
-  double experts_spread = 1;  // global: how far a layer may go from experts_keep: 0 not at all, 1 to none or all
   int64_t calibration_samples = 8, calibration_tokens = 1024;  // per domain; tokens of one sample
   int64_t coverage_rounds = 15;
   double coverage_sink = 64;                   // CoverageOptions::sink_factor
@@ -38,8 +37,8 @@ struct Options {
   int64_t router_width = 256, router_heads = 4;
   std::string router_scale = "sqrt", router_embedding = "tied", router_loss = "coverage";
   bool router_attention = true;
-  // The router learns in expert steps too, from gradients that these have anyway. off | coverage: to the experts that
-  // keep most of |h * dL/dh| | gain: to those that lower the loss most, to first order.
+  // off | coverage: the router learns in expert steps too, from gradients that these have anyway, to name the expert
+  // that keeps most of |h * dL/dh|.
   std::string router_joint = "off";
   double router_balance = 0, router_stay = 0;  // weights of the regularisers
 

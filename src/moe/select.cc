@@ -39,23 +39,16 @@ std::vector<double> Standardised(std::span<const double> scores) {
 
 }  // namespace
 
-std::vector<std::vector<int64_t>> TopOverall(std::span<const double> scores, int64_t layers, int64_t total,
-                                             const LayerBounds& bounds) {
+std::vector<std::vector<int64_t>> TopOverall(std::span<const double> scores, int64_t layers, int64_t total) {
   const auto all = static_cast<int64_t>(scores.size());
-  OUTRIDER_CHECK(layers >= 1 && all % layers == 0, all, " scores of ", layers, " layers");
+  OUTRIDER_CHECK(layers >= 1 && all % layers == 0 && total >= layers && total <= all, total, " of ", all);
   const int64_t channels = all / layers;
-  OUTRIDER_CHECK(0 <= bounds.least && bounds.least <= bounds.most && bounds.most <= channels, bounds.least, " to ",
-                 bounds.most, " of ", channels);
-  OUTRIDER_CHECK(layers * bounds.least <= total && total <= layers * bounds.most, total, " of ", all);
-  // What a layer must keep comes before all else, and what it may not keep behind.
-  std::vector<double> flat(scores.size(), -INFINITY);
+  std::vector<double> flat(scores.begin(), scores.end());
   for (int64_t l = 0; l < layers; ++l) {
-    const auto begin = static_cast<size_t>(l * channels);
-    const std::span<const double> layer = scores.subspan(begin, static_cast<size_t>(channels));
-    for (const int64_t c : TopChannels(layer, bounds.most)) {
-      flat[begin + static_cast<size_t>(c)] = layer[static_cast<size_t>(c)];
-    }
-    for (const int64_t c : TopChannels(layer, bounds.least)) flat[begin + static_cast<size_t>(c)] = INFINITY;
+    const std::span<double> layer =
+        std::span(flat).subspan(static_cast<size_t>(l * channels), static_cast<size_t>(channels));
+    // The best channel of a layer comes before all else.
+    layer[static_cast<size_t>(TopChannels(layer, 1)[0])] = INFINITY;
   }
   std::vector<std::vector<int64_t>> kept(static_cast<size_t>(layers));
   for (const int64_t at : TopChannels(flat, total)) kept[static_cast<size_t>(at / channels)].push_back(at % channels);
@@ -71,7 +64,7 @@ std::vector<std::vector<int64_t>> TopAcrossLayers(std::span<const double> scores
     const std::vector<double> layer = Standardised(scores.subspan(l * channels, channels));
     flat.insert(flat.end(), layer.begin(), layer.end());
   }
-  return TopOverall(flat, layers, total, {.least = 1, .most = static_cast<int64_t>(channels)});
+  return TopOverall(flat, layers, total);
 }
 
 }  // namespace outrider::moe

@@ -182,28 +182,22 @@ base::Result<StepReport> Trainer::RouterStep(int64_t round, int64_t step, int64_
 }
 
 void Trainer::JointMicroStep(const TokenBatch& batch, const std::vector<at::Tensor>& h, double share) {
-  const bool gain = options_.router_joint == "gain";
   {
     const at::NoGradGuard no_grad;
     targets_->Clear();
     const std::vector<at::Tensor>& probes = probes_.Of(batch.Tokens());
     at::Tensor sums;
     for (size_t l = 0; l < h.size(); ++l) {
-      at::Tensor mass = h[l].to(at::kFloat) * probes[l].grad().to(at::kFloat);
+      const at::Tensor mass = (h[l].to(at::kFloat) * probes[l].grad().to(at::kFloat)).abs();
       probes[l].mutable_grad().reset();
-      mass = gain ? -mass : mass.abs();
       targets_->AddMass(static_cast<int64_t>(l), mass);
-      if (!gain) sums = sums.defined() ? sums + mass.sum(-1, true) : mass.sum(-1, true);
+      sums = sums.defined() ? sums + mass.sum(-1, true) : mass.sum(-1, true);
     }
-    if (!gain) targets_->Normalise(sums);
+    targets_->Normalise(sums);
     if (const int64_t window = WindowOf(options_); window > 1) targets_->Smooth(options_.sequence, window);
   }
   const at::Tensor z = model_.RouterLogits(batch.inputs);
-  const at::Tensor flat = z.view({batch.Tokens(), -1});
-  // Gradients were those of the step's mean.
-  const double nats = static_cast<double>(options_.batch * options_.sequence) * static_cast<double>(h.size());
-  const at::Tensor loss = gain ? GainLoss(flat, targets_->Coverage() * nats) : targets_->Loss(flat);
-  (Regularised(loss, z) * share).backward();
+  (Regularised(targets_->Loss(z.view({batch.Tokens(), -1})), z) * share).backward();
 }
 
 TokenLoss Trainer::ExpertMicroStep(const TokenBatch& batch, int64_t tokens_of_step) {
@@ -234,8 +228,7 @@ TokenLoss Trainer::ExpertMicroStep(const TokenBatch& batch, int64_t tokens_of_st
   return loss;
 }
 
-base::Result<StepReport> Trainer::TuneExperts(const std::vector<TokenBatch>& batches, double rate,
-                                              double router_rate) {
+base::Result<StepReport> Trainer::TuneExperts(const std::vector<TokenBatch>& batches, double rate, double router_rate) {
   StepReport report{.rate = rate, .tokens = options_.batch * options_.sequence};
   const auto tokens = static_cast<double>(report.tokens);
   std::vector<TokenLoss> parts;  // read behind the last launch, so that a GPU never waits for the host

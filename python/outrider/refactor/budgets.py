@@ -48,7 +48,7 @@ _JOINT: dict[str, dict[str, Any]] = {
 
 
 # With these values a router can learn with the experts.
-_CAN_LEARN = {"router.joint": ("coverage", "gain"), "router.loss": ("coverage",), "routing.kind": ("router",)}
+_CAN_LEARN = {"router.joint": ("coverage",), "router.loss": ("coverage",), "routing.kind": ("router",)}
 
 
 def budget_options(budget: str, preset: str, changes: dict[str, Any]) -> dict[str, Any]:

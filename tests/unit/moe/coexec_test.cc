@@ -48,8 +48,7 @@ TEST_F(CoexecTest, TheSameBitsInTheOuterLane) {
       {"activation", {{"coverage.mass", "activation"}}},
       {"regularised", {{"router.stay", 0.05}, {"coverage.granularity", "window:8"}}},
       {"taught", {{"teacher", "parent"}, {"distill", 1.0}}},
-      {"joint", {{"router.joint", "coverage"}}},
-      {"joint_gain", {{"router.joint", "gain"}, {"router.balance", 0.01}}},
+      {"joint", {{"router.joint", "coverage"}, {"router.balance", 0.01}}},
       {"one_text", {{"micro_batch", 1}, {"batch", 2}}},
   };
   for (const auto& [name, row] : rows) {

@@ -115,17 +115,6 @@ TEST(RouterLosses, GradientFlowsToTheLogitsOnly) {
   EXPECT_FALSE(h.grad().defined());
 }
 
-TEST(RouterLosses, GainPullsToTheExpertThatLowersTheLossMost) {
-  at::Tensor z = at::zeros({2, 3}, at::kDouble).requires_grad_();
-  const at::Tensor gain = at::tensor({3.0, 0.0, 0.0, -1.0, -1.0, 2.0}, at::kDouble).view({2, 3});
-  const at::Tensor loss = GainLoss(z, gain);
-  EXPECT_DOUBLE_EQ(loss.item<double>(), -0.5);  // means of 1 and of 0
-  loss.backward();
-  // -p (gain - mean gain) / 2 tokens, p a third
-  const at::Tensor expected = -(gain - gain.mean(-1, true)) / 6;
-  EXPECT_TRUE(at::allclose(z.grad(), expected));
-}
-
 TEST(RouterRegularisers, HandComputed) {
   // One text of three tokens, two experts; probabilities 0.8 0.2, 0.6 0.4, 0.25 0.75.
   const at::Tensor p = at::tensor({0.8F, 0.2F, 0.6F, 0.4F, 0.25F, 0.75F}).view({1, 3, 2});
