@@ -20,6 +20,12 @@ const std::vector<at::Tensor>& GradientProbes::Take(const model::Config& config,
   return probes;
 }
 
+at::Tensor TakeMass(const at::Tensor& h, const at::Tensor& probe) {
+  const at::Tensor mass = (h.to(at::kFloat) * probe.grad().to(at::kFloat)).abs();
+  probe.mutable_grad().reset();
+  return mass;
+}
+
 std::vector<at::Tensor> GradientMass(const RoutedModel& model, const model::Parameters& weights,
                                      const TokenBatch& batch, int64_t chunk, GradientProbes& probes) {
   const std::vector<at::Tensor>& leaves = probes.Take(model.config, batch.Tokens(), weights.embed.options());
@@ -36,8 +42,7 @@ std::vector<at::Tensor> GradientMass(const RoutedModel& model, const model::Para
   std::vector<at::Tensor> mass;
   at::Tensor sum;
   for (size_t l = 0; l < leaves.size(); ++l) {
-    mass.push_back((hook.kept[l].to(at::kFloat) * leaves[l].grad().to(at::kFloat)).abs());
-    leaves[l].mutable_grad().reset();
+    mass.push_back(TakeMass(hook.kept[l], leaves[l]));
     const at::Tensor row = mass.back().sum(-1, true);
     sum = sum.defined() ? sum + row : row;
   }

@@ -24,6 +24,9 @@ class GradientProbes {
   std::map<int64_t, std::vector<at::Tensor>> sets_;  // by tokens
 };
 
+// |h * gradient| of one layer, [T, D] fp32, from h and what has arrived in its probe, which is empty afterwards.
+at::Tensor TakeMass(const at::Tensor& h, const at::Tensor& probe);
+
 // Per layer [B * S, D] fp32 on the device, L the cross-entropy of all next tokens of the batch under the unmasked
 // model. A token's values sum to the number of layers, over all layers and channels: layers that matter more have more.
 // weights: the model's compute copy. Memory: layers * B * S * D * (4 bytes and two of the compute dtype).

@@ -188,8 +188,7 @@ void Trainer::JointMicroStep(const TokenBatch& batch, const std::vector<at::Tens
     const std::vector<at::Tensor>& probes = probes_.Of(batch.Tokens());
     at::Tensor sums;
     for (size_t l = 0; l < h.size(); ++l) {
-      const at::Tensor mass = (h[l].to(at::kFloat) * probes[l].grad().to(at::kFloat)).abs();
-      probes[l].mutable_grad().reset();
+      const at::Tensor mass = TakeMass(h[l], probes[l]);
       targets_->AddMass(static_cast<int64_t>(l), mass);
       sums = sums.defined() ? sums + mass.sum(-1, true) : mass.sum(-1, true);
     }

@@ -318,7 +318,7 @@ void OuterLane::KeepNumbers(const OuterEvent& event, LogEntry& entry) const {
   const auto is_number = [](const Arg& arg) { return arg.code == Code::kNumber || arg.code == Code::kLate; };
   for (size_t i = 0; i < event.args.size(); ++i) {
     const Arg& arg = event.args[i];
-    if (entry.args[i].isTensor()) entry.args[i] = matched(arg, entry.args[i].toTensor());
+    if (is_number(arg) && entry.args[i].isTensor()) entry.args[i] = matched(arg, entry.args[i].toTensor());
     if (arg.code != Code::kList || std::none_of(arg.list.begin(), arg.list.end(), is_number)) continue;
     if (arg.optional_list) {
       c10::List<std::optional<at::Tensor>> list;

@@ -22,6 +22,14 @@ def square_net():
     return nn.Sequential(nn.Linear(6, 6), nn.Tanh())
 
 
+def descend(bench, loss):
+    """One step of the optimizer on this loss; returns its value."""
+    bench.optimizer.zero_grad()
+    loss.backward()
+    bench.optimizer.step()
+    return loss.detach()
+
+
 def at_every_event(make_step, least_events):
     """Runs the program eagerly, covered, and with a divergence forced at each event of the odd step."""
 
@@ -105,10 +113,7 @@ def test_write_behind_a_launched_part(write, target):
                 targets = {"frozen": frozen, "buffer": buffer, "input": x, "value": value}
                 WRITES[write](targets.get(target, bench.weight()))
             loss = (bench.net(hidden.detach()) @ frozen + x @ buffer + hidden).square().mean()
-            bench.optimizer.zero_grad()
-            loss.backward()
-            bench.optimizer.step()
-            return loss.detach()
+            return descend(bench, loss)
 
         return step
 
@@ -131,10 +136,7 @@ def test_write_where_all_is_launched_and_a_commit_is_allowed():
             loss = (bench.net(torch.ones(6, 6)) + buffer).square().mean()
             with torch.no_grad():
                 buffer.mul_(0.5)
-            bench.optimizer.zero_grad()
-            loss.backward()
-            bench.optimizer.step()
-            return loss.detach()
+            return descend(bench, loss)
 
         return step
 
@@ -154,10 +156,7 @@ def test_written_between_two_uses_of_a_pointer():
             loss = (bench.net(torch.ones(6, 6)) + x.cos()).square().mean()
             if i == ODD_STEP:
                 memory[:] = 7.0
-            bench.optimizer.zero_grad()
-            loss.backward()
-            bench.optimizer.step()
-            return loss.detach()
+            return descend(bench, loss)
 
         return step
 
@@ -179,10 +178,7 @@ def test_number_changed_behind_its_use():
             rate.mul_(0.9)
             decay.numpy()[...] *= 0.9
             loss = (hidden + scaled).square().mean()
-            bench.optimizer.zero_grad()
-            loss.backward()
-            bench.optimizer.step()
-            return loss.detach()
+            return descend(bench, loss)
 
         return step
 
@@ -218,11 +214,9 @@ def test_input_changed_in_place_between_two_uses(change, kind):
             if i == ODD_STEP:
                 RESHAPES[change](x)
             loss = (bench.net(torch.ones(6, 6)) + before + x @ frozen).square().mean()
-            bench.optimizer.zero_grad()
-            loss.backward()
-            bench.optimizer.step()
+            found = descend(bench, loss)
             bench.extra[f"grad.{i}"] = 0 if x.grad is None else x.grad.clone()
-            return loss.detach()
+            return found
 
         return step
 
@@ -241,11 +235,9 @@ def test_input_changed_in_place_in_each_step(change):
             before = x @ frozen
             RESHAPES[change](x)
             loss = (bench.net(torch.ones(6, 6)) + before + x @ frozen).square().mean()
-            bench.optimizer.zero_grad()
-            loss.backward()
-            bench.optimizer.step()
+            found = descend(bench, loss)
             bench.extra[f"grad.{i}"] = 0 if x.grad is None else x.grad.clone()
-            return loss.detach()
+            return found
 
         return step
 
