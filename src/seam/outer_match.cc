@@ -322,8 +322,9 @@ void OuterLane::KeepNumbers(const OuterEvent& event, LogEntry& entry) const {
     if (arg.code != Code::kList || std::none_of(arg.list.begin(), arg.list.end(), is_number)) continue;
     if (arg.optional_list) {
       c10::List<std::optional<at::Tensor>> list;
+      const c10::ArrayRef<c10::IValue> elements = entry.args[i].toListRef();
       for (size_t k = 0; k < arg.list.size(); ++k) {
-        const auto& element = entry.args[i].toListRef()[k];
+        const c10::IValue& element = elements.begin()[k];
         list.push_back(element.isNone() ? std::optional<at::Tensor>() : matched(arg.list[k], element.toTensor()));
       }
       entry.args[i] = std::move(list);
