@@ -17,10 +17,11 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after_s: float = 0,
+        allow: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.allow = retry_after_s, allow
 
     @property
     def kind(self) -> str:
@@ -31,7 +32,9 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        """`Retry-After` in whole seconds, at least 1, where there is a time to wait."""
+        """`Retry-After` in whole seconds, at least 1, where there is a time to wait; the methods that a route has."""
+        if self.allow:
+            return {"Allow": self.allow}
         if self.status == 401:
             return {"WWW-Authenticate": "Bearer"}
         if not self.retry_after_s and self.status != 429:

@@ -37,6 +37,8 @@ class Run:
                     self.choices.append(Choice(prompt, self.state.tokenizer.decode, self.request.stops, limit))
                     self._first.append(None)
         except BaseException as error:
+            if getattr(error, "code", "") == "context_length_exceeded":
+                error.param = "messages" if self.id.startswith("chat") else "prompt"  # type: ignore[attr-defined]
             self.close("rejected" if getattr(error, "status", 0) == 429 else "invalid")
             raise
 
