@@ -1,6 +1,7 @@
 """`outrider bench`: policies against each other on one recorded load, and what a server does with far too much."""
 
 import json
+import math
 import sys
 import time
 from dataclasses import replace
@@ -94,8 +95,7 @@ def bench_serve(
     began = time.monotonic()
     with input_errors():
         out.parent.mkdir(parents=True, exist_ok=True)
-        if (ttft_ms is None) != (tpot_ms is None):
-            raise InputError("E_USAGE", "outrider bench serve", "goals", "one", "--ttft-ms and --tpot-ms, or neither")
+        _check_numbers(ttft_ms, tpot_ms, rate or [])
         more = start.engine_options("outrider bench serve", option or [])
         options = start.ServeOptions(model, parent=parent, device=device, weights=weights, threads=threads, engine=more)
         options.check("outrider bench serve")
@@ -149,6 +149,7 @@ def bench_overload(
 
     with input_errors():
         out.parent.mkdir(parents=True, exist_ok=True)
+        _require_more_than_0("outrider bench overload", times=times, seconds=seconds)
         more = start.engine_options("outrider bench overload", option or []) | {"prefix_cache": 0}
         options = start.ServeOptions(model, parent=parent, device=device, weights=weights, threads=threads, engine=more)
         options.check("outrider bench overload")
@@ -179,6 +180,20 @@ def _with_goal(options: Any, goal: Any) -> Any:
     return replace(options, engine=goals | {"end_late_first": 1} | options.engine)
 
 
+def _check_numbers(ttft_ms: float | None, tpot_ms: float | None, rates: list[float]) -> None:
+    if (ttft_ms is None) != (tpot_ms is None):
+        raise InputError("E_USAGE", "outrider bench serve", "goals", "one", "--ttft-ms and --tpot-ms, or neither")
+    _require_more_than_0("outrider bench serve", ttft_ms=ttft_ms, tpot_ms=tpot_ms)
+    for rate in rates:
+        _require_more_than_0("outrider bench serve", rate=rate)
+
+
+def _require_more_than_0(command: str, **options: float | None) -> None:
+    for name, value in options.items():
+        if value is not None and not 0 < value < math.inf:
+            raise InputError("E_USAGE", command, f"--{name.replace('_', '-')}", f"{value:g}", "more than 0")
+
+
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -195,12 +210,14 @@ def _of_policy(options: Any, name: str, layer_router: Path | None) -> Any:
 
 def _load(options: Any, given: Path | None, trace: Path | None, texts: Path | None, *rest: int) -> Any:
     from outrider.serve import start
-    from outrider.serve.replay.load_file import read_load
+    from outrider.serve.replay.load_file import check_fits, read_load
 
     if given is not None:
-        return read_load(given)
+        found = read_load(given)
+        check_fits(given, found, _info(options))
+        return found
     rows, scale, seed = rest
-    return _make_load(start.tokenizer_of(options), trace, texts, rows, scale, _context(options), seed)
+    return _make_load(start.tokenizer_of(options), trace, texts, rows, scale, _info(options)["context"], seed)
 
 
 def _make_load(
@@ -218,13 +235,13 @@ def _make_load(
     return Prepared(shaped, text_source.prompts_of(shaped, domains, seed), about)
 
 
-def _context(options: Any) -> int:
-    """Tokens that a text may have."""
+def _info(options: Any) -> dict[str, Any]:
+    """What the engine says of itself: tokens that a text may have, and the size of its vocabulary."""
     from outrider.serve import start
 
     engine, _ = start.open_engine(options)
     try:
-        return engine.info["context"]
+        return engine.info
     finally:
         engine.close()
 
