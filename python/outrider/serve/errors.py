@@ -44,11 +44,13 @@ class ApiError(Exception):
 
 def rejection(error: Any) -> ApiError:
     """The answer to a request that the engine did not take (`ServeRejected`)."""
+    message = str(error).removeprefix(f"error {error.code}: ")
     if error.code == "E_CONTEXT":
-        return ApiError(400, str(error), code="context_length_exceeded")
+        param = "max_tokens" if "max_tokens" in message else None
+        return ApiError(400, message, code="context_length_exceeded", param=param)
     if error.code == "E_DEVICE":
-        return ApiError(503, str(error), code="device_lost")
+        return ApiError(503, message, code="device_lost")
     if error.code == "E_REQUEST":
-        return ApiError(400, str(error), code="invalid_value")
+        return ApiError(400, message, code="invalid_value")
     code = {"E_DRAINING": "draining", "E_TENANT": "rate_limit_exceeded"}.get(error.code, "overloaded")
-    return ApiError(429, str(error), code=code, retry_after_s=error.retry_after_s or 1)
+    return ApiError(429, message, code=code, retry_after_s=error.retry_after_s or 1)

@@ -39,8 +39,8 @@ class Run:
                     self.choices.append(Choice(prompt, self.state.tokenizer.decode, self.request.stops, limit, before))
                     self._first.append(None)
         except BaseException as error:
-            if getattr(error, "code", "") == "context_length_exceeded":
-                error.param = "messages" if self.chat else "prompt"  # type: ignore[attr-defined]
+            if isinstance(error, ApiError) and error.code == "context_length_exceeded":
+                error.param = error.param or ("messages" if self.chat else "prompt")
             self.close("rejected" if getattr(error, "status", 0) == 429 else "invalid")
             raise
 
