@@ -161,3 +161,17 @@ def test_a_load_of_another_model_is_refused(tmp_path, monkeypatch, prompt, says)
     (tmp_path / "l.json").write_text(json.dumps(root))
     done = _bench(tmp_path, monkeypatch, "--load", str(tmp_path / "l.json"))
     assert done.exit_code == 2 and "E_TRACE" in done.stderr and says in done.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "load", "overload"])
+def test_an_output_that_cannot_be_written_is_told_before_anything_runs(tmp_path, monkeypatch, command):
+    monkeypatch.setattr(start, "open_engine", lambda options: pytest.fail("something ran"))
+    folder = make_folder(tmp_path / "m")
+    for out in (tmp_path, folder / "config.json" / "x.json"):
+        done = CliRunner().invoke(cli.app, ["bench", command, str(folder), "--out", str(out)])
+        assert done.exit_code == 2 and "E_DISK" in done.stderr, done.output
+
+
+def test_an_unknown_policy_is_told_before_anything_runs(tmp_path, monkeypatch):
+    done = _bench(tmp_path, monkeypatch, "--policy", "outrider", "--policy", "fifo")
+    assert done.exit_code == 2 and "E_USAGE" in done.stderr and "chunked_fcfs" in done.stderr

@@ -1,9 +1,13 @@
 """`outrider bench`: policies against each other on one recorded load, and what a server does with far too much."""
 
+import errno
 import json
 import math
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,8 +59,10 @@ def bench_load(
     from outrider.serve.tokens import ServeTokenizer
 
     with input_errors():
+        _check_out(out)
         made = _make_load(ServeTokenizer(tokenizer), trace, texts, rows, scale_lengths, context, seed)
-        write_load(out, made)
+        with _writing(out):
+            write_load(out, made)
         print(json.dumps(made.summary()))
 
 
@@ -94,8 +100,8 @@ def bench_serve(
 
     began = time.monotonic()
     with input_errors():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _check_numbers(ttft_ms, tpot_ms, rate or [])
+        _check_out(out)
+        _check_given(ttft_ms, tpot_ms, rate or [], policy or [])
         more = start.engine_options("outrider bench serve", option or [])
         options = start.ServeOptions(model, parent=parent, device=device, weights=weights, threads=threads, engine=more)
         options.check("outrider bench serve")
@@ -148,7 +154,7 @@ def bench_overload(
     from outrider.serve.replay import http_overload, overload
 
     with input_errors():
-        out.parent.mkdir(parents=True, exist_ok=True)
+        _check_out(out)
         _require_more_than_0("outrider bench overload", times=times, seconds=seconds)
         more = start.engine_options("outrider bench overload", option or []) | {"prefix_cache": 0}
         options = start.ServeOptions(model, parent=parent, device=device, weights=weights, threads=threads, engine=more)
@@ -168,7 +174,8 @@ def bench_overload(
             rate = times * result["saturation_requests_per_s"]
             options = _with_goal(options, overload.Goal(**result["goal"]))
             result["http"] = http_overload.measure(options, plan.prepared, rate, seconds)
-        write_file(out, json.dumps({"program": "outrider bench overload", **result}, indent=1) + "\n")
+        with _writing(out):
+            write_file(out, json.dumps({"program": "outrider bench overload", **result}, indent=1) + "\n")
         print(json.dumps({**result["verdict"], **({"http": result["http"]} if http else {})}, indent=1))
 
 
@@ -180,7 +187,33 @@ def _with_goal(options: Any, goal: Any) -> Any:
     return replace(options, engine=goals | {"end_late_first": 1} | options.engine)
 
 
-def _check_numbers(ttft_ms: float | None, tpot_ms: float | None, rates: list[float]) -> None:
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Raises InputError E_DISK where the file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError("E_DISK", out, "output", error.strerror or str(error), "a file to write") from None
+
+
+def _check_out(out: Path) -> None:
+    """Before anything is measured: that `out` can be written. Raises InputError E_DISK."""
+    with _writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        trial = out.with_name(out.name + ".tmp")
+        trial.touch()
+        trial.unlink()
+
+
+def _check_given(ttft_ms: float | None, tpot_ms: float | None, rates: list[float], policies: list[str]) -> None:
+    from outrider.serve.replay import compare
+
+    for name in policies:
+        if name not in (*compare.POLICIES, compare.LAYERWISE):
+            known = ", ".join((*compare.POLICIES, compare.LAYERWISE))
+            raise InputError("E_USAGE", "outrider bench serve", "--policy", name, known)
     if (ttft_ms is None) != (tpot_ms is None):
         raise InputError("E_USAGE", "outrider bench serve", "goals", "one", "--ttft-ms and --tpot-ms, or neither")
     _require_more_than_0("outrider bench serve", ttft_ms=ttft_ms, tpot_ms=tpot_ms)
@@ -260,8 +293,9 @@ def write_results(out: Path, result: dict[str, Any]) -> None:
     """JSON, and the table beside it."""
     from outrider.refactor.atomic import write_file
 
-    write_file(out, json.dumps({"program": "outrider bench serve", **result}, indent=1) + "\n")
-    write_file(out.with_suffix(".md"), result.get("table", ""))
+    with _writing(out):
+        write_file(out, json.dumps({"program": "outrider bench serve", **result}, indent=1) + "\n")
+        write_file(out.with_suffix(".md"), result.get("table", ""))
 
 
 def _write_routes(path: Path, experts: list[list[int]], sha256: str) -> None:
