@@ -35,6 +35,7 @@ class Plan:
     repetitions: int = 3
     goal: Goal | None = None
     factors: tuple[float, float] = (TTFT_FACTOR, TPOT_FACTOR)  # of the goals, where none are given
+    calm: float | None = None  # share at which BASE shows what `factors` multiply; None: requests alone show it
     equal_times: bool = False  # fewer rows at low rates, so that all runs take about as long
     about: dict[str, Any] = field(default_factory=dict)  # a run that goes on has it in common with its beginning
     say: Callable[[str], None] = print
@@ -97,11 +98,11 @@ def begin(plan: Plan) -> dict[str, Any]:
     load = plan.prepared.load
     if load.dropped:
         plan.say(f"{len(load.rows)} rows; {load.dropped} of the trace do not fit the context or write nothing")
-    alone, more = _alone(plan)
-    goal = plan.goal or alone
     most = saturation(plan)
     if not most:
         raise InputError("E_TRACE", load.name, "requests", "none that the engine took", "some that fit it")
+    usual, more = _alone(plan) if plan.calm is None else _calm(plan, plan.calm, most)
+    goal = plan.goal or usual
     plan.say(f"{BASE} does {most:.2f} requests/s at most")
     plan.say(f"goals: the first token after {goal.ttft_s:.3f} s, then {goal.tpot_s:.4f} s a token")
     return {
@@ -172,6 +173,15 @@ def _alone(plan: Plan) -> tuple[Goal, dict[str, float]]:
     found = {"ttft_s_p95": percentile(ttft, 0.95) or 0.0, "tpot_s_median": percentile(tpot, 0.5) or 0.0}
     goal = Goal(plan.factors[0] * found["ttft_s_p95"], plan.factors[1] * found["tpot_s_median"])
     return goal, found | {"requests": len(rows), "ttft_factor": plan.factors[0], "tpot_factor": plan.factors[1]}
+
+
+def _calm(plan: Plan, share: float, most: float) -> tuple[Goal, dict[str, float]]:
+    """Goals from medians of the base policy where little has to wait."""
+    found = figures(_at_rate(plan, BASE, share, most), Goal(math.inf, math.inf))
+    ttft, tpot = found["ttft_s_median"] or 0.0, found["tpot_s_median"] or 0.0
+    more = {"rate_share": share, "requests": found["done"], "ttft_s_median": ttft, "tpot_s_median": tpot}
+    goal = Goal(plan.factors[0] * ttft, plan.factors[1] * tpot)
+    return goal, more | {"ttft_factor": plan.factors[0], "tpot_factor": plan.factors[1]}
 
 
 def _at_rate(plan: Plan, policy: str, share: float, most: float) -> RunResult:
