@@ -16,6 +16,8 @@
 namespace outrider::sched {
 namespace {
 
+constexpr double kHeldPerAdded = 4;  // time that prompts are held at most, in what they would cost the others
+
 class OutriderPlanner {
  public:
   explicit OutriderPlanner(const Snapshot& snapshot)
@@ -92,13 +94,13 @@ class OutriderPlanner {
     return FfnBytes(snapshot_, with) - FfnBytes(snapshot_, plan_.experts());
   }
 
-  // Prompts that make the step longer wait, while decode items wait anyway: the longer the more steps.
+  // Prompts that make the step longer wait, while decode items wait anyway: no longer than a few times what they add.
   void FillOrHoldPrompts() {
     PlanBuilder without = plan_;
     FillPrefillLane();
     if (limits_.prompt_hold_max <= 0 || static_cast<int64_t>(decode_.size()) <= limits_.decode_tokens) return;
-    const double share = 1 - Seconds(without) / Seconds(plan_);
-    const double age_max = share * static_cast<double>(PromptHoldAge(limits_));
+    const double step_s = Seconds(without), added_s = Seconds(plan_) - step_s;
+    const double age_max = std::min(static_cast<double>(PromptHoldAge(limits_)), kHeldPerAdded * added_s / step_s);
     const std::vector<size_t> prompts = ItemsOf(snapshot_, Lane::kPrefill);
     const auto urgent = [&](size_t item) {
       return At(item).priority > 0 || static_cast<double>(snapshot_.step - At(item).ready_since) >= age_max;

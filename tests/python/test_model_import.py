@@ -18,6 +18,7 @@ from outrider.cli import app
 from outrider.model_import import gguf_import, import_gguf, smollm2
 from outrider.model_import.gguf_check import check_gguf
 from outrider.refactor.errors import InputError
+from outrider.refactor.sums import SUMS, check_sums
 from typer.testing import CliRunner
 
 SIZES = {
@@ -62,6 +63,8 @@ def test_the_model_survives(name: str, tmp_path: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert len(tokenizer(text).input_ids) <= len(byte_tokenizer().encode(text).ids) + 1
+    check_sums(tmp_path / "out")
+    assert (tmp_path / "out" / SUMS).read_text().count("\n") == len(list((tmp_path / "out").iterdir())) - 1
 
 
 def test_shards_and_bfloat16(source: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,6 +156,13 @@ def test_echo_and_logprobs_as_evaluation_programs_ask(server):
         assert answer.usage.completion_tokens == 2 * limit
 
 
+def test_offsets_count_characters_of_several_bytes_once(server):
+    ids = server.state.tokenizer.encode("a\N{GRINNING FACE}éb")
+    answer = server.client().completions.create(model="tiny", prompt=ids, max_tokens=0, echo=True, logprobs=0)
+    found = answer.choices[0]
+    assert found.text == "a\N{GRINNING FACE}éb" and found.logprobs.text_offset == [0, 1, 1, 1, 1, 2, 2, 3]
+
+
 def test_echo_in_a_stream(server):
     stream = server.client().completions.create(
         model="tiny", prompt="Hello", max_tokens=3, echo=True, logprobs=0, stream=True

@@ -7,11 +7,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from fake_engine import make_folder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from outrider import cli
 from outrider.refactor.artifact import HEADER, SUM, seal
 from outrider.refactor.errors import InputError
+from outrider.refactor.sums import SUMS, write_sums
 from outrider.serve.start import ServeOptions, open_engine, read_inputs
 from serve_artifact import make_artifact
 from typer.testing import CliRunner
@@ -114,6 +116,37 @@ def test_the_program_says_so_in_one_line(spare):
     _flip(path, path.stat().st_size - 1, 0)
     assert (done.exit_code, done.stdout) == (2, ""), done.output
     assert re.fullmatch(r"outrider: error E_ARTIFACT: \S*model\.safetensors: sha256: .*\n", done.stderr), done.stderr
+
+
+def test_every_flipped_byte_of_an_imported_parent_is_an_error(tmp_path):
+    parent = make_folder(tmp_path / "parent")
+    write_sums(parent)
+    (tmp_path / "adapter").mkdir()
+    options = [ServeOptions(model=parent), ServeOptions(model=tmp_path / "adapter", parent=parent)]
+    for name in _names(parent):
+        for number, place in enumerate(_places(parent / name)):
+            _flip(parent / name, place, number % 8)
+            for one in options:
+                with pytest.raises(InputError, match="E_MODEL"):
+                    read_inputs(one)
+            _flip(parent / name, place, number % 8)
+        kept = (parent / name).read_bytes()
+        (parent / name).unlink()
+        if name != SUMS:
+            with pytest.raises(InputError, match="E_MODEL"):
+                read_inputs(options[0])
+        (parent / name).write_bytes(kept)
+    for one in options:
+        read_inputs(one)
+    done = subprocess.run(["sha256sum", "--strict", "-c", SUMS], cwd=parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "x\n", "0" * 64 + "  ../config.json\n"])
+def test_checksums_that_are_none(tmp_path, text):
+    (make_folder(tmp_path / "m") / SUMS).write_text(text)
+    with pytest.raises(InputError, match="E_MODEL"):
+        read_inputs(ServeOptions(model=tmp_path / "m"))
 
 
 @pytest.mark.parametrize("files", ["[]", '{"../config.json": "x"}', "3"])

@@ -4,9 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_engine import make_folder
-from outrider.demo import serve
+from fake_engine import FakeEngine, ServeRejected, make_folder
+from outrider.demo import policies, serve
 from outrider.refactor.errors import InputError
+from outrider.serve import start
 from serve_fixtures import running
 
 PROGRAM = Path(__file__).with_name("serve_with_fake.py")
@@ -33,3 +34,14 @@ def test_a_server_that_does_not_start(tmp_path, capfd):
     with pytest.raises(InputError, match="E_SERVE"), serve.server(command):
         pass
     assert "E_READ" in capfd.readouterr().err
+
+
+def test_the_policies_say_their_goals_and_their_spread(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(policies, "small_model", lambda _: make_folder(tmp_path / "m"))
+    monkeypatch.setattr(policies, "ROWS", 6)
+    monkeypatch.setattr(start, "load_model", lambda options: None)
+    monkeypatch.setattr(start, "open_engine", lambda options: (FakeEngine(script=lambda ids: ids * 99), ServeRejected))
+    assert policies.run(tmp_path) == 0
+    said = capsys.readouterr().out
+    assert f"{policies.FACTOR:g} times the medians of chunked_fcfs at 0.3" in said and "Below its lowest run" in said
+    assert all(f"| {name} | " in said for name in policies.compare.POLICIES) and said.count(" to ") > 25

@@ -1,5 +1,6 @@
 """What a request may not ask, and how it is told; who may ask."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -60,6 +61,10 @@ def server(folder):
         ({"outrider": {"expert": True}}, "outrider.expert"),
         ({"outrider": {"experts": True}}, "outrider.experts"),
         ({"seed": 1 << 70}, "seed"),
+        ({"top_k": 1 << 70}, "top_k"),
+        ({"top_k": -2}, "top_k"),
+        ({"min_p": 0.1}, "min_p"),
+        ({"ignore_eos": True}, "ignore_eos"),
     ],
 )
 def test_fields_are_refused_by_name(server, change, param):
@@ -70,6 +75,7 @@ def test_fields_are_refused_by_name(server, change, param):
 
 def test_fields_that_change_nothing_are_taken(server):
     neutral = {"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "logit_bias": {}, "n": None}
+    neutral |= {"top_k": -1, "min_p": 0.0, "ignore_eos": False, "reasoning_effort": "none"}
     harmless = {"user": "u", "store": False, "metadata": {}, "service_tier": "auto", "parallel_tool_calls": True}
     sent_back = {"role": "assistant", "content": "x", "refusal": None, "tool_calls": None, "audio": None}
     parts = {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
@@ -96,6 +102,57 @@ def test_fields_that_change_nothing_are_taken(server):
 def test_fields_of_completions_are_refused_by_name(server, change, param):
     status, error = server.error("/v1/completions", {"prompt": "a", **change})
     assert (status, error["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "says"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "type: input should be 'text'"),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "y": 1}]}]},
+            "y is not a known",
+        ),
+        (CHAT, {"messages": [{"role": "user", "content": None}]}, "valid string or input should be a valid list"),
+        (CHAT, {"stop": ["a"] * 17}, "at most 16 items"),
+        ("/v1/completions", {"prompt": ["a"] * 129}, "at most 128 items"),
+        ("/v1/completions", {"prompt": [1, -3]}, "greater than or equal to 0"),
+    ],
+)
+def test_a_field_of_several_kinds_is_told_by_the_kind_that_was_meant(server, path, change, says):
+    asked = {"messages": ASK} if path == CHAT else {}
+    status, error = server.error(path, asked | change)
+    assert status == 400 and says in error["message"]
+
+
+def test_a_prompt_over_the_context_is_told_as_openai_does(server):
+    long = "x" * 300
+    for path, field in (
+        (CHAT, {"messages": [{"role": "user", "content": long}]}),
+        ("/v1/completions", {"prompt": long}),
+    ):
+        status, error = server.error(path, field)
+        assert (status, error["code"], error["param"]) == (400, "context_length_exceeded", next(iter(field)))
+
+
+def test_methods_that_a_route_does_not_have(server):
+    for method in ("GET", "PUT", "OPTIONS"):
+        status, headers, raw = server.request(method, CHAT)
+        assert (status, headers["allow"]) == (405, "POST") and json.loads(raw)["error"]["type"]
+    assert set(server.request("POST", "/v1/models", {})[1]["allow"].split(", ")) == {"GET", "HEAD"}
+
+
+def test_what_may_be_read_has_a_head(server):
+    for path in ("/", "/health", "/ready", "/metrics", "/v1/models", "/v1/models/tiny"):
+        (status, headers, raw), whole = server.request("HEAD", path), server.request("GET", path)
+        assert (status, raw) == (200, b"") and headers["content-type"] == whole[1]["content-type"]
+
+
+def test_compressed_bodies_are_refused_by_name(server):
+    raw = json.dumps({"messages": ASK, "max_tokens": 2}).encode()
+    status, error = server.error(CHAT, gzip.compress(raw), Content_Encoding="gzip")
+    assert (status, error["param"]) == (415, "Content-Encoding")
+    assert server.request("POST", CHAT, raw, Content_Encoding="identity")[0] == 200
 
 
 @pytest.mark.parametrize(

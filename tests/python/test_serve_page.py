@@ -31,6 +31,65 @@ def test_sent_with_a_policy_that_allows_nothing_else(tmp_path):
         assert "default-src 'none'" in headers["content-security-policy"]
 
 
+PAGE_IN_NODE = """
+const text = require("fs").readFileSync(0, "utf8"), url = process.argv[2];
+const made = () => ({ style: {}, classList: { add() {} }, children: [], textContent: "", append(...more) {
+  for (const one of more) this.textContent += one.textContent ?? one; this.children.push(...more); },
+  replaceChildren() {}, remove() {}, setAttribute() {} });
+const known = {};
+globalThis.document = { hidden: true, getElementById: (id) => (known[id] ??= made()), createElement: made };
+globalThis.sessionStorage = { getItem: () => "", setItem() {} };
+globalThis.asked = [];
+const real = fetch;
+globalThis.fetch = (path, options) => {
+  if (options.body) asked.push(JSON.parse(options.body).messages.map((turn) => turn.role + ":" + turn.content));
+  return real(url + path, options);
+};
+globalThis.shown = () => known.log.children.map((one) => one.textContent);
+const script = text.match(/<script>([^]*)<.script>/)[1];
+const steps = process.argv[3];
+const say = "console.log(JSON.stringify([asked, shown()])); process.exit();";
+new Function(`${script}; (async () => { ${steps}; ${say} })()`)();
+"""
+
+
+def _in_node(url: str, steps: str) -> tuple[list[list[str]], list[str]]:
+    """Runs the page's script without a browser: the questions that it asked, and what its log shows."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node")
+    page = resources.files("outrider.serve").joinpath("page.html").read_text(encoding="utf-8")
+    command = [node, "-e", PAGE_IN_NODE, "page", url + "/", steps]
+    done = subprocess.run(command, input=page, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout, done.stderr
+    asked, shown = json.loads(done.stdout.splitlines()[-1])
+    return asked, shown
+
+
+def test_a_conversation_that_is_cleared_leaves_nothing(tmp_path):
+    folder = make_folder(tmp_path / "m")
+    with running(folder, script=writes(folder, "x" * 50), token_s=0.02) as server:
+        clear = 'const first = ask("a"); setTimeout(() => byId("clear").onclick(), 200); await first; await ask("b")'
+        asked, _ = _in_node(server.url, clear)
+    assert asked == [["user:a"], ["user:b"]]
+
+
+def test_a_question_without_an_answer_is_not_asked_again(tmp_path):
+    folder = make_folder(tmp_path / "m")
+    with running(folder, context=60, script=writes(folder, "yes")) as server:
+        asked, shown = _in_node(server.url, 'await ask("x".repeat(99)); await ask("b"); await ask("c")')
+    assert asked[1:] == [["user:b"], ["user:b", "assistant:yes", "user:c"]] and "context" in shown[1]
+
+
+def test_an_answer_that_is_cut_off_is_told(tmp_path):
+    folder = make_folder(tmp_path / "m")
+    with running(folder, script=writes(folder, "yes")) as server:
+        cut = "TextDecoderStream = class extends TransformStream { constructor() { super({ transform(part, out) {"
+        cut += ' out.enqueue(new TextDecoder().decode(part).replace("data: [DONE]\\n\\n", "")); } }); } };'
+        _, shown = _in_node(server.url, cut + 'await ask("b")')
+    assert shown[1] == "yes The answer was cut off."
+
+
 class Browser:
     """The DevTools protocol over the two pipes of `--remote-debugging-pipe`."""
 

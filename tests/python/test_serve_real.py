@@ -80,8 +80,11 @@ def test_log_probabilities_of_a_prompt(server):
 
 def test_limits_of_the_real_engine(server):
     status, error = server.error("/v1/completions", {"prompt": [5] * 300})
-    assert (status, error["code"]) == (400, "context_length_exceeded")
+    assert (status, error["code"], error["param"]) == (400, "context_length_exceeded", "prompt")
+    assert error["message"].startswith("prompt: found 300 tokens")
+    status, error = server.error("/v1/completions", {"prompt": [5], "max_tokens": 9000})
+    assert (status, error["code"], error["param"]) == (400, "context_length_exceeded", "max_tokens")
     text = server.request("GET", "/metrics")[2].decode()
     for name in ("outrider_step_seconds_bucket", "outrider_kv_pages", "outrider_tokens_total", "outrider_weight_bytes"):
         assert name in text
-    assert 'outrider_rejected_total{reason="E_CONTEXT"} 1.0' in text
+    assert 'outrider_rejected_total{reason="E_CONTEXT"} 2.0' in text

@@ -137,6 +137,27 @@ def test_policies_on_one_load():
     assert found["alone"]["ttft_factor"] * found["alone"]["ttft_s_p95"] == pytest.approx(found["goal"]["ttft_s"])
 
 
+def test_goals_from_a_calm_run_and_the_spread_of_repetitions():
+    shaped = load.shape("p", load.poisson(12, 3, prompt_mean=8, written_mean=6), count=12, scale=1, context=200)
+    prepared = Prepared(shaped, texts.prompts_of(shaped, {"a": list(range(3, 200))}, 0))
+    give = lambda _: (FakeEngine(token_s=0.002, script=lambda ids: ids * 50), ServeRejected)  # noqa: E731
+    plan = compare.Plan(give, prepared, ("chunked_fcfs", "outrider"), (0.9,), 2, factors=(5, 3), calm=0.3, say=str)
+    found = compare.compare(plan)
+    alone, goal = found["alone"], found["goal"]
+    assert (alone["rate_share"], alone["requests"]) == (0.3, 12)
+    assert goal["ttft_s"] == 5 * alone["ttft_s_median"] and goal["tpot_s"] == 3 * alone["tpot_s_median"] > 0.006
+    table = figures.spread_table(found["summary"])
+    assert table.count("\n") == 4 and "| outrider | " in table and table.count(" to ") == 10
+
+
+def test_policies_are_told_apart_beyond_their_spread_alone():
+    def row(policy, low, median, high):
+        return {"policy": policy, "goodput_tokens_per_s": {"low": low, "median": median, "high": high}}
+
+    rows = [row("a", 5, 6, 7), row("b", 6, 9, 10), row("c", 1, 2, 5.9), row("d", 0, 0, 0)]
+    assert figures.apart_from_best(rows) == ("b", ["c", "d"])
+
+
 def test_a_comparison_goes_on_where_it_was_cut(tmp_path):
     shaped = load.shape("p", load.poisson(12, 3, prompt_mean=8, written_mean=6), count=12, scale=1, context=200)
     prepared = Prepared(shaped, texts.prompts_of(shaped, {"a": list(range(3, 200))}, 0))

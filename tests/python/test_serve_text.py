@@ -39,6 +39,55 @@ def test_any_bytes_give_the_text_that_decoding_gives(tokenizer, ids):
         assert text.replace("\ufffd", "") == tokenizer.decode(ids).replace("\ufffd", "")
 
 
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    """As of Llama 2 and Mistral: spaces are part of the names, characters outside the vocabulary are byte tokens."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *"abcé", "\u2581a", "\u2581b"]
+    vocab = {name: number for number, name in enumerate(names)}
+    merges = [("\u2581", "a"), ("\u2581", "b")]
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(parts)
+    folder = tmp_path_factory.mktemp("pieces")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return ServeTokenizer(folder)
+
+
+@given(prompt=st.text("ab é\N{GRINNING FACE}", max_size=8), text=st.text("ab é\N{GRINNING FACE}", max_size=12))
+@settings(max_examples=80, deadline=None)
+def test_text_goes_on_from_its_prompt(pieces, prompt, text):
+    ids = pieces.encode("a" + prompt + " b" + text)
+    place = len(pieces.encode("a" + prompt))
+    if ids[:place] != pieces.encode("a" + prompt):
+        return
+    stream = Detokenizer(pieces.decode, pieces.before_text(ids[:place]))
+    parts = [stream.add(token) for token in ids[place:]] + [stream.finish()]
+    assert "".join(parts) == " b" + text and not any("\ufffd" in part for part in parts)
+    alone = Detokenizer(pieces.decode)
+    assert "".join([alone.add(token) for token in ids[place:]]) + alone.finish() == "b" + text
+
+
+@given(ids=st.lists(st.integers(1, 264), max_size=40))
+@settings(max_examples=80, deadline=None)
+def test_any_byte_tokens_give_the_text_that_decoding_gives(pieces, ids):
+    stream = Detokenizer(pieces.decode)
+    assert "".join([stream.add(token) for token in ids]) + stream.finish() == pieces.decode(ids)
+    whole = pieces._tokenizer.decode(ids)
+    if "\ufffd" not in whole:
+        assert pieces.decode(ids).lstrip(" ") == whole.lstrip(" ")  # a space as a byte stays
+
+
+def test_names_and_bytes_of_tokens(pieces, tokenizer):
+    names = {pieces.token_text(token): pieces.token_bytes(token) for token in pieces.encode("a bcé")}
+    assert names == {" a": [32, 97], " b": [32, 98], "c": [99], "é": [0xC3, 0xA9]}
+    face = "\N{GRINNING FACE}"
+    assert [pieces.token_bytes(token) for token in pieces.encode(face)][-4:] == [[byte] for byte in face.encode()]
+    assert [tokenizer.token_bytes(token) for token in tokenizer.encode("é")] == [[0xC3], [0xA9]]
+
+
 def test_endless_rubbish_costs_a_bounded_window(tokenizer):
     sizes = []
 

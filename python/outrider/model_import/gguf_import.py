@@ -15,6 +15,7 @@ import numpy as np
 from outrider.model_import.gguf_check import CODE, check_gguf
 from outrider.refactor.atomic import atomic_folder, write_file
 from outrider.refactor.errors import InputError
+from outrider.refactor.sums import write_sums
 
 if TYPE_CHECKING:
     import gguf
@@ -110,6 +111,7 @@ def import_gguf(
         write_file(folder / "config.json", json.dumps(config.to_huggingface(dtype), indent=2) + "\n")
         _write_weights(folder, path, reader, config, names, dtype, progress)
         _write_tokenizer(path, folder, config)
+        write_sums(folder)
     return config
 
 

@@ -23,6 +23,7 @@ from outrider.serve.state import ServeState
 # Texts longer than this are cut into tokens beside the event loop.
 INLINE_CHARS_MAX = 8192
 DEADLINE_HEADER = "x-outrider-deadline-ms"
+READ = ["GET", "HEAD"]  # monitors and balancers ask for heads
 
 users = APIRouter(dependencies=[Depends(user_access)])
 admins = APIRouter(dependencies=[Depends(admin_access)])
@@ -78,12 +79,12 @@ async def plain_completions(request: Request) -> Response:
     return await _answer(request, run, completions.completion_answer(run))
 
 
-@users.get("/v1/models")
+@users.api_route("/v1/models", methods=READ)
 async def models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": [_model(_state(request))]}
 
 
-@users.get("/v1/models/{name:path}")
+@users.api_route("/v1/models/{name:path}", methods=READ)
 async def model(request: Request, name: str) -> dict[str, Any]:
     state = _state(request)
     state.check_model(name)
@@ -102,7 +103,7 @@ async def tokenize(request: Request) -> dict[str, Any]:
     return {"tokens": ids, "count": len(ids), "max_model_len": state.info["context"]}
 
 
-@anyone.get("/")
+@anyone.api_route("/", methods=READ)
 async def page() -> HTMLResponse:
     text = resources.files("outrider.serve").joinpath("page.html").read_text(encoding="utf-8")
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
@@ -110,7 +111,7 @@ async def page() -> HTMLResponse:
     return HTMLResponse(text, headers=headers)
 
 
-@anyone.get("/health")
+@anyone.api_route("/health", methods=READ)
 async def health(request: Request) -> Response:
     """503 when there is work and no step finished for some seconds, or the device is lost."""
     state = _state(request)
@@ -119,7 +120,7 @@ async def health(request: Request) -> Response:
     return JSONResponse(body, status_code=200 if status == "ok" else 503)
 
 
-@anyone.get("/ready")
+@anyone.api_route("/ready", methods=READ)
 async def ready(request: Request) -> Response:
     """503 while no new work is taken."""
     state = _state(request)
@@ -128,12 +129,12 @@ async def ready(request: Request) -> Response:
     return JSONResponse({"ready": reason is None, "reason": reason}, status_code=503 if reason else 200)
 
 
-@admins.get("/metrics")
+@admins.api_route("/metrics", methods=READ)
 async def prometheus(request: Request) -> Response:
     return Response(_state(request).metrics.text(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
 
-@admins.get("/admin/stats")
+@admins.api_route("/admin/stats", methods=READ)
 async def stats(request: Request) -> dict[str, Any]:
     state = _state(request)
     now = {"model": state.name, "tokens_per_s": round(state.hub.rate, 2), "open_streams": state.hub.open_streams}
@@ -187,7 +188,7 @@ async def _api_error(_: Request, error: Any) -> Response:
 
 async def _http_error(request: Request, error: Any) -> Response:
     message = f"{request.method} {request.url.path[:200]}: {error.detail}"
-    return await _api_error(request, ApiError(error.status_code, message))
+    return await _api_error(request, ApiError(error.status_code, message, allow=(error.headers or {}).get("Allow")))
 
 
 async def _client_gone(_: Request, __: Any) -> Response:

@@ -17,9 +17,13 @@ async def read_json(request: Request) -> dict[str, Any]:
     """The JSON object in the body.
 
     Raises:
-        ApiError: 413 for a body over BODY_BYTES_MAX, 408 for one that takes over BODY_READ_S, 400 for what is no JSON
-            object in UTF-8 or is nested deeper than JSON_DEPTH_MAX.
+        ApiError: 413 for a body over BODY_BYTES_MAX, 408 for one that takes over BODY_READ_S, 415 for a compressed one,
+            400 for what is no JSON object in UTF-8 or is nested deeper than JSON_DEPTH_MAX.
     """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        message = f"Content-Encoding: {encoding[:40]!r} is not supported; send the body as it is."
+        raise ApiError(415, message, code="unsupported_encoding", param="Content-Encoding")
     try:
         async with asyncio.timeout(BODY_READ_S):
             raw = await _read(request)

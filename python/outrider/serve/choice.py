@@ -22,17 +22,25 @@ class Delta:
 
 
 class Choice:
-    """Counts, text and end of one stream. `limit` of tokens: those beyond are dropped (0 of a prompt's echo)."""
+    """Counts, text and end of one stream. `limit` of tokens: those beyond are dropped (0 of a prompt's echo).
+
+    `before`: the end of the prompt, where the text goes on from it.
+    """
 
     def __init__(
-        self, prompt: Sequence[int], decode: Callable[[Sequence[int]], str], stops: Sequence[str], limit: int | None
+        self,
+        prompt: Sequence[int],
+        decode: Callable[[Sequence[int]], str],
+        stops: Sequence[str],
+        limit: int | None,
+        before: Sequence[int] = (),
     ) -> None:
         self.prompt = prompt
         self.cached = 0
         self.written = 0
         self.finish: str | None = None
         self._limit = limit
-        self._text = Detokenizer(decode)
+        self._text = Detokenizer(decode, before)
         self._stop = StopMatcher(stops)
         self._experts: list[int] = []  # of the prompt, then of the text
         self._held: list[tuple[str, int | None]] = []  # pieces that the stop matcher holds back

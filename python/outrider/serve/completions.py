@@ -87,14 +87,15 @@ class _Part:
 
 def _logprobs(state: ServeState, rows: list[LogprobRow | None], first: int | None, offset: int) -> dict[str, Any]:
     """Four lists, one entry a token; `first` is the token of a row None."""
-    name = state.tokenizer.token_text
-    tokens = [name(row[0] if row is not None else first) for row in rows]  # type: ignore[arg-type]
+    ids: list[int] = [row[0] if row is not None else first for row in rows]  # type: ignore[misc]
     offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token)
+    for token in ids:
+        raw = state.tokenizer.token_bytes(token) or state.tokenizer.token_text(token).encode()
+        begins = [byte & 0xC0 != 0x80 for byte in raw]  # a character; the others go on with one
+        offsets.append(max(offset - (not begins[0]), 0) if raw else offset)
+        offset += sum(begins)
     return {
-        "tokens": tokens,
+        "tokens": [state.tokenizer.token_text(token) for token in ids],
         "token_logprobs": [None if row is None else row[1] for row in rows],
         "top_logprobs": [None if row is None else _top(state, row) for row in rows],
         "text_offset": offsets,

@@ -17,10 +17,11 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after_s: float = 0,
+        allow: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.allow = retry_after_s, allow
 
     @property
     def kind(self) -> str:
@@ -31,7 +32,9 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        """`Retry-After` in whole seconds, at least 1, where there is a time to wait."""
+        """`Retry-After` in whole seconds, at least 1, where there is a time to wait; the methods that a route has."""
+        if self.allow:
+            return {"Allow": self.allow}
         if self.status == 401:
             return {"WWW-Authenticate": "Bearer"}
         if not self.retry_after_s and self.status != 429:
@@ -41,11 +44,13 @@ class ApiError(Exception):
 
 def rejection(error: Any) -> ApiError:
     """The answer to a request that the engine did not take (`ServeRejected`)."""
+    message = str(error).removeprefix(f"error {error.code}: ")
     if error.code == "E_CONTEXT":
-        return ApiError(400, str(error), code="context_length_exceeded")
+        param = "max_tokens" if "max_tokens" in message else None
+        return ApiError(400, message, code="context_length_exceeded", param=param)
     if error.code == "E_DEVICE":
-        return ApiError(503, str(error), code="device_lost")
+        return ApiError(503, message, code="device_lost")
     if error.code == "E_REQUEST":
-        return ApiError(400, str(error), code="invalid_value")
+        return ApiError(400, message, code="invalid_value")
     code = {"E_DRAINING": "draining", "E_TENANT": "rate_limit_exceeded"}.get(error.code, "overloaded")
-    return ApiError(429, str(error), code=code, retry_after_s=error.retry_after_s or 1)
+    return ApiError(429, message, code=code, retry_after_s=error.retry_after_s or 1)

@@ -19,6 +19,7 @@ class Run:
         self.state, self.request = state, request
         self.id = f"{prefix}-{uuid.uuid4().hex}"
         self.created = int(time.time())
+        self.chat = prefix == "chatcmpl"
         self.prompts = prompts
         self.choices: list[Choice] = []
         self.mailbox = Mailbox(state.hub)
@@ -32,11 +33,14 @@ class Run:
         try:
             _check_choices(each * len(self.prompts), params.get("tenant_requests_max", 0))
             for number, prompt in enumerate(self.prompts):
+                before = () if self.chat else self.state.tokenizer.before_text(prompt)
                 for choice in range(each):
                     self.mailbox.submit(number * each + choice, prompt, for_choice(params, choice))
-                    self.choices.append(Choice(prompt, self.state.tokenizer.decode, self.request.stops, limit))
+                    self.choices.append(Choice(prompt, self.state.tokenizer.decode, self.request.stops, limit, before))
                     self._first.append(None)
         except BaseException as error:
+            if isinstance(error, ApiError) and error.code == "context_length_exceeded":
+                error.param = error.param or ("messages" if self.chat else "prompt")
             self.close("rejected" if getattr(error, "status", 0) == 429 else "invalid")
             raise
 

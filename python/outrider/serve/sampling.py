@@ -15,7 +15,7 @@ def engine_params(request: Any, *, max_tokens: int | None, logprobs: int, end_id
     return {
         "max_tokens": max_tokens or 0,
         "temperature": 1.0 if request.temperature is None else request.temperature,
-        "top_k": request.top_k or 0,
+        "top_k": max(request.top_k or 0, 0),
         "top_p": 1.0 if request.top_p is None else max(request.top_p, TOP_P_MIN),
         "presence_penalty": request.presence_penalty or 0.0,
         "frequency_penalty": request.frequency_penalty or 0.0,

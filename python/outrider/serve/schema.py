@@ -13,17 +13,21 @@ STOP_CHARS_MAX = 256
 TOP_LOGPROBS_MAX = 20
 
 # Fields that say something about the caller and change no answer.
-HARMLESS = {"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "service_tier", "parallel_tool_calls"}
+HARMLESS = {"user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
+HARMLESS |= {"service_tier", "parallel_tool_calls"}
 
 # Fields that are not supported, with the values that ask for nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "function_call": ("none", "auto"),
     "functions": ([],),
+    "ignore_eos": (False,),
     "logit_bias": ({},),
+    "min_p": (0,),
+    "min_tokens": (0,),
     "modalities": (["text"],),
     "prediction": (),
-    "reasoning_effort": (),
+    "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
@@ -59,7 +63,7 @@ class _Common(_Strict):
     max_tokens: Annotated[int, Field(ge=0, le=1 << 31)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = None  # 0 and -1: of all
     n: Annotated[int, Field(ge=1, le=CHOICES_MAX)] | None = None
     stop: _Stop | Annotated[list[_Stop], Field(max_length=STOPS_MAX)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None
@@ -189,11 +193,24 @@ def _parse(kind: type[_Request], body: dict[str, Any]) -> _Request:
     try:
         return kind.model_validate(wanted)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = _param(first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise _invalid(name, "is not a known field", "unknown_parameter") from None
-        raise _invalid(name, first["msg"][:1].lower() + first["msg"][1:]) from None
+        raise _refusal(error.errors(include_url=False, include_input=False)) from None
+
+
+def _refusal(errors: list[Any]) -> ApiError:
+    """Of the first field that is wrong; where it may be of several kinds, of the kind that fits it best."""
+    name = _param(errors[0]["loc"])
+    own = [one for one in errors if _param(one["loc"]) == name]
+    fits = [one for one in own if not one["type"].endswith("_type")]
+    deepest = max(len(one["loc"]) for one in fits or own)
+    best = [one for one in fits or own if len(one["loc"]) == deepest]
+    says = [one["msg"][:1].lower() + one["msg"][1:] for one in best]
+    inner = str(best[0]["loc"][-1])
+    if best[0]["type"] == "extra_forbidden":
+        message = "is not a known field" if name.endswith(inner) else f"{inner} is not a known field"
+        return _invalid(name, message, "unknown_parameter")
+    if best[0]["type"] in ("missing", "literal_error") and not name.endswith(inner):
+        return _invalid(name, f"{inner}: {says[0]}")
+    return _invalid(name, says[0] if fits else " or ".join(dict.fromkeys(says)))
 
 
 def _param(location: tuple[int | str, ...]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from outrider.refactor.artifact import HEADER, MASKS, SUM, check_files
 from outrider.refactor.errors import InputError
+from outrider.refactor.sums import check_sums
 from outrider.serve.access import is_loopback
 from outrider.serve.auth import Keys
 from outrider.serve.hub import EngineHub
@@ -93,9 +94,16 @@ def read_inputs(options: ServeOptions) -> Inputs:
 
 
 def check_checksums(options: ServeOptions) -> None:
-    """Of a refactored model: a damaged file ends the start, it never writes a wrong token. Raises InputError."""
+    """Of a refactored or imported model: a damaged file ends the start, it never writes a wrong token.
+
+    Raises:
+        InputError: E_ARTIFACT, or E_MODEL for an imported folder.
+    """
     if any((options.model / name).exists() for name in (HEADER, MASKS, SUM)):
         check_files(options.model)
+    for folder in (options.model, options.parent):
+        if folder is not None:
+            check_sums(folder)
 
 
 def tokenizer_of(options: ServeOptions) -> ServeTokenizer:

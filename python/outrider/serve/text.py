@@ -11,13 +11,16 @@ _OVERLAP = 8
 
 
 class Detokenizer:
-    """Text of a growing list of ids; what may still be half a character waits."""
+    """Text of a growing list of ids; what may still be half a character waits. `before`: ids that stand before it."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], before: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._window: list[int] = []  # the last ids; those before `_settled` give context only
-        self._settled = 0
-        self._sent = 0  # characters of the window's text
+        text = decode(before) if before else ""
+        if text.endswith(_REPLACEMENT):  # half a character, which the text does not complete
+            before, text = (), ""
+        self._window = list(before)  # the last ids; those before `_settled` give context only
+        self._settled = len(self._window)
+        self._sent = len(text)  # characters of the window's text
 
     def add(self, token: int) -> str:
         self._window.append(token)

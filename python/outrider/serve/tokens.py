@@ -3,11 +3,15 @@
 import datetime
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from outrider.refactor.errors import InputError
 from outrider.serve.errors import ApiError
+
+_BEFORE = 8  # tokens, enough to hold a whole character
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # of vocabularies of SentencePiece
 
 
 class ServeTokenizer:
@@ -20,6 +24,11 @@ class ServeTokenizer:
         self.vocab = loaded.vocab
         self.sha256 = loaded.sha256
         self._tokenizer = loaded.tokenizer
+        decoder = loaded.tokenizer.decoder
+        self._byte_level = decoder is None or b"ByteLevel" in decoder.__getstate__()
+        fallback = decoder is not None and b"ByteFallback" in decoder.__getstate__()
+        self._bytes = _byte_tokens(loaded.tokenizer) if fallback else {}
+        self._anchor = next((found for name in "aei1" if (found := loaded.tokenizer.token_to_id(name)) is not None), 0)
         self._special, source = _template_of(folder)
         self._template = _compile(folder, source) if source else None
 
@@ -32,20 +41,42 @@ class ServeTokenizer:
         return self._tokenizer.encode(text, add_special_tokens=special).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        """Byte tokens by themselves: the library gives up a whole run of them, characters included, for half of one."""
+        if not self._bytes:
+            return self._tokenizer.decode(ids, skip_special_tokens=True)
+        text = ""
+        for number, (are_bytes, group) in enumerate(groupby(ids, self._bytes.__contains__)):
+            if are_bytes:
+                text += bytes(map(self._bytes.__getitem__, group)).decode("utf-8", "replace")
+            else:
+                text += self._decode_inside(list(group)) if number else self._tokenizer.decode(list(group))
+        return text
+
+    def _decode_inside(self, ids: list[int]) -> str:
+        """Of ids that do not stand at the beginning, where a space would be dropped."""
+        inside, anchor = self._tokenizer.decode([self._anchor, *ids]), self._tokenizer.decode([self._anchor])
+        return inside[len(anchor) :]
+
+    def before_text(self, prompt: Sequence[int]) -> Sequence[int]:
+        """What the text behind `prompt` has to be decoded with: other than byte-level decoders drop a first space."""
+        return () if self._byte_level else prompt[-_BEFORE:]
 
     def token_text(self, token: int) -> str:
         """The text of one token, special ones by their name; half a character as U+FFFD."""
+        name = self._tokenizer.id_to_token(token) or ""
+        if not self._byte_level and _SPACE in name:
+            return name.replace(_SPACE, " ")
         return self._tokenizer.decode([token], skip_special_tokens=False)
 
     def token_bytes(self, token: int) -> list[int] | None:
-        """The bytes of a token of a byte-level vocabulary; None where the name says something else."""
+        """The bytes of a token; None where its name does not say them."""
         name = self._tokenizer.id_to_token(token) or ""
-        try:
+        if self._byte_level and all(character in _BYTE_OF for character in name):
             return [_BYTE_OF[character] for character in name]
-        except KeyError:
-            text = self.token_text(token)
-            return None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
+        if token in self._bytes:
+            return [self._bytes[token]]
+        text = self.token_text(token)
+        return None if "\N{REPLACEMENT CHARACTER}" in text else list(text.encode())
 
     def chat_text(self, messages: list[dict[str, str]]) -> str:
         """The conversation up to where the answer begins.
@@ -67,6 +98,12 @@ class ServeTokenizer:
     def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
         """Ids of `chat_text`; the template has written the special tokens itself."""
         return self.encode(self.chat_text(messages), special=False)
+
+
+def _byte_tokens(tokenizer: Any) -> dict[int, int]:
+    """The byte of each token that stands for one."""
+    found = {tokenizer.token_to_id(f"<0x{byte:02X}>"): byte for byte in range(256)}
+    return {token: byte for token, byte in found.items() if token is not None}
 
 
 def _template_of(folder: Path) -> tuple[dict[str, Any], str | None]:

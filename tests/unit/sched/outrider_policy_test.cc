@@ -121,17 +121,20 @@ SnapshotCase Crowded() {
   c.limits.decode_tokens = 2;
   c.limits.prompt_hold_max = 6;
   c.bytes_per_s = 1e9;
-  c.token_s = 1;  // only tokens take time: two of a prompt are half of the step
+  c.token_s = 1;  // only tokens take time: two of a prompt add as much as the others take
   c.limits.prefill_age_max = 0;
   c.Decode(0, 5).Decode(0, 5).Decode(0, 5);
   return c;
 }
 
 TEST(Outrider, PromptsWaitWhileMoreDecodeItemsAreReadyThanAStepTakes) {
-  EXPECT_EQ(Plan(Crowded().Prompt({0, 0}, 3)), "d0 d1 | held 3 | experts 1");
-  EXPECT_EQ(Plan(Crowded().Prompt({0, 0}, 2)), "d0 d1 p3:2 | held | experts 1") << "half of 6 steps";
-  EXPECT_EQ(Plan(Crowded().Prompt({0, 0}, 2).Prompt({2}, 5)), "d0 d1 | held 3 4 | experts 1") << "3/5 of 6 steps";
-  EXPECT_EQ(Plan(Crowded().Prompt({0, 0}, 1).Prompt({2}, 5)), "d0 d1 p3:2 p4:1 | held | experts 5");
+  EXPECT_EQ(Plan(Crowded().Prompt({0, 0}, 2)), "d0 d1 | held 3 | experts 1");
+  EXPECT_EQ(Plan(Crowded().Prompt({0, 0}, 1)), "d0 d1 p3:2 | held | experts 1") << "four times what it adds: a step";
+  EXPECT_EQ(Plan(Crowded().Prompt({0}, 3)), "d0 d1 p3:1 | held | experts 1") << "four times half a step";
+  EXPECT_EQ(Plan(Crowded().Prompt({0, 0}, 0).Prompt({2}, 5)), "d0 d1 | held 3 4 | experts 1") << "both add more";
+  SnapshotCase most = Crowded();
+  most.limits.prompt_hold_max = 5;
+  EXPECT_EQ(Plan(most.Prompt({0, 0}, 0).Prompt({2}, 5)), "d0 d1 p3:2 p4:1 | held | experts 5");
   EXPECT_EQ(Plan(Crowded().Prompt({0, 0}, 3, 1)), "d0 d1 p3:2 | held | experts 1") << "it has priority";
   SnapshotCase c = Crowded();
   c.limits.decode_tokens = 3;

@@ -1,8 +1,13 @@
 """`outrider bench`: policies against each other on one recorded load, and what a server does with far too much."""
 
+import errno
 import json
+import math
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,8 +59,10 @@ def bench_load(
     from outrider.serve.tokens import ServeTokenizer
 
     with input_errors():
+        _check_out(out)
         made = _make_load(ServeTokenizer(tokenizer), trace, texts, rows, scale_lengths, context, seed)
-        write_load(out, made)
+        with _writing(out):
+            write_load(out, made)
         print(json.dumps(made.summary()))
 
 
@@ -93,9 +100,8 @@ def bench_serve(
 
     began = time.monotonic()
     with input_errors():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if (ttft_ms is None) != (tpot_ms is None):
-            raise InputError("E_USAGE", "outrider bench serve", "goals", "one", "--ttft-ms and --tpot-ms, or neither")
+        _check_out(out)
+        _check_given(ttft_ms, tpot_ms, rate or [], policy or [])
         more = start.engine_options("outrider bench serve", option or [])
         options = start.ServeOptions(model, parent=parent, device=device, weights=weights, threads=threads, engine=more)
         options.check("outrider bench serve")
@@ -148,7 +154,8 @@ def bench_overload(
     from outrider.serve.replay import http_overload, overload
 
     with input_errors():
-        out.parent.mkdir(parents=True, exist_ok=True)
+        _check_out(out)
+        _require_more_than_0("outrider bench overload", times=times, seconds=seconds)
         more = start.engine_options("outrider bench overload", option or []) | {"prefix_cache": 0}
         options = start.ServeOptions(model, parent=parent, device=device, weights=weights, threads=threads, engine=more)
         options.check("outrider bench overload")
@@ -167,7 +174,8 @@ def bench_overload(
             rate = times * result["saturation_requests_per_s"]
             options = _with_goal(options, overload.Goal(**result["goal"]))
             result["http"] = http_overload.measure(options, plan.prepared, rate, seconds)
-        write_file(out, json.dumps({"program": "outrider bench overload", **result}, indent=1) + "\n")
+        with _writing(out):
+            write_file(out, json.dumps({"program": "outrider bench overload", **result}, indent=1) + "\n")
         print(json.dumps({**result["verdict"], **({"http": result["http"]} if http else {})}, indent=1))
 
 
@@ -177,6 +185,46 @@ def _with_goal(options: Any, goal: Any) -> Any:
         return replace(options, policy="chunked_fcfs")
     goals = {"ttft_goal_ms": max(1, round(1000 * goal.ttft_s)), "tpot_goal_ms": max(1, round(1000 * goal.tpot_s))}
     return replace(options, engine=goals | {"end_late_first": 1} | options.engine)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Raises InputError E_DISK where the file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError("E_DISK", out, "output", error.strerror or str(error), "a file to write") from None
+
+
+def _check_out(out: Path) -> None:
+    """Before anything is measured: that `out` can be written. Raises InputError E_DISK."""
+    with _writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        trial = out.with_name(out.name + ".tmp")
+        trial.touch()
+        trial.unlink()
+
+
+def _check_given(ttft_ms: float | None, tpot_ms: float | None, rates: list[float], policies: list[str]) -> None:
+    from outrider.serve.replay import compare
+
+    for name in policies:
+        if name not in (*compare.POLICIES, compare.LAYERWISE):
+            known = ", ".join((*compare.POLICIES, compare.LAYERWISE))
+            raise InputError("E_USAGE", "outrider bench serve", "--policy", name, known)
+    if (ttft_ms is None) != (tpot_ms is None):
+        raise InputError("E_USAGE", "outrider bench serve", "goals", "one", "--ttft-ms and --tpot-ms, or neither")
+    _require_more_than_0("outrider bench serve", ttft_ms=ttft_ms, tpot_ms=tpot_ms)
+    for rate in rates:
+        _require_more_than_0("outrider bench serve", rate=rate)
+
+
+def _require_more_than_0(command: str, **options: float | None) -> None:
+    for name, value in options.items():
+        if value is not None and not 0 < value < math.inf:
+            raise InputError("E_USAGE", command, f"--{name.replace('_', '-')}", f"{value:g}", "more than 0")
 
 
 def _say(line: str) -> None:
@@ -195,12 +243,14 @@ def _of_policy(options: Any, name: str, layer_router: Path | None) -> Any:
 
 def _load(options: Any, given: Path | None, trace: Path | None, texts: Path | None, *rest: int) -> Any:
     from outrider.serve import start
-    from outrider.serve.replay.load_file import read_load
+    from outrider.serve.replay.load_file import check_fits, read_load
 
     if given is not None:
-        return read_load(given)
+        found = read_load(given)
+        check_fits(given, found, _info(options))
+        return found
     rows, scale, seed = rest
-    return _make_load(start.tokenizer_of(options), trace, texts, rows, scale, _context(options), seed)
+    return _make_load(start.tokenizer_of(options), trace, texts, rows, scale, _info(options)["context"], seed)
 
 
 def _make_load(
@@ -218,13 +268,13 @@ def _make_load(
     return Prepared(shaped, text_source.prompts_of(shaped, domains, seed), about)
 
 
-def _context(options: Any) -> int:
-    """Tokens that a text may have."""
+def _info(options: Any) -> dict[str, Any]:
+    """What the engine says of itself: tokens that a text may have, and the size of its vocabulary."""
     from outrider.serve import start
 
     engine, _ = start.open_engine(options)
     try:
-        return engine.info["context"]
+        return engine.info
     finally:
         engine.close()
 
@@ -243,8 +293,9 @@ def write_results(out: Path, result: dict[str, Any]) -> None:
     """JSON, and the table beside it."""
     from outrider.refactor.atomic import write_file
 
-    write_file(out, json.dumps({"program": "outrider bench serve", **result}, indent=1) + "\n")
-    write_file(out.with_suffix(".md"), result.get("table", ""))
+    with _writing(out):
+        write_file(out, json.dumps({"program": "outrider bench serve", **result}, indent=1) + "\n")
+        write_file(out.with_suffix(".md"), result.get("table", ""))
 
 
 def _write_routes(path: Path, experts: list[list[int]], sha256: str) -> None:

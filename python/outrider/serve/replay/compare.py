@@ -1,6 +1,7 @@
 """All policies on one load: calibration, then interleaved repetitions, a fresh engine each; may be cut and go on."""
 
 import hashlib
+import math
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ class Plan:
     repetitions: int = 3
     goal: Goal | None = None
     factors: tuple[float, float] = (TTFT_FACTOR, TPOT_FACTOR)  # of the goals, where none are given
+    calm: float | None = None  # share at which BASE shows what `factors` multiply; None: requests alone show it
     equal_times: bool = False  # fewer rows at low rates, so that all runs take about as long
     about: dict[str, Any] = field(default_factory=dict)  # a run that goes on has it in common with its beginning
     say: Callable[[str], None] = print
@@ -53,8 +55,13 @@ def compare(
     """Everything that was measured, as JSON. `found` goes on where it ended; `keep` gets the state after each run.
 
     Raises:
-        InputError: E_USAGE when `found` is of another load or other options.
+        InputError: E_USAGE when `found` is of another load or other options, E_TRACE for a load without a rate.
     """
+    load = plan.prepared.load
+    if not math.isfinite(load.rate):
+        found_rows = f"{len(load.rows)} requests at one instant"
+        expected = "two at different times: rates are what is compared"
+        raise InputError("E_TRACE", load.name, "arrivals", found_rows, expected)
     result = begin(plan) if found is None else _resumed(plan, found)
     goal = Goal(**result["goal"])
     most = result["saturation_requests_per_s"]
@@ -83,10 +90,19 @@ def _cases(plan: Plan) -> list[tuple[int, float, str]]:
 
 
 def begin(plan: Plan) -> dict[str, Any]:
-    """Goals, and the rate that the base policy keeps up with; no run yet."""
-    alone, more = _alone(plan)
-    goal = plan.goal or alone
+    """Goals, and the rate that the base policy keeps up with; no run yet.
+
+    Raises:
+        InputError: E_TRACE when the engine takes none of its requests.
+    """
+    load = plan.prepared.load
+    if load.dropped:
+        plan.say(f"{len(load.rows)} rows; {load.dropped} of the trace do not fit the context or write nothing")
     most = saturation(plan)
+    if not most:
+        raise InputError("E_TRACE", load.name, "requests", "none that the engine took", "some that fit it")
+    usual, more = _alone(plan) if plan.calm is None else _calm(plan, plan.calm, most)
+    goal = plan.goal or usual
     plan.say(f"{BASE} does {most:.2f} requests/s at most")
     plan.say(f"goals: the first token after {goal.ttft_s:.3f} s, then {goal.tpot_s:.4f} s a token")
     return {
@@ -149,8 +165,9 @@ def _alone(plan: Plan) -> tuple[Goal, dict[str, float]]:
     try:
         for prompt, row in rows:
             record = run(engine, rejected, [prompt], [max(row.written_tokens, 2)], [0.0], limit_s=600).records[0]
-            ttft.append(record.first_s or 0.0)
-            tpot.append(time_per_token(record) or 0.0)
+            if record.first_s is not None:
+                ttft.append(record.first_s)
+                tpot.append(time_per_token(record) or 0.0)
     finally:
         engine.close()
     found = {"ttft_s_p95": percentile(ttft, 0.95) or 0.0, "tpot_s_median": percentile(tpot, 0.5) or 0.0}
@@ -158,9 +175,21 @@ def _alone(plan: Plan) -> tuple[Goal, dict[str, float]]:
     return goal, found | {"requests": len(rows), "ttft_factor": plan.factors[0], "tpot_factor": plan.factors[1]}
 
 
+def _calm(plan: Plan, share: float, most: float) -> tuple[Goal, dict[str, float]]:
+    """Goals from medians of the base policy where little has to wait."""
+    found = figures(_at_rate(plan, BASE, share, most), Goal(math.inf, math.inf))
+    ttft, tpot = found["ttft_s_median"] or 0.0, found["tpot_s_median"] or 0.0
+    more = {"rate_share": share, "requests": found["done"], "ttft_s_median": ttft, "tpot_s_median": tpot}
+    goal = Goal(plan.factors[0] * ttft, plan.factors[1] * tpot)
+    return goal, more | {"ttft_factor": plan.factors[0], "tpot_factor": plan.factors[1]}
+
+
 def _at_rate(plan: Plan, policy: str, share: float, most: float) -> RunResult:
     prepared = plan.prepared.first(plan.rows_at(share))
-    stretch = prepared.load.rate / (share * most)
+    rate = prepared.load.rate
+    if math.isinf(rate):  # these few arrive together, the others do not
+        rate = plan.prepared.load.rate
+    stretch = rate / (share * most)
     return _run(plan, policy, prepared, [row.arrival_s * stretch for row in prepared.load.rows])
 
 

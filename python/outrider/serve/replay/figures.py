@@ -72,8 +72,9 @@ def figures(result: RunResult, goal: Goal) -> dict[str, Any]:
 
 
 def _spread(name: str, values: list[float]) -> dict[str, float | None]:
-    mean = statistics.fmean(values) if values else None
-    return {f"{name}_mean": mean, f"{name}_p95": percentile(values, 0.95), f"{name}_p99": percentile(values, 0.99)}
+    mean, median = (statistics.fmean(values), statistics.median(values)) if values else (None, None)
+    high = {f"{name}_p95": percentile(values, 0.95), f"{name}_p99": percentile(values, 0.99)}
+    return {f"{name}_mean": mean, f"{name}_median": median, **high}
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -129,3 +130,25 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             cells.append(_digits(factor * row[name]["median"]) if name in row else "-")
         lines.append(f"| {row['rate_share']:g} | {row['policy']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+SPREAD = ("goodput_tokens_per_s", "kept_share", "ttft_s_mean", "tpot_s_mean", "latency_s_mean")
+
+
+def spread_table(rows: list[dict[str, Any]]) -> str:
+    """A few columns, each with the median of the repetitions and the lowest and highest."""
+    lines = ["| policy | " + " | ".join(COLUMNS[name][0] for name in SPREAD) + " |"]
+    lines.append("| --- |" + " ---: |" * len(SPREAD))
+    for row in rows:
+        cells = []
+        for name in SPREAD:
+            found = {which: _digits(COLUMNS[name][1] * value) for which, value in row.get(name, {}).items()}
+            cells.append(f"{found['median']} ({found['low']} to {found['high']})" if found else "-")
+        lines.append(f"| {row['policy']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def apart_from_best(rows: list[dict[str, Any]], name: str = "goodput_tokens_per_s") -> tuple[str, list[str]]:
+    """The policy with the highest median, and those whose highest repetition is below its lowest."""
+    best = max(rows, key=lambda row: row[name]["median"])
+    return best["policy"], [row["policy"] for row in rows if row[name]["high"] < best[name]["low"]]

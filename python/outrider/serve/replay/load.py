@@ -3,10 +3,12 @@
 import bz2
 import csv
 import gzip
+import itertools
 import json
 import lzma
 import math
 import random
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,6 +19,8 @@ from outrider.refactor.errors import InputError
 
 BLOCK_TOKENS = 512  # of a Mooncake hash id
 _OPENERS: dict[str, Callable[..., IO[str]]] = {".xz": lzma.open, ".bz2": bz2.open, ".gz": gzip.open}
+_BROKEN = (csv.Error, lzma.LZMAError, zlib.error)
+_OWN = ("arrival_s", "prompt_tokens", "output_tokens")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Load:
-    """Rows by arrival, the first at 0. `dropped`: rows of the trace that do not fit the context."""
+    """Rows by arrival, the first at 0. `dropped`: rows of the trace that do not fit the context or write nothing."""
 
     name: str
     rows: list[Row]
@@ -55,62 +59,122 @@ def poisson(rows: int, seed: int, *, prompt_mean: int = 96, written_mean: int = 
 
 
 def read_trace(path: Path) -> Iterator[Row]:
-    """Rows of a trace file; the format shows in its first line.
+    """Rows of a trace file, in its order; the format shows in its first line.
 
     Raises:
-        InputError: E_TRACE for a file that cannot be read or has another format.
+        InputError: E_TRACE for a file that cannot be read or has another format; it names the line.
     """
     opener = _OPENERS.get(path.suffix, open)
+    lines = None
     try:
-        with opener(path, "rt", encoding="utf-8") as stream:
-            first = stream.readline()
-            lines = _with_first(first, stream)
-            if first.startswith("{"):
-                yield from _json_lines(lines)
-            elif "ContextTokens" in first:
-                yield from _azure(csv.DictReader(lines))
-            elif "Request tokens" in first:
-                yield from _burstgpt(csv.DictReader(lines))
-            elif "arrival_s" in first:
-                yield from map(_own, csv.DictReader(lines))
-            else:
-                raise ValueError("no head arrival_s,prompt_tokens,output_tokens, Azure's or BurstGPT's, nor JSON lines")
-    except (OSError, EOFError, lzma.LZMAError, ValueError, KeyError, TypeError) as error:
-        raise InputError("E_TRACE", path, "trace", str(error)[:120] or "an end too early", "a trace file") from None
+        with opener(path, "rt", encoding="utf-8-sig") as stream:
+            lines = _Lines(stream)
+            yield from _rows(lines)
+    except (*_BROKEN, OSError, EOFError, ValueError, TypeError, OverflowError) as error:
+        at = f"line {lines.number}: " if lines and lines.number else ""
+        said = at + (str(error)[:160] or "an end too early")
+        raise InputError("E_TRACE", path, "trace", said, "a trace file") from None
 
 
-def _with_first(first: str, rest: Iterable[str]) -> Iterator[str]:
-    yield first
-    yield from rest
+class _Lines:
+    """Lines that are not empty, and the number of the last one."""
+
+    def __init__(self, stream: Iterable[str]) -> None:
+        self._stream = iter(stream)
+        self.number = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        for line in self._stream:
+            self.number += 1
+            if line.strip():
+                return line
+        raise StopIteration
 
 
-def _azure(rows: Iterable[dict[str, str]]) -> Iterator[Row]:
+def _rows(lines: _Lines) -> Iterator[Row]:
+    first = next(lines, "")
+    rest = itertools.chain([first], lines)
+    if first.lstrip().startswith("{"):
+        return map(_json_row, rest)
+    if "ContextTokens" in first:
+        return _azure(_table(rest, "TIMESTAMP", "ContextTokens", "GeneratedTokens"))
+    if "Request tokens" in first:
+        return _burstgpt(_table(rest, "Timestamp", "Request tokens", "Response tokens"))
+    if "arrival_s" in first:
+        return map(_own, _table(rest, *_OWN))
+    raise ValueError("no head arrival_s,prompt_tokens,output_tokens, Azure's or BurstGPT's, nor JSON lines")
+
+
+def _table(lines: Iterable[str], *columns: str) -> Iterable[dict[str, Any]]:
+    """Rows of a CSV file that has these columns, in any order."""
+    reader = csv.DictReader(lines, skipinitialspace=True)
+    found = [name.strip() for name in reader.fieldnames or ()]
+    missing = [name for name in columns if name not in found]
+    if missing:
+        raise ValueError(f"no column {', '.join(missing)}, but {', '.join(found)}")
+    reader.fieldnames = found
+    return reader
+
+
+def _azure(rows: Iterable[dict[str, Any]]) -> Iterator[Row]:
     begin = None
     for row in rows:
-        now = datetime.fromisoformat(row["TIMESTAMP"][:26])
+        now = datetime.fromisoformat(str(row["TIMESTAMP"])[:26])
+        now = now.replace(tzinfo=None)  # all of one file are of one zone
         begin = begin or now
-        yield Row((now - begin).total_seconds(), int(row["ContextTokens"]), int(row["GeneratedTokens"]))
+        yield Row((now - begin).total_seconds(), _length(row, "ContextTokens"), _length(row, "GeneratedTokens"))
 
 
-def _burstgpt(rows: Iterable[dict[str, str]]) -> Iterator[Row]:
+def _burstgpt(rows: Iterable[dict[str, Any]]) -> Iterator[Row]:
     for row in rows:
-        if int(row["Response tokens"]) > 0:  # failed ones have none
-            yield Row(float(row["Timestamp"]), int(row["Request tokens"]), int(row["Response tokens"]))
+        written = _length(row, "Response tokens")
+        if written > 0:  # failed ones have none
+            yield Row(_number(row, "Timestamp"), _length(row, "Request tokens"), written)
 
 
-def _json_lines(lines: Iterable[str]) -> Iterator[Row]:
-    for line in lines:
-        row = json.loads(line)
-        yield _own(row) if "arrival_s" in row else _mooncake(row)
+def _json_row(line: str) -> Row:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"a {type(row).__name__}, not an object")
+    return _own(row) if "arrival_s" in row else _mooncake(row)
 
 
 def _mooncake(row: dict[str, Any]) -> Row:
-    return Row(row["timestamp"] / 1000, row["input_length"], row["output_length"], tuple(row["hash_ids"]))
+    blocks = row.get("hash_ids") or []
+    if not isinstance(blocks, list):
+        raise ValueError(f"hash_ids: {str(blocks)[:40]}, not a list")
+    return Row(
+        _number(row, "timestamp") / 1000, _length(row, "input_length"), _length(row, "output_length"), tuple(blocks)
+    )
 
 
 def _own(row: dict[str, Any]) -> Row:
     """The format that is documented for everybody's own traces."""
-    return Row(float(row["arrival_s"]), int(row["prompt_tokens"]), int(row["output_tokens"]))
+    arrival, prompt, written = _OWN
+    return Row(_number(row, arrival), _length(row, prompt), _length(row, written))
+
+
+def _number(row: dict[str, Any], name: str) -> float:
+    value = row.get(name)
+    if value is None or value == "":
+        raise ValueError(f"no {name}")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: {str(value)[:40]!r} is no number")
+    return number
+
+
+def _length(row: dict[str, Any], name: str) -> int:
+    number = _number(row, name)
+    if number < 0 or number != int(number):
+        raise ValueError(f"{name}: {number:g} is no number of tokens")
+    return int(number)
 
 
 def window(rows: Iterable[Row], count: int, fits: Callable[[Row], bool], seed: int) -> tuple[list[Row], int]:
@@ -132,16 +196,17 @@ def shape(name: str, rows: Iterable[Row], *, count: int, scale: int, context: in
     """
 
     def scaled(row: Row) -> Row:
-        prompt, written = max(1, row.prompt_tokens // scale), max(1, row.written_tokens // scale)
+        prompt, written = (length and max(1, length // scale) for length in (row.prompt_tokens, row.written_tokens))
         block = max(1, row.block_tokens // scale)
         return replace(row, prompt_tokens=prompt, written_tokens=written, block_tokens=block)
 
     def fits(row: Row) -> bool:
-        return row.prompt_tokens + row.written_tokens <= context
+        return min(row.prompt_tokens, row.written_tokens) > 0 and row.prompt_tokens + row.written_tokens <= context
 
-    kept, dropped = window(map(scaled, rows), count, fits, seed)
+    ordered = sorted(map(scaled, rows), key=lambda row: row.arrival_s)
+    kept, dropped = window(ordered, count, fits, seed)
     if not kept:
-        raise InputError("E_TRACE", name, "rows", f"none of {dropped} fit", f"prompt and text within {context} tokens")
-    kept.sort(key=lambda row: row.arrival_s)
+        found = f"none of {dropped} fit" if dropped else "none"
+        raise InputError("E_TRACE", name, "rows", found, f"prompt and text, both of some tokens, within {context}")
     begin = kept[0].arrival_s
     return Load(name, [replace(row, arrival_s=row.arrival_s - begin) for row in kept], dropped)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,32 @@ def read_load(path: Path) -> Prepared:
             raise ValueError(f"format {root['format']}")
         rows = [Row(row["arrival_s"], len(row["prompt"]), row["output_tokens"]) for row in root["rows"]]
         prompts = [list(map(int, row["prompt"])) for row in root["rows"]]
+        _check(rows, prompts)
         return Prepared(Load(root["name"], rows, root["dropped"]), prompts, dict(root["about"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError("E_TRACE", path, "load", str(error)[:120], "a file of `outrider bench load`") from None
+
+
+def _check(rows: list[Row], prompts: list[list[int]]) -> None:
+    """Raises ValueError for a load that nothing can replay."""
+    if not rows:
+        raise ValueError("no row")
+    for number, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+        if not (math.isfinite(row.arrival_s) and row.arrival_s >= rows[max(number - 1, 0)].arrival_s):
+            raise ValueError(f"row {number}: arrival_s {row.arrival_s}")
+        if row.written_tokens < 1 or row.written_tokens != int(row.written_tokens):
+            raise ValueError(f"row {number}: output_tokens {row.written_tokens}")
+        if not prompt or min(prompt) < 0:
+            raise ValueError(f"row {number}: a prompt without tokens, or with a negative one")
+
+
+def check_fits(where: Path, prepared: Prepared, info: dict[str, Any]) -> None:
+    """Raises InputError: E_TRACE for a load that was made for another model; `info` is the engine's."""
+    for number, (row, prompt) in enumerate(zip(prepared.load.rows, prepared.prompts, strict=True)):
+        if max(prompt) >= info["vocab"]:
+            expected = f"below the model's {info['vocab']}: a load is made with the model's tokenizer"
+            raise InputError("E_TRACE", where, f"row {number}", f"token {max(prompt)}", expected)
+        tokens = len(prompt) + row.written_tokens
+        if tokens > info["context"]:
+            expected = f"prompt and text within the model's {info['context']}"
+            raise InputError("E_TRACE", where, f"row {number}", f"{tokens} tokens", expected)
