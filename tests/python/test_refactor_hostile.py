@@ -9,6 +9,7 @@ import pytest
 from outrider import _core
 from outrider.cli import app
 from outrider.refactor import run, smoke
+from outrider.refactor.data_set import load_data
 from outrider.refactor.errors import InputError
 from outrider.refactor.tokenizer import train_tokenizer
 from typer.testing import CliRunner
@@ -56,6 +57,25 @@ def test_a_refactored_model_is_no_parent(made, tmp_path):
     assert refactored(*made, tmp_path / "out").exit_code == 0
     refused(refactored(tmp_path / "out", made[1], tmp_path / "again"), "E_MODEL", "outrider.json")
     assert not (tmp_path / "again.work").exists()
+
+
+def test_text_that_was_mended_before_anything_was_tuned_is_read_again(made, tmp_path, monkeypatch):
+    text = Path(shutil.copytree(made[1], tmp_path / "text"))
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "_run_row", stop)
+    prepared = []
+    for content in ("", "something new, said again and again\n" * 900):
+        first = sorted(text.rglob("*.txt"))[0]
+        first.write_text(first.read_text() + content)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                run.refactor(request_of((made[0], text), tmp_path / "out"))
+            prepared.append((tmp_path / "out.work" / "data" / "data.json").stat().st_mtime_ns)
+    assert prepared[0] == prepared[1] < prepared[2] == prepared[3]
+    assert load_data(tmp_path / "out.work" / "data").domains == sorted(path.name for path in text.iterdir())
 
 
 def interrupt_at(position: int):
@@ -111,3 +131,15 @@ def test_a_disk_that_fails_at_the_end_is_one_line_and_the_run_goes_on(made, tmp_
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
     assert refactored(*made, tmp_path / "out").exit_code == 0
     assert _core.Model.load_routed(str(tmp_path / "out"), "", "float32", "cpu").vocab == smoke.VOCAB
+
+
+def test_what_a_stranger_gets_wrong_is_said(made, tmp_path):
+    refused(refactored(*made, Path(), "--force"), "E_USAGE", "--out")
+    bare = Path(shutil.copytree(made[0], tmp_path / "bare"))
+    (bare / "model.safetensors").unlink()
+    refused(refactored(bare, made[1], tmp_path / "out", "--dry-run"), "E_READ", "bare: *.safetensors")
+    refused(refactored(*made, tmp_path / "a", sequence=600), "E_OPTION", "sequence", "at most 512", "config.json")
+    more = {"calibration.tokens": 513, "calibration.samples": 1}
+    refused(refactored(*made, tmp_path / "b", **more), "E_OPTION", "calibration.tokens", "at most 512", "config.json")
+    rows = ("--dry-run", "--rows", "ours, ours")
+    assert "rows: 1\n" in refactored(*made, tmp_path / "c", *rows).stdout, "a row is tuned once"

@@ -199,6 +199,8 @@ def _add_adapter(source: Path, folder: Path) -> None:
 
 
 def _check(request: Request) -> None:
+    if request.out.name in ("", ".."):
+        raise InputError("E_USAGE", "outrider refactor", "--out", f"{request.out}", "a folder with a name of its own")
     request.options()
     unknown = [row for row in request.rows if row not in ROWS]
     if unknown or "ours" not in request.rows:
