@@ -126,9 +126,9 @@ class Pass {
     const Layer& weights = parameters_.layers[layer];
     const at::Tensor tokens = x.reshape({-1, config_.hidden_size});
     if (hook_ != nullptr) hook_->OnInput(layer, tokens);
-    at::Tensor h =
-        at::silu(Linear(tokens, weights.gate, weights.gate_bias)) * Linear(tokens, weights.up, weights.up_bias);
-    if (hook_ != nullptr) h = hook_->OnHidden(layer, h);
+    const at::Tensor gate = at::silu(Linear(tokens, weights.gate, weights.gate_bias));
+    const at::Tensor up = Linear(tokens, weights.up, weights.up_bias);
+    const at::Tensor h = hook_ != nullptr ? hook_->OnFactors(layer, gate, up) : gate * up;
     return Linear(h, weights.down, weights.down_bias).view(x.sizes());
   }
 
@@ -142,6 +142,10 @@ class Pass {
 };
 
 }  // namespace
+
+at::Tensor FfnHook::OnFactors(int64_t layer, const at::Tensor& gate, const at::Tensor& up) {
+  return OnHidden(layer, gate * up);
+}
 
 at::Tensor HiddenStates(const Config& config, const Parameters& parameters, const at::Tensor& ids, FfnHook* hook) {
   return Pass(config, parameters, ids, nullptr, hook).Run();

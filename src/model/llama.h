@@ -20,6 +20,8 @@ class FfnHook {
   virtual void OnTokens(const at::Tensor& ids, int64_t past) { (void)ids, (void)past; }
   // x: [B * S, d], what goes into gate and up of `layer`, tokens of one text next to each other. Before OnHidden.
   virtual void OnInput(int64_t layer, const at::Tensor& x) { (void)layer, (void)x; }
+  // The two whose product h is: silu(gate x) and up x, both [B * S, D]. Returns what goes into down_proj.
+  virtual at::Tensor OnFactors(int64_t layer, const at::Tensor& gate, const at::Tensor& up);
   // h: [B * S, D] = silu(gate x) * up x, tokens of one text next to each other. Returns what goes into down_proj.
   virtual at::Tensor OnHidden(int64_t layer, const at::Tensor& h) = 0;
 };

@@ -82,8 +82,9 @@ void RouterTargets::AddMass(int64_t layer, const at::Tensor& mass) {
   sum_ = sum_.defined() ? sum_ + kept : kept;
 }
 
-void RouterTargets::Normalise(const at::Tensor& sums) {
-  sum_ = sum_ * static_cast<double>(layers_) / sums.clamp_min(1e-30);
+void RouterTargets::SetKept(const at::Tensor& kept, const at::Tensor& total) {
+  OUTRIDER_CHECK(form_ == RouterLoss::kCoverage && kept.size(1) == experts_, "mass kept by ", kept.size(1), " experts");
+  sum_ = kept / total.clamp_min(1e-30);
 }
 
 at::Tensor RouterTargets::Coverage() const {

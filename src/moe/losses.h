@@ -41,8 +41,8 @@ class RouterTargets {
   void Add(int64_t layer, const at::Tensor& h);
   // kCoverage: the same from mass [T, D] fp32 of another kind.
   void AddMass(int64_t layer, const at::Tensor& mass);
-  // kCoverage: the same from mass whose rows have any sum; then Normalise with those sums, over all layers, [T, 1].
-  void Normalise(const at::Tensor& sums);
+  // kCoverage: all layers at once, from the mass kept [T, N] and in all [T, 1], summed over them.
+  void SetKept(const at::Tensor& kept, const at::Tensor& total);
   // kCoverage: [T, N] share of mass kept, mean over layers. Only after all layers.
   at::Tensor Coverage() const;
   // Gives all tokens of a window the window's mean coverage; windows never cross a text of `sequence` tokens.

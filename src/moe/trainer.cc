@@ -79,6 +79,7 @@ Trainer::Trainer(const Options& options, const TokenData& data, RoutedModel& mod
     router_.emplace(Trainable(model.router->Parameters()), adam);
     targets_.emplace(router_loss_, model.masks, std::vector<at::Tensor>(), model.device());
   }
+  if (Joint()) kept_.emplace(model, masking_);
   if (model.layer_router) router_.emplace(Trainable(model.layer_router->Parameters()), adam);
 }
 
@@ -159,16 +160,14 @@ double Trainer::Rate(bool router, int64_t round, int64_t step, int64_t steps) co
   return LearningRate({.peak = peak, .round_decay = options_.round_decay, .steps = steps}, round, step);
 }
 
-void Trainer::TakeProbes(const std::vector<TokenBatch>& batches) {
-  const auto options = model_.masters.embed.options().dtype(model_.dtype);
-  for (const TokenBatch& batch : batches) probes_.Take(model_.config, batch.Tokens(), options);
-}
-
 base::Result<StepReport> Trainer::RouterStep(int64_t round, int64_t step, int64_t steps) {
   OUTRIDER_CHECK(router_.has_value(), "a router stage without a router");
   const std::vector<TokenBatch> batches = MicroBatches(Use::kRouter, round, step);
   if (ByGradient()) {  // before the step, which then finds what the next one finds
-    TakeProbes(batches);
+    const auto like = model_.masters.embed.options().dtype(model_.dtype);
+    for (const TokenBatch& batch : batches) {
+      probes_.Take(model_.config.layers, {batch.Tokens(), model_.config.ffn}, like);
+    }
   } else {
     std::vector<at::Tensor> norms;
     for (const model::Layer& layer : model_.masters.layers) norms.push_back(ColumnNorms(layer.down));
@@ -181,18 +180,11 @@ base::Result<StepReport> Trainer::RouterStep(int64_t round, int64_t step, int64_
   return report;
 }
 
-void Trainer::JointMicroStep(const TokenBatch& batch, const std::vector<at::Tensor>& h, double share) {
+void Trainer::JointMicroStep(const TokenBatch& batch, double share) {
   {
     const at::NoGradGuard no_grad;
-    targets_->Clear();
-    const std::vector<at::Tensor>& probes = probes_.Of(batch.Tokens());
-    at::Tensor sums;
-    for (size_t l = 0; l < h.size(); ++l) {
-      const at::Tensor mass = TakeMass(h[l], probes[l]);
-      targets_->AddMass(static_cast<int64_t>(l), mass);
-      sums = sums.defined() ? sums + mass.sum(-1, true) : mass.sum(-1, true);
-    }
-    targets_->Normalise(sums);
+    const auto [kept, total] = kept_->Sums();
+    targets_->SetKept(kept, total);
     if (const int64_t window = WindowOf(options_); window > 1) targets_->Smooth(options_.sequence, window);
   }
   const at::Tensor z = model_.RouterLogits(batch.inputs);
@@ -200,11 +192,10 @@ void Trainer::JointMicroStep(const TokenBatch& batch, const std::vector<at::Tens
 }
 
 TokenLoss Trainer::ExpertMicroStep(const TokenBatch& batch, int64_t tokens_of_step) {
-  const auto masking = model_.Hook(masking_, model_.ExpertIds(batch));
+  const at::Tensor ids = model_.ExpertIds(batch);
+  const auto masking = kept_ ? nullptr : model_.Hook(masking_, ids);
   const model::Parameters weights = model_.ComputeCopy();
-  std::optional<ProbingHook> probing;
-  if (Joint()) probing.emplace(probes_.Take(model_.config, batch.Tokens(), weights.embed.options()), masking.get());
-  model::FfnHook* hook = probing ? &*probing : masking.get();
+  model::FfnHook* hook = kept_ ? &kept_->Hook(ids) : masking.get();
   const at::Tensor hidden = model::HiddenStates(model_.config, weights, batch.inputs, hook);
   TeacherLogits teacher;
   if (teacher_ != nullptr) {
@@ -221,9 +212,7 @@ TokenLoss Trainer::ExpertMicroStep(const TokenBatch& batch, int64_t tokens_of_st
   }
   loss.objective.backward();
   loss.objective.reset();  // lets the graph go
-  if (probing) {
-    JointMicroStep(batch, probing->kept, static_cast<double>(batch.Tokens()) / static_cast<double>(tokens_of_step));
-  }
+  if (kept_) JointMicroStep(batch, static_cast<double>(batch.Tokens()) / static_cast<double>(tokens_of_step));
   return loss;
 }
 
@@ -232,7 +221,7 @@ base::Result<StepReport> Trainer::TuneExperts(const std::vector<TokenBatch>& bat
   const auto tokens = static_cast<double>(report.tokens);
   std::vector<TokenLoss> parts;  // read behind the last launch, so that a GPU never waits for the host
   backbone_->ZeroGradients();
-  if (Joint()) router_->ZeroGradients();
+  if (kept_) router_->ZeroGradients();
   for (const TokenBatch& batch : batches) parts.push_back(ExpertMicroStep(batch, report.tokens));
   for (const TokenLoss& part : parts) {
     report.loss += part.total.item<double>() / tokens;
@@ -243,14 +232,16 @@ base::Result<StepReport> Trainer::TuneExperts(const std::vector<TokenBatch>& bat
   auto norm = backbone_->Step(rate);
   if (!norm) return tl::unexpected(norm.error());
   report.gradient_norm = *norm;
-  if (!Joint()) return report;
+  if (!kept_) return report;
   if (auto of_router = router_->Step(router_rate); !of_router) return tl::unexpected(of_router.error());
   return report;
 }
 
 base::Result<StepReport> Trainer::ExpertStep(int64_t round, int64_t step, int64_t steps) {
   const std::vector<TokenBatch> batches = MicroBatches(Use::kExpert, round, step);
-  if (Joint()) TakeProbes(batches);
+  if (kept_) {
+    for (const TokenBatch& batch : batches) kept_->Prepare(batch.Tokens());
+  }
   const double rate = Rate(/*router=*/false, round, step, steps);
   const double router_rate = Rate(/*router=*/true, round, step, steps);
   auto report = Run("expert", [&] { return TuneExperts(batches, rate, router_rate); });

@@ -58,7 +58,6 @@ class Trainer {
   bool Joint() const { return options_.router_joint != "off"; }
   // Learning rate of the router (else of everything else) at a step of a stage.
   double Rate(bool router, int64_t round, int64_t step, int64_t steps) const;
-  void TakeProbes(const std::vector<TokenBatch>& batches);
   std::vector<TokenBatch> MicroBatches(Use use, int64_t round, int64_t step) const;
   // Calls `step`, as one step of co-execution where the options say so. What only the host does comes before it.
   base::Result<StepReport> Run(const std::string& stage, const std::function<base::Result<StepReport>()>& step) const;
@@ -67,8 +66,8 @@ class Trainer {
   // With the optional regularisers; z [B, S, N].
   at::Tensor Regularised(at::Tensor loss, const at::Tensor& z) const;
   at::Tensor RouterMicroStep(const TokenBatch& batch, double share);
-  // Gradients of the router from h and its gradients in a pass of the experts; `share` of the step's tokens.
-  void JointMicroStep(const TokenBatch& batch, const std::vector<at::Tensor>& h, double share);
+  // Gradients of the router from what the last pass of the experts measured; `share` of the step's tokens.
+  void JointMicroStep(const TokenBatch& batch, double share);
   // The nats of the result are their sum.
   TokenLoss ExpertMicroStep(const TokenBatch& batch, int64_t tokens_of_step);
 
@@ -82,6 +81,7 @@ class Trainer {
   std::optional<RouterTargets> targets_;    // of model_.router
   std::optional<LayerwiseLoss> layerwise_;  // of model_.layer_router, for one step
   GradientProbes probes_;
+  std::optional<KeptMass> kept_;  // with router.joint
   std::optional<AdamW> backbone_, router_;
 };
 

@@ -88,8 +88,10 @@ struct Workbench::State {
                                        ", expected " + std::to_string(model.config.vocab) + " as in " + options.model);
     }
     if (positions > model.config.max_positions) {
-      return base::Fail("E_OPTION", "sequence: found " + std::to_string(positions) + ", expected at most " +
-                                        std::to_string(model.config.max_positions));
+      return base::Fail("E_OPTION", std::string(options.sequence == positions ? "sequence" : "calibration.tokens") +
+                                        ": found " + std::to_string(positions) + ", expected at most " +
+                                        std::to_string(model.config.max_positions) + ", max_position_embeddings of " +
+                                        options.model + "/config.json");
     }
     const auto domains = static_cast<int64_t>(data.domains().size());
     if (options.routing_kind == "domain" && options.experts_kind != "published" && options.experts_count != domains) {

@@ -220,6 +220,65 @@ def test_broken_files_are_named(tmp_path):
         list(documents.read_documents(tmp_path, "a.jsonl"))
 
 
+def test_a_damaged_compressed_file_is_named(tmp_path):
+    whole = bytearray(gzip.compress(_text(1, 4_000).encode()))
+    whole[len(whole) // 2] ^= 0xFF
+    (tmp_path / "a.txt.gz").write_bytes(whole)
+    with pytest.raises(InputError, match=r"E_DATA: .*a\.txt\.gz: content: found "):
+        list(documents.read_documents(tmp_path, "a.txt.gz"))
+
+
+def test_json_lines_as_they_come(tmp_path, tokenizer):
+    (tmp_path / "text").mkdir()
+    lines = [
+        b'\xef\xbb\xbf{"text": "behind a mark"}',
+        b"",
+        b'{"text": "no UTF-8: \xff"}',
+        b'{"text": "half \\ud83d, whole \\ud83d\\ude00"}',
+        b'{"text": ""}',
+        b'{"text": "windows"}\r',
+        b"   ",
+        json.dumps({"text": "one long line " * 50_000}).encode(),
+    ]
+    (tmp_path / "text" / "a.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    found = list(documents.read_documents(tmp_path, "text/a.jsonl"))
+    assert [(one.index, one.text) for one in found[:4]] == [
+        (0, "behind a mark"),
+        (2, "no UTF-8: \ufffd"),
+        (3, "half \ufffd, whole \U0001f600"),
+        (5, "windows"),
+    ]
+    assert (found[4].index, len(found[4].text), len(found)) == (7, 14 * 50_000, 5)
+    prepare.prepare(domains.from_folder(tmp_path / "text"), tokenizer, tmp_path / "out", SMALL)
+    for bad in (b'{"text": ' + b"[" * 100_000, b'["text"]', b'{"content": "x"}', b'{"text": 3}', b"text"):
+        (tmp_path / "text" / "a.jsonl").write_bytes(b'{"text": "good"}\n' + bad)
+        with pytest.raises(InputError, match=r'a\.jsonl: line 2: found .*, expected an object with a string "text"'):
+            list(documents.read_documents(tmp_path, "text/a.jsonl"))
+
+
+def test_links_are_followed_and_those_that_lead_nowhere_are_named(tmp_path):
+    elsewhere, root = tmp_path / "elsewhere", tmp_path / "root"
+    (elsewhere / "deep" / "er").mkdir(parents=True)
+    (elsewhere / "deep" / "er" / "a.txt").write_text(_text(1, 1_000))
+    (root / "plain").mkdir(parents=True)
+    (root / "plain" / "b.txt").symlink_to(elsewhere / "deep" / "er" / "a.txt")
+    (root / "linked").symlink_to(elsewhere)
+    (elsewhere / "again").symlink_to(root)
+    (root / "plain" / "notes.md").symlink_to("nowhere")
+    files = domains.from_folder(root)
+    assert files.domains == {"linked": ["linked/deep/er/a.txt"], "plain": ["plain/b.txt"]}
+    assert [one.text for one in documents.read_documents(root, "linked/deep/er/a.txt")] == [_text(1, 1_000)]
+    (root / "plain" / "c.txt").symlink_to("nowhere")
+    with pytest.raises(InputError, match=r"E_DATA: .*c\.txt: content: found .*No such file"):
+        list(documents.read_documents(root, domains.from_folder(root).domains["plain"][1]))
+
+
+def test_one_folder_of_any_name_is_a_domain(tmp_path):
+    (tmp_path / "my texts, v1.2").mkdir()
+    (tmp_path / "my texts, v1.2" / "a.txt").write_text("text")
+    assert domains.from_folder(tmp_path / "my texts, v1.2").domains == {"my-texts--v1-2": ["a.txt"]}
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused(tokenizer):
     config = tokenizer.path.with_name("config.json")
     config.write_text('{"vocab_size": 289}')

@@ -55,8 +55,8 @@ def write_file(path: Path, data: bytes | str) -> None:
 
 
 def require_space(folder: Path, needed_bytes: int) -> None:
-    """Raises InputError E_DISK unless `needed_bytes` are free on the disk of `folder`."""
-    free_bytes = shutil.disk_usage(folder).free
+    """Raises InputError E_DISK unless `needed_bytes` are free on the disk of `folder`, which need not exist yet."""
+    free_bytes = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if free_bytes < needed_bytes:
         raise InputError("E_DISK", folder, "free space", f"{free_bytes} bytes", f"at least {needed_bytes} bytes")
 

@@ -1,5 +1,6 @@
 """`outrider data`: prepares what refactoring and evaluation read."""
 
+import errno
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,8 @@ Out = Annotated[Path, typer.Option(help="The folder to write; it must not exist.
 def input_errors() -> Iterator[None]:
     """Bad input ends the program with its one line on standard error and exit code 2.
 
-    Error lines of the native core come as ValueError and lack only the program's name.
+    Error lines of the native core come as ValueError and lack only the program's name. Files that the operating system
+    refuses are bad input as well: a full disk may come at any write.
     """
     try:
         yield
@@ -34,10 +36,19 @@ def input_errors() -> Iterator[None]:
         if not str(error).startswith("error E_"):
             raise
         line = f"outrider: {error}"
+    except OSError as error:
+        line = str(_of_disk(error))
     else:
         return
     print(line, file=sys.stderr)
     raise typer.Exit(InputError.exit_code)
+
+
+def _of_disk(error: OSError) -> InputError:
+    found = error.strerror or str(error) or type(error).__name__
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return InputError("E_DISK", error.filename or "output", "free space", found, "a disk with room")
+    return InputError("E_FILE", error.filename or "a file", "access", found, "a file that can be read and written")
 
 
 @data_app.command("prepare")

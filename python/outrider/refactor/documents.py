@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,8 @@ def format_of(name: str) -> str | None:
 def read_documents(root: Path, file: str) -> Iterator[Document]:
     """The documents of one file: a line each in `.jsonl` (field `text`), chunks of at most 16 KiB in `.txt`.
 
-    Bytes that are no UTF-8 become U+FFFD. Empty documents are passed over, and count in the index.
+    Bytes that are no UTF-8 become U+FFFD, and so do halves of characters. Empty documents are passed over, and count in
+    the index.
 
     Raises:
         InputError: E_DATA when the file cannot be read or decompressed, or a line of `.jsonl` has no text.
@@ -53,7 +55,7 @@ def read_documents(root: Path, file: str) -> Iterator[Document]:
             for index, text in enumerate(pieces(path, stream)):
                 if text.strip():
                     yield Document(file, index, text)
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise InputError("E_DATA", path, "content", str(error) or type(error).__name__, "a readable file") from error
 
 
@@ -99,11 +101,16 @@ def _character_end(data: bytes) -> int:
 
 def _json_lines(path: Path, stream: IO[bytes]) -> Iterator[str]:
     for number, line in enumerate(stream, 1):
-        try:
-            value = json.loads(line)
-            text = value["text"] if isinstance(value, dict) else None
-        except (ValueError, KeyError):
-            text = None
-        if not isinstance(text, str):
+        text = _text_of(line) if line.strip() else ""
+        if text is None:
             raise InputError("E_DATA", path, f"line {number}", repr(line[:60]), 'an object with a string "text"')
         yield text
+
+
+def _text_of(line: bytes) -> str | None:
+    try:
+        text = json.loads(line.decode("utf-8-sig", errors="replace"))["text"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    # An escape may name half a character, which no file can hold.
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") if isinstance(text, str) else None

@@ -1,6 +1,8 @@
 """Which files build which domain: a folder tree, or a table."""
 
+import os
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -33,18 +35,38 @@ def from_folder(root: Path) -> DomainFiles:
     root = Path(root)
     if not root.is_dir():
         raise InputError("E_DATA", root, "folder", "nothing", "a folder of .txt or .jsonl files")
-    files = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file() and format_of(p.name))
+    files = sorted(_text_files(root))
     if not files:
         raise InputError("E_DATA", root, "folder", "no text file", ".txt or .jsonl files, also .xz, .bz2 or .gz")
     loose = [name for name in files if "/" not in name]
     if loose and len(loose) < len(files):
         raise InputError("E_DATA", root, loose[0], "a file beside the domains' folders", "each file in a domain folder")
     if loose:
-        return DomainFiles(root, {_domain_name(root, root.resolve().name): files})
+        name = "".join(c if c.isalnum() or c in "-_" else "-" for c in root.resolve().name) or "text"
+        return DomainFiles(root, {name: files})
     domains: dict[str, list[str]] = {}
     for name in files:
         domains.setdefault(_domain_name(root, name.split("/")[0]), []).append(name)
     return DomainFiles(root, domains)
+
+
+def _text_files(root: Path) -> Iterator[str]:
+    """Names below `root`, links followed, but not back to a folder that the way has come through."""
+
+    def refuse(error: OSError) -> None:
+        raise InputError("E_DATA", error.filename, "folder", error.strerror, "a folder that can be read") from error
+
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+        inside = Path(folder)
+        way = {
+            root.resolve(),
+            *((root / part).resolve() for part in inside.relative_to(root).parents),
+            inside.resolve(),
+        }
+        folders[:] = [name for name in folders if (inside / name).resolve() not in way]
+        for path in (inside / name for name in names if format_of(name)):
+            if path.is_file() or path.is_symlink():  # one that leads nowhere is named when it is read
+                yield path.relative_to(root).as_posix()
 
 
 def from_table(table: str | Path, root: Path | None = None) -> DomainFiles:

@@ -14,8 +14,8 @@ from outrider.refactor.errors import InputError
 _STORED_BYTES = {"float32": 4}  # of one weight in a model folder; others are two bytes wide
 # Operations that tuning reaches, as a share of those of one large matrix product on the same device.
 _SHARE_OF_PRODUCT = {"cpu": 0.3, "cuda": 0.15}
-# What a router that learns with the experts adds to a step: docs/results/refactor_joint_h200.md, 122,104 tokens/s
-# instead of 138,968.
+# What a router that learns with the experts adds to a step at most: docs/results/refactor_joint_h200.md, 122,104
+# tokens/s instead of 138,968, measured when it kept h and computed in fp32.
 _JOINT_SHARE = 0.14
 # Where the device is not here: docs/results/refactor_throughput_h200.md, a dense model in passes of 16 texts.
 _DOCUMENTED_RATE = 209_000 * 6 * 134.5e6
@@ -44,6 +44,8 @@ def sizes_of(model: Path) -> dict[str, int]:
         shape = {name: int(config[field]) for name, field in (names | {"vocab": "vocab_size"}).items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError("E_READ", model, "config.json", repr(error)[:80], "the folder of a dense model") from error
+    if not stored:
+        raise InputError("E_READ", model, "*.safetensors", "no such file", "the weights of a dense model")
     return {"parameters": stored // width, "stored_bytes": stored, **shape}
 
 
@@ -96,8 +98,8 @@ def _memory(sizes: dict[str, int], options: dict[str, Any], adapter: bool) -> in
     states = width if adapter else 16 + (2 * width if width == 2 else 0)
     weights = sizes["parameters"] * (states + (width if options["distill"] > 0 else 0))
     texts = min(options["micro_batch"], options["batch"])
-    # A router that learns with the experts needs h and its gradient.
-    channels = 8 + (2 if options["router.joint"] != "off" else 0)
+    # Where the router learns with the experts, co-executed steps keep h and its gradient; others make h again.
+    channels = 8 + (2 if options["router.joint"] != "off" and options["coexec"] else 0)
     per_layer = width * (10 * sizes["hidden"] + channels * sizes["ffn"]) + 16 * sizes["hidden"]
     kept = texts * options["sequence"] * sizes["layers"] * per_layer
     logits = options["chunk"] * sizes["vocab"] * (8 + 2 * width) * (2 if options["distill"] > 0 else 1)

@@ -89,7 +89,8 @@ def prepare(
             "separator": separator,
             "splits": splits,
             "tokenizer_sha256": tokenizer.sha256,
-            "sources": _sources(files),
+            "max_tokens": options.max_tokens,
+            "sources": sources(files),
         }
         write_file(folder / "data.json", json.dumps(summary, separators=(",", ":")) + "\n")
     return summary
@@ -214,7 +215,8 @@ def _needed_bytes(files: DomainFiles, plans: dict[str, _Plan], options: Options,
     return total * dtype.itemsize
 
 
-def _sources(files: DomainFiles) -> list[dict[str, object]]:
+def sources(files: DomainFiles) -> list[dict[str, object]]:
+    """Every file with its size and checksum."""
     rows = []
     for name, members in files.all.items():
         for file in members:

@@ -68,7 +68,7 @@ def refactor_command(
             preset=preset,
             budget=budget,
             active=active,
-            rows=tuple(name.strip() for name in rows.split(",") if name.strip()),
+            rows=tuple(dict.fromkeys(name.strip() for name in rows.split(",") if name.strip())),
             seed=seed,
             max_tokens=max_tokens,
             changes=_changes(option, {"tune": tune, "deterministic": deterministic, "coexec": coexec}),

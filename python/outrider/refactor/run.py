@@ -12,7 +12,7 @@ from typing import Any
 from outrider import shims
 from outrider.refactor import domains, prepare
 from outrider.refactor import estimate as estimates
-from outrider.refactor.artifact import seal
+from outrider.refactor.artifact import HEADER, seal
 from outrider.refactor.atomic import atomic_folder, remove, require_space, write_file
 from outrider.refactor.budgets import (
     BUDGETS,
@@ -126,7 +126,7 @@ def as_folder(request: Request, progress: ImportProgress | None = None) -> Reque
 def write_own_text(request: Request, progress: OwnProgress = lambda domain, tokens: None) -> None:
     """The first stage of a request for `self:TOKENS`; nothing where it is done already, or for other requests."""
     out = request.work / "data"
-    if request.own_tokens is None or out.exists():
+    if request.own_tokens is None or _has_text(request):
         return
     _check(request)
     request.work.mkdir(parents=True, exist_ok=True)
@@ -199,6 +199,8 @@ def _add_adapter(source: Path, folder: Path) -> None:
 
 
 def _check(request: Request) -> None:
+    if request.out.name in ("", ".."):
+        raise InputError("E_USAGE", "outrider refactor", "--out", f"{request.out}", "a folder with a name of its own")
     request.options()
     unknown = [row for row in request.rows if row not in ROWS]
     if unknown or "ours" not in request.rows:
@@ -208,22 +210,55 @@ def _check(request: Request) -> None:
         raise InputError(
             "E_READ", request.model, "config.json", "no such file", "the folder of a dense model, or a GGUF file"
         )
+    if (request.model / HEADER).is_file():
+        raise InputError("E_MODEL", request.model, HEADER, "a refactored model", "a dense one")
     if request.out.exists() and not request.force:
         raise InputError("E_EXISTS", request.out, "output", "an existing path", "none, or --force to replace it")
 
 
 def _prepared(request: Request) -> Path:
     if (request.data / "data.json").is_file():
+        _require_its_tokenizer(request)
         return request.data
     write_own_text(request)
     out = request.work / "data"
-    if out.exists():
+    if request.own_tokens or _has_text(request):
         return out
-    files = _files(request)
     needed = calibration_tokens(request.options())
     options = prepare.Options(max_tokens=request.max_tokens, min_train_tokens=needed)
-    prepare.prepare(files, load_tokenizer(request.model), out, options)
+    prepare.prepare(_files(request), load_tokenizer(request.model), out, options)
     return out
+
+
+def _require_its_tokenizer(request: Request) -> None:
+    """Ids of another tokenizer would be tuned on like text."""
+    if not (request.model / "tokenizer.json").is_file():
+        return
+    found, expected = load_tokenizer(request.model).sha256, load_data(request.data).tokenizer_sha256
+    if found != expected:
+        where = request.model / "tokenizer.json"
+        raise InputError("E_VOCAB", where, "sha256", found, f"{expected}, as in {request.data}")
+
+
+def _has_text(request: Request) -> bool:
+    """Whether the working folder has the text that is asked for. Other text goes, unless rows were tuned on it."""
+    out = request.work / "data"
+    if not out.exists():
+        return False
+    summary = json.loads((out / "data.json").read_text(encoding="utf-8"))
+    if request.own_tokens:
+        mine = summary.get("self", {})
+        same = (mine.get("tokens"), mine.get("seed")) == (request.own_tokens, request.seed)
+    else:
+        found = (summary["sources"], summary.get("max_tokens"))
+        same = found == (prepare.sources(_files(request)), request.max_tokens) and "self" not in summary
+    if same and summary["tokenizer_sha256"] == load_tokenizer(request.model).sha256:
+        return True
+    if list((request.work / "rows").glob("*/checkpoint-*")):
+        expected = "the text and tokenizer of the run that was interrupted, or another --out"
+        raise InputError("E_DATA", out, "text", "other text than --data has now", expected)
+    remove(out)
+    return False
 
 
 def _files(request: Request) -> domains.DomainFiles:

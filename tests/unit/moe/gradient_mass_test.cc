@@ -116,7 +116,7 @@ TEST(GradientMass, ProbesBehindAMaskTellWhatChannelsWithoutItWouldChange) {
   const RoutedModel model = TinyModel();
   const TokenBatch batch = TinyBatch();
   GradientProbes probes;
-  const auto& leaves = probes.Take(model.config, batch.Tokens(), model.masters.embed.options());
+  const auto& leaves = probes.Take(2, {batch.Tokens(), 12}, model.masters.embed.options());
   const int64_t token = 5;
   std::vector<at::Tensor> masks(2, at::ones({12}, at::kDouble));
   for (at::Tensor& mask : masks) mask.slice(0, 0, 12, 2).zero_();
@@ -138,6 +138,102 @@ TEST(GradientMass, ProbesBehindAMaskTellWhatChannelsWithoutItWouldChange) {
       EXPECT_NEAR(found, change, 1e-3 * std::max(1.0, std::abs(change))) << l << " " << c;
     }
   }
+}
+
+// Three experts of the tiny model, weights in `dtype` that want gradients.
+RoutedModel MaskedModel(at::ScalarType dtype, MaskForm form) {
+  RoutedModel model = TinyModel();
+  for (const model::NamedTensor& t : model::NamedTensors(model.config, model.masters)) {
+    *t.tensor = t.tensor->to(dtype).requires_grad_();
+  }
+  model.masters.head = model.masters.embed;
+  model.dtype = dtype;
+  model.mask_form = form;
+  model.masks = Masks(3, 2, 12);
+  for (int64_t l = 0; l < 2; ++l) {
+    model.masks.SetExpert(l, 0, std::vector<int64_t>{0, 1, 2, 3, 4, 5});
+    model.masks.SetExpert(l, 1, std::vector<int64_t>{0, 2, 4, 6, 8, 10});
+    model.masks.SetExpert(l, 2, std::vector<int64_t>{0, 6, 7, 8, 9 + l});
+  }
+  return model;
+}
+
+struct Pass {
+  at::Tensor share;                   // [T, N] of the mass
+  std::vector<at::Tensor> gradients;  // of the weights
+};
+
+void RunPass(const RoutedModel& model, model::FfnHook& hook) {
+  const TokenBatch batch = TinyBatch();
+  const at::Tensor hidden = model::HiddenStates(model.config, model.masters, batch.inputs, &hook);
+  ChunkedTokenLoss(hidden.flatten(0, 1), model.masters.head, batch.targets.flatten(), {}, 4).objective.backward();
+}
+
+std::vector<at::Tensor> Gradients(RoutedModel& model) {
+  std::vector<at::Tensor> found;
+  for (const model::NamedTensor& t : model::NamedTensors(model.config, model.masters)) {
+    found.push_back(t.tensor->grad());
+  }
+  return found;
+}
+
+at::Tensor SomeIds() { return at::remainder(at::arange(16, at::kLong) * 5, 3); }
+
+Pass Measured(at::ScalarType dtype, MaskForm form) {
+  RoutedModel model = MaskedModel(dtype, form);
+  const RoutedModel::Masking masking = model.Prepare();
+  KeptMass kept(model, masking);
+  RunPass(model, kept.Hook(SomeIds()));
+  const auto [mass, total] = kept.Sums();
+  EXPECT_EQ(mass.scalar_type(), at::kFloat);
+  EXPECT_EQ(total.sizes(), at::IntArrayRef({16, 1}));
+  return {mass / total, Gradients(model)};
+}
+
+// The same in fp32 from whole h and whole gradients.
+Pass Expected(at::ScalarType dtype) {
+  RoutedModel model = MaskedModel(dtype, MaskForm::kLean);
+  const RoutedModel::Masking masking = model.Prepare();
+  GradientProbes probes;
+  const auto& leaves = probes.Take(2, {16, 12}, model.masters.embed.options());
+  const auto masked = model.Hook(masking, SomeIds());
+  ProbingHook hook(leaves, masked.get());
+  RunPass(model, hook);
+  const at::NoGradGuard no_grad;
+  at::Tensor kept = at::zeros({16, 3}), total = at::zeros({16, 1});
+  for (size_t l = 0; l < 2; ++l) {
+    const at::Tensor mass = TakeMass(hook.kept[l], leaves[l]);
+    kept += mass.matmul(MaskMatrix(model.masks, static_cast<int64_t>(l), at::kFloat, at::kCPU).t());
+    total += mass.sum(-1, true);
+  }
+  return {kept / total, Gradients(model)};
+}
+
+TEST(KeptMass, IsWhatTheExpertsKeepAndChangesNoGradient) {
+  const Pass expected = Expected(at::kFloat), lean = Measured(at::kFloat, MaskForm::kLean);
+  const Pass operators = Measured(at::kFloat, MaskForm::kOperators);
+  EXPECT_TRUE(at::allclose(lean.share, expected.share, 1e-5, 1e-6));
+  EXPECT_TRUE(at::equal(lean.share, operators.share)) << "two forms, the same bits";
+  EXPECT_GT(expected.share.max().item<double>(), expected.share.min().item<double>() + 0.1);
+  for (size_t i = 0; i < expected.gradients.size(); ++i) {
+    EXPECT_TRUE(at::equal(lean.gradients[i], expected.gradients[i])) << i;
+    EXPECT_TRUE(at::equal(operators.gradients[i], expected.gradients[i])) << i;
+  }
+}
+
+TEST(KeptMass, InANarrowDtypeDiffersByItsRoundingAlone) {
+  const Pass expected = Expected(at::kBFloat16), lean = Measured(at::kBFloat16, MaskForm::kLean);
+  EXPECT_TRUE(at::equal(lean.share, Measured(at::kBFloat16, MaskForm::kOperators).share));
+  EXPECT_LT((lean.share - expected.share).abs().max().item<double>(), 0.004) << "one rounding to 8 bits";
+}
+
+TEST(KeptMass, RowsBehindTheMasksAreATotalAndZeros) {
+  const at::Tensor rows = WithTotal(at::eye(4).slice(0, 0, 3));
+  ASSERT_EQ(rows.sizes(), at::IntArrayRef({8, 4}));
+  EXPECT_TRUE(at::equal(rows.slice(0, 0, 3), at::eye(4).slice(0, 0, 3)));
+  EXPECT_TRUE(at::equal(rows[3], at::ones({4})));
+  EXPECT_EQ(rows.slice(0, 4).abs().sum().item<double>(), 0);
+  EXPECT_EQ(WithTotal(at::ones({8, 4})).size(0), 16);
 }
 
 TEST_F(RefactorTest, ExpertsByGradientAndAcrossLayersKeepTheirCount) {
