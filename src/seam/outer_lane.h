@@ -110,8 +110,11 @@ class OuterLane {
     bool views_move = false;
   };
 
-  // Recording.
+  void StartCovering();
   void RetirePlans();
+
+  // Recording (outer_recording.cc).
+  void StartRecording();
   void FinishRecording();
   void Pause(Program& program) const;
   bool FollowsKnownPlan(const OuterTrace& trace);
