@@ -101,6 +101,7 @@ void OuterLane::RetirePlans() {
 
 OuterLane::Mode OuterLane::BeginStep(uint64_t step, const std::string& program, const std::string& why_not) {
   step_number_ = step;
+  thread_ = std::this_thread::get_id();
   program_ = &programs_[program];
   ++program_->steps;
   diverge_requested_ = false;
