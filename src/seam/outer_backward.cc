@@ -223,6 +223,8 @@ bool OuterLane::CoverBackward(const std::vector<int>& root_values, const std::ve
   step_->log.push_back(std::move(entry));
   ++step_->cursor;
   ++stats_.events;
+  edges_in_hand_ = root_values.size();  // the caller's; their nodes are consumed
+  const auto done = c10::make_scope_exit([this] { edges_in_hand_ = 0; });
   if (options_.cut_at_backward && CommitAllowed()) Launch(/*final=*/false);
   return true;
 }

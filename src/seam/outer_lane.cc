@@ -5,8 +5,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <optional>
-#include <tuple>
 
 #include "seam/gil.h"
 #include "seam/lazy_impl.h"
@@ -16,28 +14,10 @@
 namespace outrider::seam {
 namespace {
 
-constexpr size_t kPlansMax = 16;        // per program
 constexpr size_t kCapturedPlansMax = 8; // of them
 constexpr size_t kTablesMax = 4;        // kept for another step
-constexpr size_t kRecordingsMax = 6;    // waiting for a second, agreeing one
-constexpr int kFruitlessMax = 12;       // recordings in a row before recording pauses
 constexpr int kReplayedEndsMax = 3;     // steps replayed at their very end before covering pauses
 constexpr uint64_t kPauseMax = 1024;    // steps
-
-// How near two recordings are to the same path; greater is nearer.
-using Nearness = std::tuple<size_t, bool, size_t>;
-
-Nearness NearnessOf(const OuterTrace& a, const OuterTrace& b) {
-  const size_t limit = std::min(a.events.size(), b.events.size());
-  const auto same_operator = [&](size_t i) { return a.events[i].info == b.events[i].info && a.events[i].backward == b.events[i].backward; };
-  const auto same_arguments = [&](size_t i) {
-    return std::equal(a.events[i].args.begin(), a.events[i].args.end(), b.events[i].args.begin(), b.events[i].args.end(), SameArg);
-  };
-  size_t operators = 0, equal = 0;
-  while (operators < limit && same_operator(operators)) ++operators;
-  while (equal < operators && same_arguments(equal)) ++equal;
-  return {operators, a.events.size() == b.events.size(), equal};
-}
 
 }  // namespace
 
@@ -121,33 +101,35 @@ void OuterLane::RetirePlans() {
 
 OuterLane::Mode OuterLane::BeginStep(uint64_t step, const std::string& program, const std::string& why_not) {
   step_number_ = step;
+  thread_ = std::this_thread::get_id();
   program_ = &programs_[program];
   ++program_->steps;
   diverge_requested_ = false;
   mode_ = Mode::kOff;
-  if (note_ = why_not; !why_not.empty()) return mode_;
+  note_ = why_not;
+  if (!why_not.empty()) return mode_;
   RetirePlans();
   ChooseParts();
-  auto& plans = program_->plans;
+  const auto& plans = program_->plans;
   if (step < program_->pause_until) {
     note_ = program_->why_not;
     return mode_;
   }
-  if (!plans.empty() && step > program_->record_until && !program_->rare.Expects(program_->steps)) {
-    step_ = std::make_shared<OuterStep>(plans.front(), step, std::move(scratch_));
-    step_->table = FreshTable();
-    step_->table->outcome = stats_.outcome = std::make_shared<TierOutcome>();
-    dummy_ = MakeNode<DummyNode>(*this, std::weak_ptr<OuterStep>(step_));
-    dummy_->Cover(*step_->plan);
-    mode_ = Mode::kCover;
-    SetStepCovered(true);
-  } else {
-    recorder_ = std::make_unique<OuterRecorder>(inner_.ComputeDevice(), program_->views_move ? OuterRecorder::InputViews::kPrepared
-                                                                                              : OuterRecorder::InputViews::kEvents);
-    mode_ = Mode::kRecord;
-    note_ = program_->why_not;
-  }
+  const bool covers = !plans.empty() && step > program_->record_until && !program_->rare.Expects(program_->steps);
+  if (covers) StartCovering();
+  if (!covers) StartRecording();
   return mode_;
+}
+
+// On the plan taken last.
+void OuterLane::StartCovering() {
+  step_ = std::make_shared<OuterStep>(program_->plans.front(), step_number_, std::move(scratch_));
+  step_->table = FreshTable();
+  step_->table->outcome = stats_.outcome = std::make_shared<TierOutcome>();
+  dummy_ = MakeNode<DummyNode>(*this, std::weak_ptr<OuterStep>(step_));
+  dummy_->Cover(*step_->plan);
+  mode_ = Mode::kCover;
+  SetStepCovered(true);
 }
 
 void OuterLane::EndStep() {
@@ -208,71 +190,6 @@ void OuterLane::AbortStep() {
   recorder_.reset();
   inner_.SetListener(nullptr);
   LeaveStep();
-}
-
-void OuterLane::AddPlan(Program& program, std::shared_ptr<const OuterPlan> plan) {
-  program.plans.insert(program.plans.begin(), std::move(plan));
-  while (program.plans.size() > kPlansMax) {
-    retired_.push_back(std::move(program.plans.back()));
-    program.plans.pop_back();
-  }
-  program.fruitless = 0;
-  program.record_until = 0;
-  program.why_not.clear();
-}
-
-// What is recorded after a divergence is often a path known before. A second plan for it would push another one out.
-bool OuterLane::FollowsKnownPlan(const OuterTrace& trace) {
-  auto& plans = program_->plans;
-  const auto known = std::find_if(plans.begin(), plans.end(), [&](const auto& plan) { return plan->Accepts(trace); });
-  if (known == plans.end()) return false;
-  std::rotate(plans.begin(), known, std::next(known));
-  return true;
-}
-
-void OuterLane::FinishRecording() {
-  inner_.SetListener(nullptr);
-  std::unique_ptr<OuterTrace> trace = recorder_->Finish();
-  recorder_.reset();
-  Program& program = *program_;
-  program.why_not = trace->refusal;
-  const bool hopeless = program.refusals.Note(trace->refusal);
-  if (trace->refusal.empty()) {
-    if (FollowsKnownPlan(*trace)) return;
-    if (program.rare.Expects(program.steps)) program.rare.NoteUnknown(program.steps);
-    program.why_not = "INNER_UNSTABLE: no second recording of this path yet";
-    std::optional<Nearness> nearest;  // of the recording that the note is about
-    for (auto it = program.recordings.rbegin(); it != program.recordings.rend(); ++it) {
-      const Nearness nearness = NearnessOf(**it, *trace);
-      PlanResult result = MakePlan(**it, std::move(*trace));
-      if (result.plan != nullptr) {
-        program.recordings.erase(std::next(it).base());
-        if (!inner_.ComputeDevice().is_cpu()) result.plan->graphs = std::make_shared<PlanGraphs>(inner_.ComputeDevice());
-        AddPlan(program, std::move(result.plan));
-        return;
-      }
-      const bool agreed = trace->events.empty();
-      if (agreed || nearness > nearest) {
-        program.why_not = result.why_not;
-        nearest = nearness;
-      }
-      if (result.view_moves && !program.views_move) {
-        program.why_not = result.why_not;
-        program.views_move = true;
-        program.recordings.clear();  // made of events that will be none
-        note_ = program.why_not;
-        return;
-      }
-      if (agreed) break;  // yet no plan may be made of them
-    }
-    if (!trace->events.empty()) program.recordings.push_back(std::move(trace));
-    if (program.recordings.size() > kRecordingsMax) program.recordings.erase(program.recordings.begin());
-  }
-  note_ = program.why_not;
-  if (++program.fruitless < kFruitlessMax && !hopeless) return;
-  program.fruitless = 0;
-  program.record_until = 0;
-  if (program.plans.empty()) Pause(program);
 }
 
 void OuterLane::Pause(Program& program) const {
@@ -357,23 +274,6 @@ bool OuterLane::IsHostOnly(const OpInfo& info, const Stack& stack) const {
     }
   }
   return any_tensor || !factory_on_device;
-}
-
-void OuterLane::RecordEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack) {
-  if (IsHostOnly(info, *stack) || PreparesInput(info, *stack) || IsQuestion(info) || IsBarrier(info, *stack)) {
-    if (IsBarrier(info, *stack)) recorder_->NoteFetch();
-    if (info.changes_metadata) recorder_->NoteReshaping(info, *stack);
-    info.handle.redispatchBoxed(next, stack);
-    return;
-  }
-  recorder_->BeginEvent(info, *stack);
-  try {
-    info.handle.redispatchBoxed(next, stack);
-  } catch (...) {
-    recorder_->DropEvent();
-    throw;
-  }
-  recorder_->EndEvent(*stack);
 }
 
 std::string OuterLane::Describe() const {

@@ -12,6 +12,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "plan/read_habit.h"
@@ -110,8 +111,11 @@ class OuterLane {
     bool views_move = false;
   };
 
-  // Recording.
+  void StartCovering();
   void RetirePlans();
+
+  // Recording (outer_recording.cc).
+  void StartRecording();
   void FinishRecording();
   void Pause(Program& program) const;
   bool FollowsKnownPlan(const OuterTrace& trace);
@@ -169,6 +173,9 @@ class OuterLane {
   // Effects (outer_launch.cc). Who launches may need the interpreter lock, so nobody waits for the mutex while holding it.
   std::unique_lock<std::recursive_mutex> LockLaunch();
   bool CommitAllowed() const;
+  bool IsConsumed(const OuterValue& value) const;
+  bool LogAloneHolds(size_t not_consumed) const;
+  size_t KnownEdges() const;
   // `undoable`: never a commit, even where one is allowed.
   void Launch(bool final, bool undoable = false);
   void CommitAll();
@@ -215,6 +222,8 @@ class OuterLane {
   uint64_t last_before_step_ = 0;  // the last job before the current step
   bool waited_ = false;            // the program has waited for one behind it
   bool diverge_requested_ = false;
+  std::thread::id thread_;         // the imperative thread
+  size_t edges_in_hand_ = 0;       // to the dummy node, of the caller of a backward pass that fits
 };
 
 }  // namespace outrider::seam

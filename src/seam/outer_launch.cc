@@ -1,7 +1,9 @@
 // OuterLane: from validated events to effects.
 
 #include <algorithm>
+#include <thread>
 #include <utility>
+#include <vector>
 
 #include "seam/gil.h"
 #include "seam/lazy_impl.h"
@@ -20,16 +22,74 @@ constexpr int kPartChangesMax = 8;                   // between small and large 
 
 }  // namespace
 
-// Nobody alive needs history that only a replay could build: every living tensor that requires grad was consumed by a
+// Nobody needs history that only a replay could build: every tensor with history that code can reach was consumed by a
 // backward that has been validated.
 bool OuterLane::CommitAllowed() const {
   const OuterPlan& plan = *step_->plan;
+  size_t not_consumed = 0;
   for (size_t i = 0; i < plan.values.size(); ++i) {
-    const OuterValue& value = plan.values[i];
-    if (!NeedsHistory(value) || step_->live[i] == nullptr) continue;
-    if (value.consumed_by < 0 || value.consumed_by >= step_->cursor) return false;
+    if (NeedsHistory(plan.values[i]) && step_->live[i] != nullptr && !IsConsumed(plan.values[i])) ++not_consumed;
   }
-  return true;
+  return not_consumed == 0 || LogAloneHolds(not_consumed);
+}
+
+bool OuterLane::IsConsumed(const OuterValue& value) const { return value.consumed_by >= 0 && value.consumed_by < step_->cursor; }
+
+namespace {
+
+// How many references the log holds to each value of the step.
+std::vector<size_t> ReferencesOf(const OuterStep& step) {
+  std::vector<size_t> references(step.live.size(), 0);
+  const auto count = [&](const at::Tensor& tensor) {
+    if (!tensor.defined() || KindOf(*tensor.unsafeGetTensorImpl()) != ImplKind::kOuterPlaceholder) return;
+    const auto& placeholder = static_cast<const OuterPlaceholder&>(*tensor.unsafeGetTensorImpl());
+    if (placeholder.Step() == &step) ++references[placeholder.Value()];
+  };
+  for (const LogEntry& entry : step.log) {
+    for (const c10::IValue& value : entry.args) {
+      if (value.isTensor()) count(value.toTensor());
+      if (!value.isList() || value.use_count() > 1) continue;  // somebody else's list as well
+      for (const c10::IValue& element : value.toListRef()) {
+        if (element.isTensor()) count(element.toTensor());
+      }
+    }
+  }
+  return references;
+}
+
+}  // namespace
+
+// To the dummy node: of the lane itself, and of each placeholder with history, or whose base inside an operator has it. One
+// more is in a node of the program's own, or in its hands.
+size_t OuterLane::KnownEdges() const {
+  const auto& values = step_->plan->values;
+  size_t edges = 1 + edges_in_hand_;
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (step_->live[i] == nullptr) continue;
+    if (NeedsHistory(values[i])) ++edges;
+    if (values[i].view.OfHidden() && values[i].view.hidden_requires_grad) ++edges;
+  }
+  return edges;
+}
+
+// The `not_consumed` values are alive because the log holds them as arguments, and for no other reason; in eager they would
+// be gone, and with them what hangs on them. See docs/design/0006 for why a commit is right then.
+bool OuterLane::LogAloneHolds(size_t not_consumed) const {
+  if (std::this_thread::get_id() != thread_) return false;  // the program may be taking and dropping tensors
+  if (static_cast<size_t>(dummy_.use_count()) != KnownEdges()) return false;
+  std::vector<size_t> references = ReferencesOf(*step_);
+  for (size_t value = references.size(); value-- > 0;) {  // a view is younger than what it is a view of
+    if (references[value] == 0) continue;
+    const OuterPlaceholder* tensor = step_->live[value];
+    if (tensor == nullptr || !HeldOnlyBy(*tensor, references[value])) continue;
+    const OuterValue& facts = step_->plan->values[value];
+    if (NeedsHistory(facts) && !IsConsumed(facts)) --not_consumed;
+    const c10::TensorImpl* base = BaseOf(*tensor);
+    if (base == tensor || KindOf(*base) != ImplKind::kOuterPlaceholder) continue;
+    const auto* of = static_cast<const OuterPlaceholder*>(base);
+    if (of->Step() == step_.get() && static_cast<size_t>(of->Value()) < value) ++references[of->Value()];
+  }
+  return not_consumed == 0;
 }
 
 // Tells every value and storage the part touches which job to wait for; values that are alive get their bytes from it.

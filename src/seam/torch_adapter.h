@@ -2,6 +2,7 @@
 // The one place that knows how the supported torch minors differ.
 
 #include <c10/core/StorageImpl.h>
+#include <c10/core/TensorImpl.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/headeronly/version.h>
 
@@ -19,6 +20,20 @@ inline bool HasMaterializer(const c10::StorageImpl& storage) {
   return storage.has_materializer();
 #else
   (void)storage;
+  return false;
+#endif
+}
+
+// True where all references to the tensor are `count` known ones of C++: no other is there, and none of Python. Its Python
+// object, where it has one, counts once, and is held by C++ alone then. "No" where torch does not tell.
+inline bool HeldOnlyBy(const c10::TensorImpl& tensor, size_t count) {
+  const size_t references = c10::raw::intrusive_ptr::use_count(const_cast<c10::TensorImpl*>(&tensor));
+#if TORCH_VERSION_MINOR >= 12
+  const auto* python = tensor.pyobj_slot();
+  if (python->load_pyobj() == nullptr) return references == count;
+  return references == count + 1 && python->has_unique_reference();
+#else
+  (void)references, (void)count;
   return false;
 #endif
 }

@@ -1,12 +1,19 @@
-// A plan beside another one, and beside a recording.
+// Steps that are recorded: what is written down (OuterLane::RecordEvent), and at the end what becomes of the recording
+// (OuterLane::FinishRecording). A plan that accepts it is the newest plan from then on; with another recording that agrees
+// it makes a new plan; else it waits for one.
 //
-// Whether a recorded step is one that a plan knows already: the same course again, after a divergence for another reason.
-// What MatchEvent and BindFeed ask of a running step is asked of the recording here. The answer may be no where it could
-// be yes, never the other way round: the step would be left without a plan.
+// Before that, the two comparisons that the lane makes between paths, both of them on paper only:
+// - OuterPlan::Accepts: a recording beside a plan. What MatchEvent and BindFeed ask of a running step is asked of the
+//   recording. The answer may be no where it could be yes, never the other way round: the step would be left without a plan.
+// - OuterPlan::SharedPrefix: a plan beside another one, which may take over where both are the same.
 
 #include <algorithm>
+#include <optional>
+#include <tuple>
 
+#include "seam/outer_lane.h"
 #include "seam/outer_plan.h"
+#include "seam/plan_graphs.h"
 
 namespace outrider::seam {
 namespace {
@@ -141,6 +148,118 @@ size_t OuterPlan::CompareEvents(const OuterPlan& other) const {
     if (!same || !SameOutputs(*this, other, a, b)) return i;
   }
   return limit;
+}
+
+namespace {
+
+constexpr size_t kPlansMax = 16;        // per program
+constexpr size_t kRecordingsMax = 6;    // waiting for a second, agreeing one
+constexpr int kFruitlessMax = 12;       // recordings in a row before recording pauses
+
+// How near two recordings are to the same path; greater is nearer.
+using Nearness = std::tuple<size_t, bool, size_t>;
+
+Nearness NearnessOf(const OuterTrace& a, const OuterTrace& b) {
+  const size_t limit = std::min(a.events.size(), b.events.size());
+  const auto same_operator = [&](size_t i) { return a.events[i].info == b.events[i].info && a.events[i].backward == b.events[i].backward; };
+  const auto same_arguments = [&](size_t i) {
+    return std::equal(a.events[i].args.begin(), a.events[i].args.end(), b.events[i].args.begin(), b.events[i].args.end(), SameArg);
+  };
+  size_t operators = 0, equal = 0;
+  while (operators < limit && same_operator(operators)) ++operators;
+  while (equal < operators && same_arguments(equal)) ++equal;
+  return {operators, a.events.size() == b.events.size(), equal};
+}
+
+}  // namespace
+
+void OuterLane::StartRecording() {
+  using InputViews = OuterRecorder::InputViews;
+  recorder_ = std::make_unique<OuterRecorder>(inner_.ComputeDevice(), program_->views_move ? InputViews::kPrepared : InputViews::kEvents);
+  mode_ = Mode::kRecord;
+  note_ = program_->why_not;
+}
+
+void OuterLane::RecordEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack) {
+  if (IsHostOnly(info, *stack) || PreparesInput(info, *stack) || IsQuestion(info) || IsBarrier(info, *stack)) {
+    if (IsBarrier(info, *stack)) recorder_->NoteFetch();
+    if (info.changes_metadata) recorder_->NoteReshaping(info, *stack);
+    info.handle.redispatchBoxed(next, stack);
+    return;
+  }
+  recorder_->BeginEvent(info, *stack);
+  try {
+    info.handle.redispatchBoxed(next, stack);
+  } catch (...) {
+    recorder_->DropEvent();
+    throw;
+  }
+  recorder_->EndEvent(*stack);
+}
+
+void OuterLane::AddPlan(Program& program, std::shared_ptr<const OuterPlan> plan) {
+  program.plans.insert(program.plans.begin(), std::move(plan));
+  while (program.plans.size() > kPlansMax) {
+    retired_.push_back(std::move(program.plans.back()));
+    program.plans.pop_back();
+  }
+  program.fruitless = 0;
+  program.record_until = 0;
+  program.why_not.clear();
+}
+
+// What is recorded after a divergence is often a path known before. A second plan for it would push another one out.
+bool OuterLane::FollowsKnownPlan(const OuterTrace& trace) {
+  auto& plans = program_->plans;
+  const auto known = std::find_if(plans.begin(), plans.end(), [&](const auto& plan) { return plan->Accepts(trace); });
+  if (known == plans.end()) return false;
+  std::rotate(plans.begin(), known, std::next(known));
+  return true;
+}
+
+void OuterLane::FinishRecording() {
+  inner_.SetListener(nullptr);
+  std::unique_ptr<OuterTrace> trace = recorder_->Finish();
+  recorder_.reset();
+  Program& program = *program_;
+  program.why_not = trace->refusal;
+  const bool hopeless = program.refusals.Note(trace->refusal);
+  if (trace->refusal.empty()) {
+    if (FollowsKnownPlan(*trace)) return;
+    if (program.rare.Expects(program.steps)) program.rare.NoteUnknown(program.steps);
+    program.why_not = "INNER_UNSTABLE: no second recording of this path yet";
+    std::optional<Nearness> nearest;  // of the recording that the note is about
+    for (auto it = program.recordings.rbegin(); it != program.recordings.rend(); ++it) {
+      const Nearness nearness = NearnessOf(**it, *trace);
+      PlanResult result = MakePlan(**it, std::move(*trace));
+      if (result.plan != nullptr) {
+        program.recordings.erase(std::next(it).base());
+        if (!inner_.ComputeDevice().is_cpu()) result.plan->graphs = std::make_shared<PlanGraphs>(inner_.ComputeDevice());
+        AddPlan(program, std::move(result.plan));
+        return;
+      }
+      const bool agreed = trace->events.empty();
+      if (agreed || nearness > nearest) {
+        program.why_not = result.why_not;
+        nearest = nearness;
+      }
+      if (result.view_moves && !program.views_move) {
+        program.why_not = result.why_not;
+        program.views_move = true;
+        program.recordings.clear();  // made of events that will be none
+        note_ = program.why_not;
+        return;
+      }
+      if (agreed) break;  // yet no plan may be made of them
+    }
+    if (!trace->events.empty()) program.recordings.push_back(std::move(trace));
+    if (program.recordings.size() > kRecordingsMax) program.recordings.erase(program.recordings.begin());
+  }
+  note_ = program.why_not;
+  if (++program.fruitless < kFruitlessMax && !hopeless) return;
+  program.fruitless = 0;
+  program.record_until = 0;
+  if (program.plans.empty()) Pause(program);
 }
 
 }  // namespace outrider::seam
