@@ -14,9 +14,9 @@ from outrider.refactor.errors import InputError
 _STORED_BYTES = {"float32": 4}  # of one weight in a model folder; others are two bytes wide
 # Operations that tuning reaches, as a share of those of one large matrix product on the same device.
 _SHARE_OF_PRODUCT = {"cpu": 0.3, "cuda": 0.15}
-# What a router that learns with the experts adds to a step at most: docs/results/refactor_joint_h200.md, 122,104
-# tokens/s instead of 138,968, measured when it kept h and computed in fp32.
-_JOINT_SHARE = 0.14
+# What a router that learns with the experts adds to a step: 131,685 tokens/s instead of 138,968 on an H200
+# (docs/results/refactor_joint_more_h200.md).
+_JOINT_SHARE = 0.055
 # Where the device is not here: docs/results/refactor_throughput_h200.md, a dense model in passes of 16 texts.
 _DOCUMENTED_RATE = 209_000 * 6 * 134.5e6
 _DOCUMENTED = "209,000 tokens/s for 134.5 M parameters, measured on one H200, as no such device is here"
