@@ -35,6 +35,7 @@ Session::Session()
                {"runner_delay_us", 0},
                {"run_ahead_steps", 1},
                {"early_launch", 1},
+               {"copied_mib_max", 1024},
                {"wait_deadline_ms", 600'000}} {}
 
 bool Session::EnsureLoaded() {
@@ -143,6 +144,7 @@ void Session::ApplyOptions() {
   runner_.Options().delay_us.store(options_["runner_delay_us"]);
   runner_.Options().wait_deadline_ms = options_["wait_deadline_ms"];
   outer_->Options().early = static_cast<seam::OuterOptions::Early>(options_["early_launch"]);
+  outer_->Options().copied_bytes_max = options_["copied_mib_max"] << 20;
   auto& inner = inner_->Options();
   inner.feed_clone = options_["feed_clone"] != 0;
   inner.version_replay = options_["version_replay"] != 0;

@@ -17,6 +17,10 @@ using c10::TensorImpl;
 
 // A shared storage that is only read enters as a copy up to this size; larger ones make the operator synchronous.
 constexpr size_t kCopyMaxBytes = 1 << 20;
+// The same of memory that is not torch's own, where the alternative is to wait for all that went before.
+constexpr size_t kForeignCopyMaxBytes = 64 << 20;
+
+size_t BytesOf(const TensorImpl& tensor) { return static_cast<size_t>(tensor.numel()) * tensor.itemsize(); }
 
 TensorImpl* Defined(const at::Tensor& tensor) { return tensor.defined() ? tensor.unsafeGetTensorImpl() : nullptr; }
 
@@ -158,7 +162,7 @@ bool InnerLane::PrepareExternals(Flow& flow) {
     }
     const bool had_record = RecordOf(*tensor) != nullptr;
     if (!Graft(*tensor)) {
-      if (call.writes[i] || call.info->may_alias) return false;
+      if (call.writes[i] || call.info->may_alias || BytesOf(*tensor) > kForeignCopyMaxBytes) return false;
       flow.clone[i] = true;
       ++stats_.feeds;
       continue;
@@ -171,7 +175,7 @@ bool InnerLane::PrepareExternals(Flow& flow) {
     if (record.writer_step != step_ && record.first_external_step == 0) record.first_external_step = step_;
     RelaxEscape(tensor->unsafe_storage(), record);
     if (!record.synchronous.load(std::memory_order_relaxed)) continue;
-    if (!call.writes[i] && !call.info->may_alias && tensor->numel() * tensor->itemsize() <= kCopyMaxBytes) {
+    if (!call.writes[i] && !call.info->may_alias && BytesOf(*tensor) <= kCopyMaxBytes) {
       flow.clone[i] = true;
     } else {
       flow.synchronous = true;

@@ -158,6 +158,7 @@ Divergence OuterLane::Diagnose(const OpInfo& info, const c10::IValue* args) {
   if (event == nullptr || event->info != &info) return Of(DivergenceReason::kNewPath, "operator", name, info.name);
   const Env env = Env::Current();
   if (!(event->env == env)) return EnvDifference(event->env, env);
+  if (CopiesTooMuch(*event)) return Of(DivergenceReason::kRawAccess, "memory that others may write to", "few copies of it in a step", "many");
   newly_bound_.clear();
   Divergence found = Of(DivergenceReason::kNewPath, "operator", name, info.name);
   for (size_t i = 0; i < event->args.size(); ++i) {

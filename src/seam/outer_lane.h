@@ -35,6 +35,8 @@ struct OuterOptions {
   // Parts may go before a BACKWARD or the end of the step: when the graph runner has nothing to do, or (tests) always.
   enum class Early { kNever = 0, kWhenIdle = 1, kAlways = 2 };
   Early early = Early::kWhenIdle;
+  // Of memory that others may write to, in one covered step: its copies are held until the step is over.
+  int64_t copied_bytes_max = int64_t{1} << 30;
 };
 
 class OuterLane {
@@ -128,6 +130,7 @@ class OuterLane {
   bool IsHostOnly(const OpInfo& info, const Stack& stack) const;
   void CoverEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack);
   bool MatchHere(OpInfo& info, const c10::IValue* args);
+  bool CopiesTooMuch(const OuterEvent& event) const;
   bool MatchEvent(const OuterEvent& event, const c10::IValue* args);
   bool MatchArg(const Arg& arg, const c10::IValue& value);
   bool MatchLateNumber(const Arg& arg, const c10::IValue& value);

@@ -135,8 +135,12 @@ void OuterLane::Unbind(size_t keep) {
   }
 }
 
+bool OuterLane::CopiesTooMuch(const OuterEvent& event) const {
+  return !event.snapshots.empty() && step_->copied_bytes > options_.copied_bytes_max;
+}
+
 bool OuterLane::MatchEvent(const OuterEvent& event, const c10::IValue* args) {
-  if (!(event.env == Env::Current())) return false;
+  if (!(event.env == Env::Current()) || CopiesTooMuch(event)) return false;
   newly_bound_.clear();
   for (size_t i = 0; i < event.args.size(); ++i) {
     if (!MatchArg(event.args[i], args[i])) {
@@ -234,7 +238,9 @@ Operand OuterLane::ViewOperand(const at::Tensor& view, int external, LogEntry& e
     return operand;
   }
   operand.tensor = inner_.Options().feed_clone ? PrivateCopy(impl) : AliasTensor(impl.unsafe_storage(), impl);
-  stats_.copied_bytes += static_cast<int64_t>(operand.tensor.unsafeGetTensorImpl()->unsafe_storage().nbytes());
+  const auto bytes = static_cast<int64_t>(operand.tensor.unsafeGetTensorImpl()->unsafe_storage().nbytes());
+  stats_.copied_bytes += bytes;
+  step_->copied_bytes += bytes;
   entry.snapshots.emplace_back(external, operand.tensor);
   return operand;
 }

@@ -17,7 +17,9 @@ namespace outrider::seam {
 class OuterRecorder final : public DeviceOpListener {
  public:
   enum class InputViews { kEvents, kPrepared };  // views of inputs made inside the step: see OuterLane
-  OuterRecorder(c10::Device compute_device, InputViews input_views) : compute_device_(compute_device), input_views_(input_views) {}
+  // copied_bytes_max: see OuterOptions.
+  OuterRecorder(c10::Device compute_device, InputViews input_views, int64_t copied_bytes_max)
+      : compute_device_(compute_device), input_views_(input_views), copied_bytes_max_(copied_bytes_max) {}
 
   // --- host events, in the order of the program ---
   // Notes the arguments; false when the operator is no event (host arithmetic, barriers).
@@ -73,6 +75,7 @@ class OuterRecorder final : public DeviceOpListener {
 
   c10::Device compute_device_;
   InputViews input_views_;
+  int64_t copied_bytes_max_;
   OuterTrace trace_;
   std::unordered_map<c10::TensorImpl*, int> value_of_;
   std::unordered_map<c10::TensorImpl*, int> external_of_;
@@ -86,6 +89,7 @@ class OuterRecorder final : public DeviceOpListener {
   std::vector<Seen> seen_;
   std::vector<uint32_t> leaf_versions_;
   int event_ = -1;  // the open event
+  int64_t copied_bytes_ = 0;  // as a covered step would
   bool op_open_ = false;
 };
 

@@ -41,6 +41,11 @@ int OuterRecorder::SnapshotSlot(const at::Tensor& tensor, int64_t& rebase) {
   rebase = source.offset * static_cast<int64_t>(c10::elementSize(source.geometry.dtype)) / static_cast<int64_t>(item);
   const uint64_t key = (static_cast<uint64_t>(external) << 32) | static_cast<uint32_t>(event_);
   if (auto slot = snapshot_slot_of_.find(key); slot != snapshot_slot_of_.end()) return slot->second;
+  const StorageRecord* record = RecordOf(*impl);
+  if (record == nullptr || record->synchronous.load(std::memory_order_relaxed)) {
+    copied_bytes_ += static_cast<int64_t>(EndByte(source.geometry));
+    if (copied_bytes_ > copied_bytes_max_) Refuse("INNER_FOREIGN: the step reads too much of memory that others may write to");
+  }
   Slot slot;
   slot.external = slot.snapshot = true;
   slot.snapshot_external = external;

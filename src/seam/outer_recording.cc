@@ -175,7 +175,7 @@ Nearness NearnessOf(const OuterTrace& a, const OuterTrace& b) {
 
 void OuterLane::StartRecording() {
   using InputViews = OuterRecorder::InputViews;
-  recorder_ = std::make_unique<OuterRecorder>(inner_.ComputeDevice(), program_->views_move ? InputViews::kPrepared : InputViews::kEvents);
+  recorder_ = std::make_unique<OuterRecorder>(inner_.ComputeDevice(), program_->views_move ? InputViews::kPrepared : InputViews::kEvents, options_.copied_bytes_max);
   mode_ = Mode::kRecord;
   note_ = program_->why_not;
 }

@@ -74,6 +74,7 @@ class OuterStep : public StepScratch {
   int cursor = 0;                        // events validated
   int committed_events = 0;
   int launched_events = 0;
+  int64_t copied_bytes = 0;              // of memory that others may write to
   int dropped_events = 0;                // the graph runner has dropped what it may of these; not beyond the commits
   bool over = false;
 
