@@ -3,10 +3,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include <torch/csrc/DynamicTypes.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/headeronly/version.h>
 
@@ -16,6 +19,7 @@
 #include "moe.h"
 #include "seam/eligibility.h"
 #include "seam/env.h"
+#include "seam/geometry.h"
 #include "seam/gil.h"
 #include "seam/lazy_impl.h"
 #include "seam/settle.h"
@@ -51,6 +55,47 @@ bool IsLibraryFile(const std::string& file) {
 void NoteLibraryFolder(const char* package) {
   const auto file = py::module_::import(package).attr("__file__").cast<std::string>();
   LibraryFolders().push_back(file.substr(0, file.rfind('/') + 1));
+}
+
+// Python code that keeps no address that it asks for: ends of "FILE", or of "FILE:FUNCTION". Filled when the shims are
+// installed.
+std::vector<std::string>& Readers() {
+  static auto* readers = new std::vector<std::string>();
+  return *readers;
+}
+
+struct Frame {
+  std::string file, function;
+};
+
+bool IsReader(const Frame& frame) {
+  const std::string place = frame.file + ":" + frame.function;
+  return std::any_of(Readers().begin(), Readers().end(),
+                     [&](const std::string& end) { return frame.file.ends_with(end) || place.ends_with(end); });
+}
+
+// Where such code and others get their addresses through: the shim around data_ptr, and storage objects of older kind.
+bool IsBetween(const Frame& frame) {
+  return frame.file.ends_with("/outrider/shims.py") || frame.file.ends_with("/torch/storage.py");
+}
+
+Frame FrameOf(const py::object& frame) {
+  auto* code = PyFrame_GetCode(reinterpret_cast<PyFrameObject*>(frame.ptr()));
+  const auto keep = py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(code));
+  const auto text = [](PyObject* name) { return py::reinterpret_borrow<py::str>(name).cast<std::string>(); };
+  return {text(code->co_filename), text(code->co_name)};
+}
+
+// Whether who asks on this thread is one of them.
+bool KnownReaderAsks() {
+  if (Py_IsInitialized() == 0 || PyGILState_GetThisThreadState() == nullptr) return false;
+  const py::gil_scoped_acquire lock;
+  auto frame = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(PyEval_GetFrame()));
+  while (frame && IsBetween(FrameOf(frame))) {
+    auto* back = PyFrame_GetBack(reinterpret_cast<PyFrameObject*>(frame.ptr()));
+    frame = py::reinterpret_steal<py::object>(reinterpret_cast<PyObject*>(back));
+  }
+  return frame && IsReader(FrameOf(frame));
 }
 
 // The innermost frame outside torch and outrider.
@@ -163,11 +208,25 @@ void LearnAccesses(const std::string& kind) {
   if (kind == "counted") learning = std::make_unique<LearnCallSites>(LearnCallSites::Kind::kCounted);
 }
 
+// The program gets the bare address of the bytes of a tensor or of a storage object.
+void GivesAddress(const py::object& owner) {
+  if (KnownReaderAsks()) return;
+  if (THPVariable_Check(owner.ptr())) {
+    const at::Tensor& tensor = THPVariable_Unpack(owner.ptr());
+    if (outrider::seam::IsPlainStrided(*tensor.unsafeGetTensorImpl()) && tensor.unsafeGetTensorImpl()->unsafe_storage()) {
+      outrider::seam::SettleForAddress(tensor.unsafeGetTensorImpl()->unsafe_storage());
+    }
+  } else if (torch::isStorage(owner.ptr())) {
+    outrider::seam::SettleForAddress(torch::createStorage(owner.ptr()));
+  }
+}
+
 // The funnel of Python's backward calls: backward_enter(tensors, gradients, keep_graph, create_graph, inputs,
 // accumulate)
 // -> 0 run the engine, 1 done, 2 run the engine and then call backward_exit(completed).
 void DefineBackward(py::module_& m) {
   m.def("learn_accesses", &LearnAccesses);
+  m.def("gives_address", &GivesAddress);
   m.def("probe_tensor",
         [] { return py::reinterpret_steal<py::object>(THPVariable_Wrap(outrider::seam::GraftedProbe())); });
   m.def("backward_enter", &BackwardEnter);
@@ -185,6 +244,8 @@ void DefineBackward(py::module_& m) {
 PYBIND11_MODULE(_core, m) {
   outrider::seam::InstallGilHooks({&HoldsLock, &ReleaseLock, &AcquireLock});
   outrider::seam::InstallFrameLocator(&LocateUserFrame);
+  outrider::seam::InstallReaderTest(&KnownReaderAsks);
+  m.def("set_readers", [](std::vector<std::string> ends) { Readers() = std::move(ends); });
   NoteLibraryFolder("torch");
   NoteLibraryFolder("outrider");
   m.def("builds_own_nodes", [](const std::string& how) { Session::Get().BuildsOwnNodes(how); });

@@ -6,6 +6,7 @@ The core intercepts operators. What never becomes an operator call has to be cau
 * a setting that changes numerics must not change under operations that are still pending, so every
   setter first completes them, then changes the setting, then tells the core that it changed;
 * random generator state, stream and event calls, and ``fork`` first complete what is pending;
+* the address of a tensor or of a storage object, once asked for, may be used without a trace (``data_ptr``);
 * code under ``torch.compile`` has its own way to the device (see ``compile_pause``).
 
 Not reachable, because the types are written in C: methods of ``torch.Generator``, ``torch.Stream`` and
@@ -51,6 +52,18 @@ _CUDA_GENERATOR_SET = (
 _STREAM_METHODS = ("synchronize", "query", "wait_event", "wait_stream", "record_event")
 _EVENT_METHODS = ("synchronize", "query", "record", "wait", "elapsed_time")
 
+# Code that asks for addresses, and keeps none of them beyond its call: it compares them, or reads at once. Ends of file
+# names, with one function of the file or with all.
+_READERS = (
+    "/torch/_tensor.py:__deepcopy__",
+    "/torch/_tensor.py:_reduce_ex_internal",
+    "/torch/serialization.py",
+    "/safetensors/torch.py",
+    "/huggingface_hub/serialization/_torch.py",
+    "/transformers/modeling_utils.py",
+    "/transformers/pytorch_utils.py",
+)
+
 # Answers of the core's backward_enter.
 _PLAIN, _HANDLED, _FOLLOWED = 0, 1, 2
 
@@ -63,6 +76,7 @@ def install() -> None:
     _runtime.core()
     _learn_accesses()
     _install_backward()
+    _install_addresses()
     _install_history()
     _install_setters()
     _install_generators()
@@ -244,10 +258,13 @@ def _install_backward() -> None:
 
 
 def _learn_accesses() -> None:
-    """Shows the core the raw accesses that leave no pointer behind: lists of numbers and Python storages (counted)."""
+    """Shows the core the raw accesses that leave no pointer behind: lists of numbers, Python storages (counted), and
+    what libraries do that write tensors to files.
+    """
     core = _runtime.core()
     if not core.load():
         return
+    core.set_readers(list(_READERS))
     probe = core.probe_tensor()
     try:
         core.learn_accesses("read")
@@ -256,6 +273,25 @@ def _learn_accesses() -> None:
         probe.untyped_storage()
     finally:
         core.learn_accesses("")
+
+
+def _gives_address(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps ``data_ptr``. No reference tells how long the program will use the number that it gets."""
+
+    @functools.wraps(original)
+    def data_ptr(owner: Any) -> Any:
+        if not _bypassed():
+            _runtime.core().gives_address(owner)
+        return original(owner)
+
+    return data_ptr
+
+
+def _install_addresses() -> None:
+    import torch
+
+    _patches.wrap(torch.Tensor, "data_ptr", _gives_address)
+    _patches.wrap(torch.UntypedStorage, "data_ptr", _gives_address)
 
 
 def _reveals(question: str, how: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

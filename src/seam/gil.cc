@@ -4,6 +4,7 @@ namespace outrider::seam {
 namespace {
 GilHooks g_hooks;
 const char* (*g_locate)() = nullptr;
+bool (*g_reader_asks)() = nullptr;
 }  // namespace
 
 void InstallGilHooks(const GilHooks& hooks) { g_hooks = hooks; }
@@ -21,5 +22,9 @@ void InstallFrameLocator(const char* (*locate)()) { g_locate = locate; }
 const char* UserFrame() {
   return g_locate == nullptr ? "" : g_locate();
 }
+
+void InstallReaderTest(bool (*asks)()) { g_reader_asks = asks; }
+
+bool KnownReaderAsks() { return g_reader_asks != nullptr && g_reader_asks(); }
 
 }  // namespace outrider::seam

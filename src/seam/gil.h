@@ -28,4 +28,9 @@ class GilRelease {
 void InstallFrameLocator(const char* (*locate)());
 const char* UserFrame();
 
+// Whether the Python code that asks here and now is known to keep no address, such as torch.save. False without Python.
+// Takes the interpreter lock. Cold path only.
+void InstallReaderTest(bool (*asks)());
+bool KnownReaderAsks();
+
 }  // namespace outrider::seam

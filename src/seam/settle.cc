@@ -19,6 +19,7 @@
 #include "seam/backend.h"
 #include "seam/gil.h"
 #include "seam/kernel_code.h"
+#include "seam/torch_adapter.h"
 
 namespace outrider::seam {
 namespace {
@@ -59,8 +60,7 @@ thread_local CallSites* t_learning = nullptr;
 // end of such an access can be seen later. Any other raw access may leave a bare pointer behind.
 void MarkEscaped(const c10::StorageImpl* storage, StorageRecord& record, Access access) {
   record.synchronous.store(true, std::memory_order_release);
-  const bool alone = c10::raw::intrusive_ptr::use_count(const_cast<c10::StorageImpl*>(storage)) == 1;
-  if (alone && access == Access::kRaw) record.escaped_for_good = true;
+  if (access == Access::kRaw && HeldOnce(*storage)) record.escaped_for_good = true;
 }
 
 // Torch's kernels run below autograd. What they read or write is done when they return, or ordered by the device's streams,
@@ -74,7 +74,8 @@ bool IsKernel(const void* call_site, c10::Device device) {
 Access AccessOf(void* call_site, c10::Device device) {
   if (g_read_sites.Has(call_site)) return Access::kRead;
   if (g_counted_sites.Has(call_site)) return Access::kCounted;
-  return IsKernel(call_site, device) ? Access::kKernel : Access::kRaw;
+  if (IsKernel(call_site, device)) return Access::kKernel;
+  return KnownReaderAsks() ? Access::kRead : Access::kRaw;
 }
 
 void Complete(c10::StorageImpl* storage, StorageRecord& record, Access access) {
@@ -121,8 +122,17 @@ void SettleForReplacement(const c10::TensorImpl& tensor) {
   CompleteTensor(tensor, t_handler_depth == 0 ? Access::kRaw : Access::kHandler);
 }
 
+void SettleForAddress(const c10::Storage& storage) {
+  auto* impl = storage.unsafeGetStorageImpl();
+  if (RecordOf(impl) == nullptr && !WrapStorage(storage)) return;  // memory of somebody else, which each reader copies
+  const RecordPtr record = RecordPtr::reclaim_copy(RecordOf(impl));
+  record->escaped_for_good = true;
+  record->synchronous.store(true, std::memory_order_release);
+  Complete(impl, *record, Access::kRaw);
+}
+
 void RelaxEscape(const c10::Storage& storage, StorageRecord& record) {
-  if (!record.synchronous.load(std::memory_order_relaxed) || record.escaped_for_good || storage.use_count() > 1) return;
+  if (!record.synchronous.load(std::memory_order_relaxed) || record.escaped_for_good || !HeldOnce(*storage.unsafeGetStorageImpl())) return;
   record.synchronous.store(false, std::memory_order_release);
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 // What happens when code asks for the bytes of a lazy tensor.
 
+#include <c10/core/Storage.h>
 #include <c10/core/StorageImpl.h>
 
 #include <cstdint>
@@ -38,6 +39,9 @@ void Settle(c10::StorageImpl* storage, void* call_site);
 void SettleTensor(const c10::TensorImpl& tensor);
 // Before the storage of a tensor is replaced behind the dispatcher's back.
 void SettleForReplacement(const c10::TensorImpl& tensor);
+// The bare address of a storage is given away, by a call that names it: who has it may use it from now on, for good, whoever
+// else holds the storage now.
+void SettleForAddress(const c10::Storage& storage);
 // A storage whose escape can be seen to be over becomes asynchronous again.
 void RelaxEscape(const c10::Storage& storage, StorageRecord& record);
 

@@ -13,6 +13,7 @@ namespace {
 
 std::atomic<uint32_t> g_next_persistent_id{1};
 std::mutex g_fill_mutex;
+std::mutex g_wrap_mutex;
 bool g_data_pointer_is_first = false;
 
 void ReleaseRecord(void* context) {
@@ -77,11 +78,13 @@ c10::Storage MakeToken(size_t nbytes, c10::Device device, StorageRecord** record
 
 bool WrapStorage(const c10::Storage& storage) {
   auto* impl = storage.unsafeGetStorageImpl();
+  const std::lock_guard<std::mutex> lock(g_wrap_mutex);  // another thread may ask for the address meanwhile
+  if (RecordOf(impl) != nullptr) return true;
   auto& pointer = impl->_mutable_data_ptr_no_checks();
   if (!OwnedByAllocator(pointer) || HasMaterializer(*impl)) return false;
   auto record = c10::make_intrusive<StorageRecord>();
   record->persistent_id = g_next_persistent_id.fetch_add(1, std::memory_order_relaxed);
-  record->synchronous.store(storage.use_count() > 1, std::memory_order_relaxed);
+  record->synchronous.store(!HeldOnce(*impl), std::memory_order_relaxed);
   void* data = pointer.mutable_get();
   const auto device = impl->device();
   record->real = MakeStorage(impl->nbytes(), c10::DataPtr(data, device), AllocatorOf(device));

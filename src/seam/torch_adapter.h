@@ -38,6 +38,17 @@ inline bool HeldOnlyBy(const c10::TensorImpl& tensor, size_t count) {
 #endif
 }
 
+// True where nothing but one tensor of C++ has the storage: no other one, and no storage object that Python holds. From 2.12
+// on such an object stays when Python has dropped it, and counts once.
+inline bool HeldOnce(const c10::StorageImpl& storage) {
+  const size_t references = c10::raw::intrusive_ptr::use_count(const_cast<c10::StorageImpl*>(&storage));
+#if TORCH_VERSION_MINOR >= 12
+  const auto* python = storage.pyobj_slot();
+  if (python->load_pyobj() != nullptr) return references == 2 && python->has_unique_reference();
+#endif
+  return references == 1;
+}
+
 // Nodes are shared_ptr up to 2.12 and intrusive afterwards.
 #if TORCH_VERSION_MINOR >= 12
 template <typename NodeType>

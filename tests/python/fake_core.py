@@ -112,6 +112,10 @@ class FakeCore(ModuleType):
     def load(self) -> bool:
         return False
 
+    def gives_address(self, owner: Any) -> None:
+        """The address of a tensor or of a storage object was asked for."""
+        self.calls.append(("gives_address", type(owner).__name__))
+
     def reveal_view(self, tensor: Any, how: str) -> None:
         self.calls.append(("reveal_view", how))
 

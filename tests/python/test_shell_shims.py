@@ -38,6 +38,7 @@ def _watched_namespaces():
         "torch.autograd.graph": torch.autograd.graph,
         "torch.accelerator": torch.accelerator,
         "Tensor": torch.Tensor,
+        "UntypedStorage": torch.UntypedStorage,
         "Stream": torch.cuda.Stream,
         "Event": torch.cuda.Event,
         "ContextProp": torch.backends.ContextProp,
@@ -262,6 +263,14 @@ def test_a_compiled_callable_that_raises_resumes(installed):
     with pytest.raises(ValueError, match="from compiled code"):
         compiled(torch.zeros(1))
     assert installed.named("suspend", "resume") == ["suspend", "resume"]
+
+
+def test_addresses_are_noticed(installed):
+    weight = torch.ones(2)
+    addresses = {weight.data_ptr(), weight.untyped_storage().data_ptr(), weight.storage().data_ptr()}
+    assert len(addresses) == 1
+    owners = [call[1] for call in installed.calls if call[0] == "gives_address"]
+    assert owners == ["Tensor", "UntypedStorage", "UntypedStorage"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
