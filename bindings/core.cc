@@ -213,7 +213,8 @@ void GivesAddress(const py::object& owner) {
   if (KnownReaderAsks()) return;
   if (THPVariable_Check(owner.ptr())) {
     const at::Tensor& tensor = THPVariable_Unpack(owner.ptr());
-    if (outrider::seam::IsPlainStrided(*tensor.unsafeGetTensorImpl()) && tensor.unsafeGetTensorImpl()->unsafe_storage()) {
+    if (outrider::seam::IsPlainStrided(*tensor.unsafeGetTensorImpl()) &&
+        tensor.unsafeGetTensorImpl()->unsafe_storage()) {
       outrider::seam::SettleForAddress(tensor.unsafeGetTensorImpl()->unsafe_storage());
     }
   } else if (torch::isStorage(owner.ptr())) {

@@ -208,7 +208,7 @@ def main(argv=None):
             break
         known = SHAPES[shape]
         known = dataclasses.replace(known, context=arguments.context or known.context)
-        # Weights of its own for each case: a graph captured by hand keeps their addresses, and coexec copies such weights.
+        # Weights of its own for each case: a graph captured by hand keeps their addresses, and coexec copies those.
         for row in measure_case(Model(known, arguments.device, dtype), batch, states, arguments):
             result["rows"].append(row)
             print({name: row.get(name) for name in COLUMNS}, flush=True)

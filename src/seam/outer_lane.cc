@@ -132,6 +132,71 @@ void OuterLane::StartCovering() {
   SetStepCovered(true);
 }
 
+// A committed part drops a value at its last use in the plan of that moment, unless the program holds it: its token is
+// there then, since a commit takes the tokens of the others away. What another plan needs besides must never have been
+// dropped. Who holds a value now has held it all the time, so no value without a token can be an argument to come; but
+// a second backward reads what nobody holds, and feeds have no token. Those are fed again.
+bool OuterLane::HasWhatNeeds(const OuterPlan& other) const {
+  if (step_->committed_events == 0) return true;
+  const OuterPlan& plan = *step_->plan;
+  const int end_op = plan.events[step_->committed_events - 1].end_op;
+  const size_t slots = std::min(plan.slots.size(), other.slots.size());
+  for (size_t slot = 0; slot < slots; ++slot) {
+    const bool in_both = other.first_use[slot] >= 0 && other.first_use[slot] < end_op;
+    if (!in_both || other.last_use[slot] < end_op || other.slots[slot].persistent >= 0) continue;
+    if (plan.last_use[slot] < end_op && !step_->tokens[slot] && FedTo(static_cast<int>(slot)) == nullptr) return false;
+  }
+  return true;
+}
+
+// The input as a whole that the step was fed into a slot, nullptr if none. Device graphs take each input once.
+StorageRecord* OuterLane::FedTo(int slot) const {
+  const OuterPlan& plan = *step_->plan;
+  if (plan.graphs != nullptr || !plan.slots[slot].external || plan.slots[slot].snapshot) return nullptr;
+  const auto& fed = step_->fed;
+  const auto it = std::find_if(fed.begin(), fed.end(), [slot](const auto& entry) { return entry.first == slot; });
+  return it == fed.end() ? nullptr : it->second.get();
+}
+
+// A committed part has dropped inputs at their last use in `before`; the plan of now goes on with them.
+void OuterLane::FeedAgain(const OuterPlan& before) {
+  if (step_->committed_events == 0) return;
+  const OuterPlan& plan = *step_->plan;
+  const int end_op = before.events[step_->committed_events - 1].end_op;
+  for (size_t i = 0, count = std::min(plan.slots.size(), before.slots.size()); i < count; ++i) {
+    const int slot = static_cast<int>(i);
+    if (before.first_use[slot] < 0 || before.last_use[slot] >= end_op || plan.last_use[slot] < end_op) continue;
+    StorageRecord* record = plan.slots[slot].persistent >= 0 || step_->tokens[slot] ? nullptr : FedTo(slot);
+    if (record == nullptr) continue;
+    Operand operand;
+    operand.record = RecordPtr::reclaim_copy(record);
+    step_->inputs.emplace_back(slot, std::move(operand));
+  }
+}
+
+// Another plan that has been the same so far and fits from here.
+bool OuterLane::SwitchPlan(const std::function<bool(const OuterPlan&)>& fits) {
+  auto& plans = program_->plans;
+  for (size_t i = 0; i < plans.size(); ++i) {
+    if (plans[i] == step_->plan || plans[i]->SharedPrefix(*step_->plan) < static_cast<size_t>(step_->cursor)) continue;
+    if (!HasWhatNeeds(*plans[i])) continue;
+    const auto before = step_->plan;
+    step_->plan = plans[i];
+    step_->live.resize(std::max(step_->live.size(), plans[i]->values.size()), nullptr);
+    step_->ResizeSlots(plans[i]->slots.size());
+    step_->bound.resize(std::max(step_->bound.size(), plans[i]->externals.size()));
+    step_->late.resize(std::max(step_->late.size(), plans[i]->late_sources.size()));
+    if (fits(*plans[i])) {
+      FeedAgain(*before);
+      dummy_->Cover(*plans[i]);
+      std::rotate(plans.begin(), plans.begin() + static_cast<std::ptrdiff_t>(i), plans.begin() + static_cast<std::ptrdiff_t>(i) + 1);
+      return true;
+    }
+    step_->plan = before;
+  }
+  return false;
+}
+
 void OuterLane::EndStep() {
   if (mode_ == Mode::kCover) {
     const auto ends_here = [this](const OuterPlan& plan) { return plan.events.size() == static_cast<size_t>(step_->cursor); };

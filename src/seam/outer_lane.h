@@ -139,6 +139,8 @@ class OuterLane {
   bool BindFeed(int id, const at::Tensor& tensor);
   void Unbind(size_t keep);
   bool HasWhatNeeds(const OuterPlan& other) const;
+  StorageRecord* FedTo(int slot) const;
+  void FeedAgain(const OuterPlan& before);
   bool SwitchPlan(const std::function<bool(const OuterPlan&)>& fits);
   void ReturnEvent(const OuterEvent& event, Stack* stack, LogEntry& entry);
   void BumpVersions(const OuterEvent& event, const LogEntry& entry, int direction);

@@ -151,45 +151,6 @@ bool OuterLane::MatchEvent(const OuterEvent& event, const c10::IValue* args) {
   return true;
 }
 
-// A committed part drops a value at its last use in the plan of that moment, unless the program holds it: its token is
-// there then, since a commit takes the tokens of the others away. What another plan needs besides must never have been
-// dropped. Who holds a value now has held it all the time, so no value without a token can be an argument to come; but
-// feeds have none, and a second backward reads what nobody holds.
-bool OuterLane::HasWhatNeeds(const OuterPlan& other) const {
-  if (step_->committed_events == 0) return true;
-  const OuterPlan& plan = *step_->plan;
-  const int end_op = plan.events[step_->committed_events - 1].end_op;
-  const size_t slots = std::min(plan.slots.size(), other.slots.size());
-  for (size_t slot = 0; slot < slots; ++slot) {
-    const bool in_both = other.first_use[slot] >= 0 && other.first_use[slot] < end_op;
-    if (!in_both || other.last_use[slot] < end_op || other.slots[slot].persistent >= 0) continue;
-    if (plan.last_use[slot] < end_op && !step_->tokens[slot]) return false;
-  }
-  return true;
-}
-
-// Another plan that has been the same so far and fits from here.
-bool OuterLane::SwitchPlan(const std::function<bool(const OuterPlan&)>& fits) {
-  auto& plans = program_->plans;
-  for (size_t i = 0; i < plans.size(); ++i) {
-    if (plans[i] == step_->plan || plans[i]->SharedPrefix(*step_->plan) < static_cast<size_t>(step_->cursor)) continue;
-    if (!HasWhatNeeds(*plans[i])) continue;
-    const auto before = step_->plan;
-    step_->plan = plans[i];
-    step_->live.resize(std::max(step_->live.size(), plans[i]->values.size()), nullptr);
-    step_->ResizeSlots(plans[i]->slots.size());
-    step_->bound.resize(std::max(step_->bound.size(), plans[i]->externals.size()));
-    step_->late.resize(std::max(step_->late.size(), plans[i]->late_sources.size()));
-    if (fits(*plans[i])) {
-      dummy_->Cover(*plans[i]);
-      std::rotate(plans.begin(), plans.begin() + static_cast<std::ptrdiff_t>(i), plans.begin() + static_cast<std::ptrdiff_t>(i) + 1);
-      return true;
-    }
-    step_->plan = before;
-  }
-  return false;
-}
-
 bool OuterLane::MatchHere(OpInfo& info, const c10::IValue* args) {
   if (diverge_requested_ || step_->cursor == force_at_ || c10::impl::dispatch_mode_enabled()) return false;
   if (!at::SavedTensorDefaultHooks::get_tls_state().stack.empty()) return false;

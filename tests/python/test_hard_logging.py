@@ -86,7 +86,7 @@ def test_logged_behind_backward(mode):
 
 @every_mode
 def test_logged_through_numpy(mode):
-    """The memory of a value in numpy's hands ends the log, and the covered step with it; the numbers are those of eager."""
+    """The memory of a value in numpy's hands ends the log, and the covered step with it; the numbers are eager's."""
 
     def make(bench):
         def step(i):

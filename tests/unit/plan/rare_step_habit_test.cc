@@ -32,8 +32,13 @@ TEST(RareStepHabit, NoHabitWithoutARhythm) {
   EXPECT_TRUE(Expected({4, 5, 6, 7, 8}, 60).empty()) << "steps in a row are recorded anyway";
 }
 
-TEST(RareStepHabit, AnotherRhythmIsLearntAnew) {
-  EXPECT_EQ(Expected({10, 20, 30, 34, 38, 42}, 60), (std::vector<uint64_t>{42, 46}));
+TEST(RareStepHabit, AnotherRhythmIsLearntBesideTheFirst) {
+  EXPECT_EQ(Expected({10, 20, 30, 34, 38, 42}, 60), (std::vector<uint64_t>{40, 42, 46}));
+}
+
+TEST(RareStepHabit, RhythmsMayBeInterleaved) {
+  EXPECT_EQ(Expected({8, 13, 16, 24, 26, 39}, 60), (std::vector<uint64_t>{32, 52}));
+  EXPECT_EQ(Expected({7, 8, 15, 16, 23, 24}, 40), std::vector<uint64_t>{31}) << "of two in a row, the first";
 }
 
 TEST(RareStepHabit, WhatDoesNotComeIsForgotten) {
