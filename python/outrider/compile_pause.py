@@ -9,6 +9,7 @@ compiles.
 import functools
 import gc
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from outrider.patching import PatchSet
 
 _active = False
 _context_patches = PatchSet()
+_runs = threading.local()
 
 
 def install(patches: PatchSet) -> None:
@@ -43,7 +45,18 @@ def _pause() -> Callable[[], None]:
         return _nothing
     core = _runtime.core()
     core.suspend()
-    return core.resume
+    _runs.depth = depth = getattr(_runs, "depth", 0) + 1
+
+    def resume() -> None:
+        _runs.depth = depth - 1
+        core.resume()
+
+    return resume
+
+
+def running() -> bool:
+    """True in compiled code of this thread, which gives addresses to kernels that it launches at once."""
+    return getattr(_runs, "depth", 0) > 0
 
 
 def _nothing() -> None:

@@ -276,11 +276,13 @@ def _learn_accesses() -> None:
 
 
 def _gives_address(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps ``data_ptr``. No reference tells how long the program will use the number that it gets."""
+    """Wraps ``data_ptr``. No reference tells how long the program will use the number that it gets; compiled code
+    hands it to a kernel.
+    """
 
     @functools.wraps(original)
     def data_ptr(owner: Any) -> Any:
-        if not _bypassed():
+        if not _bypassed() and not compile_pause.running():
             _runtime.core().gives_address(owner)
         return original(owner)
 

@@ -8,7 +8,7 @@ import sys
 import outrider
 import pytest
 import torch
-from outrider import _runtime, shims
+from outrider import _runtime, compile_pause, shims
 from outrider.patching import PatchSet
 from shell_fixtures import core_double  # noqa: F401  the fixture `core`
 
@@ -271,6 +271,19 @@ def test_addresses_are_noticed(installed):
     assert len(addresses) == 1
     owners = [call[1] for call in installed.calls if call[0] == "gives_address"]
     assert owners == ["Tensor", "UntypedStorage", "UntypedStorage"]
+
+
+def test_addresses_are_not_noticed_in_compiled_code(installed):
+    weight = torch.ones(2)
+    resume = compile_pause._pause()  # what torch calls around a compiled callable
+    weight.data_ptr()
+    nested = compile_pause._pause()
+    nested()
+    weight.data_ptr()
+    assert installed.named("gives_address") == []
+    resume()
+    weight.data_ptr()
+    assert installed.named("gives_address") == ["gives_address"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
