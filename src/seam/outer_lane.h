@@ -92,9 +92,15 @@ class OuterLane {
   std::vector<const OuterPlan*> Plans() const;
 
  private:
+  // The older of the two recordings of a path's first plan. Its tensors show which later ones are no state of the program.
+  struct Witness {
+    std::unique_ptr<OuterTrace> recording;
+    int plans = 1;  // made of this path
+  };
   struct Program {  // what is known of the steps with one name
     std::vector<std::shared_ptr<const OuterPlan>> plans;   // most recently taken first
     std::vector<std::unique_ptr<OuterTrace>> recordings;   // not yet confirmed, newest last
+    std::vector<Witness> witnesses;                        // of paths that plans were made of
     uint64_t record_until = 0;   // recording was asked for up to this step
     uint64_t steps = 0;          // of this program
     plan::RareStepHabit rare;    // counts them
@@ -121,6 +127,8 @@ class OuterLane {
   void FinishRecording();
   void Pause(Program& program) const;
   bool FollowsKnownPlan(const OuterTrace& trace);
+  bool FollowsWitness(std::unique_ptr<OuterTrace>& trace);
+  void KeepWitness(std::unique_ptr<OuterTrace> recording);
   void AddPlan(Program& program, std::shared_ptr<const OuterPlan> plan);
   void RecordEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack);
 

@@ -97,8 +97,10 @@ void OuterLane::StampUses(OuterPart& part, const RangeFacts& facts, uint64_t seq
   OuterStep& step = *step_;
   for (int slot : facts.slots) {
     const c10::Storage& token = step.tokens[slot];
-    if (!token || token.use_count() == 1) continue;
+    if (!token) continue;
     StorageRecord* record = RecordOf(token.unsafeGetStorageImpl());
+    if (step.launched_slots[slot] != 0) part.holds.push_back(RecordPtr::reclaim_copy(record));
+    if (token.use_count() == 1) continue;
     record->last_use.store(sequence, std::memory_order_release);
     if (std::exchange(step.launched_slots[slot], 1) == 0) part.keep.emplace_back(slot, RecordPtr::reclaim_copy(record));
   }

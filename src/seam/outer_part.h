@@ -20,6 +20,9 @@ class OuterPart final : public PartJob {
   std::vector<std::pair<int, at::Tensor>> draws;
   std::vector<c10::IValue> late;
   std::vector<std::pair<int, RecordPtr>> keep;  // slot -> record that gets its storage
+  // Values that earlier parts have handed over and this one reads. One of those that has not run yet, of a plan that needs
+  // such a value no more, must not take it for let go.
+  std::vector<RecordPtr> holds;
   std::vector<int> preimages;                   // slots to copy before running
   bool commit = false;                          // nothing before the end of this part will be replayed
   bool final = false;                           // the step is over behind it

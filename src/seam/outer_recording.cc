@@ -154,6 +154,7 @@ namespace {
 
 constexpr size_t kPlansMax = 16;        // per program
 constexpr size_t kRecordingsMax = 6;    // waiting for a second, agreeing one
+constexpr size_t kWitnessesMax = 8;     // paths
 constexpr int kFruitlessMax = 12;       // recordings in a row before recording pauses
 
 // How near two recordings are to the same path; greater is nearer.
@@ -169,6 +170,13 @@ Nearness NearnessOf(const OuterTrace& a, const OuterTrace& b) {
   while (operators < limit && same_operator(operators)) ++operators;
   while (equal < operators && same_arguments(equal)) ++equal;
   return {operators, a.events.size() == b.events.size(), equal};
+}
+
+// As far as can be seen without comparing everything.
+bool SamePath(const OuterTrace& a, const OuterTrace& b) {
+  const size_t events = a.events.size();
+  return a.ops.size() == b.ops.size() && a.values.size() == b.values.size() && a.externals.size() == b.externals.size() &&
+         a.slots.size() == b.slots.size() && NearnessOf(a, b) == Nearness{events, true, events};
 }
 
 }  // namespace
@@ -217,6 +225,38 @@ bool OuterLane::FollowsKnownPlan(const OuterTrace& trace) {
   return true;
 }
 
+// Tensors that live for some steps and are made anew then, as gradients that are accumulated, look like state to two
+// recordings in between. A path of which two plans have been made is compared with what it was at first: what has changed
+// since is an input. Device graphs have the addresses of what they write, and stay as they are.
+bool OuterLane::FollowsWitness(std::unique_ptr<OuterTrace>& trace) {
+  if (!inner_.ComputeDevice().is_cpu()) return false;
+  for (const Witness& witness : program_->witnesses) {
+    if (witness.plans < 2 || !SamePath(*witness.recording, *trace)) continue;
+    PlanResult result = MakePlan(*witness.recording, std::move(*trace));
+    if (result.plan != nullptr) {
+      AddPlan(*program_, std::move(result.plan));
+      return true;
+    }
+    if (trace->events.empty()) {  // agreed, yet no plan may be made of them
+      program_->why_not = result.why_not;
+      return false;
+    }
+  }
+  return false;
+}
+
+void OuterLane::KeepWitness(std::unique_ptr<OuterTrace> recording) {
+  auto& witnesses = program_->witnesses;
+  const auto known = std::find_if(witnesses.begin(), witnesses.end(),
+                                  [&](const Witness& witness) { return SamePath(*witness.recording, *recording); });
+  if (known != witnesses.end()) {
+    ++known->plans;
+    return;
+  }
+  if (witnesses.size() == kWitnessesMax) witnesses.erase(witnesses.begin());
+  witnesses.push_back({std::move(recording)});
+}
+
 void OuterLane::FinishRecording() {
   inner_.SetListener(nullptr);
   std::unique_ptr<OuterTrace> trace = recorder_->Finish();
@@ -225,14 +265,15 @@ void OuterLane::FinishRecording() {
   program.why_not = trace->refusal;
   const bool hopeless = program.refusals.Note(trace->refusal);
   if (trace->refusal.empty()) {
-    if (FollowsKnownPlan(*trace)) return;
+    if (FollowsKnownPlan(*trace) || FollowsWitness(trace)) return;
     if (program.rare.Expects(program.steps)) program.rare.NoteUnknown(program.steps);
     program.why_not = "INNER_UNSTABLE: no second recording of this path yet";
     std::optional<Nearness> nearest;  // of the recording that the note is about
-    for (auto it = program.recordings.rbegin(); it != program.recordings.rend(); ++it) {
+    for (auto it = program.recordings.rbegin(); it != program.recordings.rend() && !trace->events.empty(); ++it) {
       const Nearness nearness = NearnessOf(**it, *trace);
       PlanResult result = MakePlan(**it, std::move(*trace));
       if (result.plan != nullptr) {
+        KeepWitness(std::move(*it));
         program.recordings.erase(std::next(it).base());
         if (!inner_.ComputeDevice().is_cpu()) result.plan->graphs = std::make_shared<PlanGraphs>(inner_.ComputeDevice());
         AddPlan(program, std::move(result.plan));

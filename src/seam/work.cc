@@ -191,6 +191,7 @@ void OuterPart::HandOver() {
 
 void OuterPart::Run() {
   AdoptStream(stream);
+  holds.clear();  // what came before has run
   if (table->plan != plan) Start();
   NoteHolders();
   if (plan->graphs != nullptr) plan->graphs->Prepare(*this);

@@ -84,3 +84,34 @@ def test_a_plan_with_another_tensor_in_a_list_is_not_taken():
             assert torch.equal(covered(weight, function).clone(), step(weight, function))
             outrider.flush()
         assert [row["lane"] for row in outrider.report()[-4:-2]] == ["outer"] * 2
+
+
+class Clipped(Program):
+    """Training that updates only where the loss, read behind the clipping, is high: one plan alone uses gradients."""
+
+    def __init__(self, bound):
+        super().__init__(0)
+        self.bound = bound
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=0.01)
+        self.models, self.optimizers = {"net": self.net}, {"adamw": self.optimizer}
+
+    def step(self, i):
+        """One step; gradients go when the next one begins."""
+        self.optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(self.net(torch.randn(5, 6)), torch.randint(0, 3, (5,)))
+        loss.backward()
+        nn.utils.clip_grad_value_(self.net.parameters(), 0.05)
+        if loss.item() > self.bound:
+            self.optimizer.step()
+        return loss.detach()
+
+
+@pytest.mark.parametrize("delay_us", [0, 3000])
+@pytest.mark.parametrize("early", [NEVER, WHEN_IDLE, ALWAYS])
+def test_a_runner_that_is_behind_keeps_what_the_other_plan_needs(early, delay_us):
+    """The program has let go of the gradients when the part runs that would drop them; another one needs them."""
+    build = functools.partial(Clipped, 1.1)
+    twin = equality.run_coexec(build, 40, early_launch=early, runner_delay_us=delay_us)
+    equality.assert_equal(equality.run_eager(build, 40), twin)
+    assert equality.lanes_used(twin.rows, 24).get("outer", 0) >= 12, equality.why_not(twin.rows, 24)
