@@ -67,7 +67,15 @@ def reads_features(bench, i, odd):
     return loss.detach()
 
 
-CASES = [(accumulates, 2), (accumulates, 4), (accumulates, 8), (evaluates, 5), (evaluates, 3), (averages, 4), (reads_features, 5)]
+CASES = [
+    (accumulates, 2),
+    (accumulates, 4),
+    (accumulates, 8),
+    (evaluates, 5),
+    (evaluates, 3),
+    (averages, 4),
+    (reads_features, 5),
+]
 
 
 def run(body, every, call):
