@@ -94,4 +94,4 @@ def test_a_router_that_learns_with_the_experts_takes_more_time(tmp_path):
         with mock.patch.object(estimate, "_rate", return_value=(1e9, "given")):
             request = run.Request(model=model, data=text, out=tmp_path / "out", changes=changes)
             seconds.append(run.estimate(request)["time_seconds"])
-    assert 1.02 < seconds[1] / seconds[0] < 1.14, "of one row in three"
+    assert 1.01 < seconds[1] / seconds[0] < 1.055, "5.5 % of one row in three"
