@@ -127,7 +127,7 @@ class OuterLane {
   void FinishRecording();
   void Pause(Program& program) const;
   bool FollowsKnownPlan(const OuterTrace& trace);
-  bool FollowsWitness(std::unique_ptr<OuterTrace>& trace);
+  bool FollowsWitness(OuterTrace& trace);
   void KeepWitness(std::unique_ptr<OuterTrace> recording);
   void AddPlan(Program& program, std::shared_ptr<const OuterPlan> plan);
   void RecordEvent(OpInfo& info, c10::DispatchKeySet next, Stack* stack);

@@ -228,16 +228,16 @@ bool OuterLane::FollowsKnownPlan(const OuterTrace& trace) {
 // Tensors that live for some steps and are made anew then, as gradients that are accumulated, look like state to two
 // recordings in between. A path of which two plans have been made is compared with what it was at first: what has changed
 // since is an input. Device graphs have the addresses of what they write, and stay as they are.
-bool OuterLane::FollowsWitness(std::unique_ptr<OuterTrace>& trace) {
+bool OuterLane::FollowsWitness(OuterTrace& trace) {
   if (!inner_.ComputeDevice().is_cpu()) return false;
   for (const Witness& witness : program_->witnesses) {
-    if (witness.plans < 2 || !SamePath(*witness.recording, *trace)) continue;
-    PlanResult result = MakePlan(*witness.recording, std::move(*trace));
+    if (witness.plans < 2 || !SamePath(*witness.recording, trace)) continue;
+    PlanResult result = MakePlan(*witness.recording, std::move(trace));
     if (result.plan != nullptr) {
       AddPlan(*program_, std::move(result.plan));
       return true;
     }
-    if (trace->events.empty()) {  // agreed, yet no plan may be made of them
+    if (trace.events.empty()) {  // agreed, yet no plan may be made of them
       program_->why_not = result.why_not;
       return false;
     }
@@ -265,9 +265,10 @@ void OuterLane::FinishRecording() {
   program.why_not = trace->refusal;
   const bool hopeless = program.refusals.Note(trace->refusal);
   if (trace->refusal.empty()) {
-    if (FollowsKnownPlan(*trace) || FollowsWitness(trace)) return;
-    if (program.rare.Expects(program.steps)) program.rare.NoteUnknown(program.steps);
+    if (FollowsKnownPlan(*trace)) return;
     program.why_not = "INNER_UNSTABLE: no second recording of this path yet";
+    if (FollowsWitness(*trace)) return;
+    if (program.rare.Expects(program.steps)) program.rare.NoteUnknown(program.steps);
     std::optional<Nearness> nearest;  // of the recording that the note is about
     for (auto it = program.recordings.rbegin(); it != program.recordings.rend() && !trace->events.empty(); ++it) {
       const Nearness nearness = NearnessOf(**it, *trace);

@@ -75,6 +75,23 @@ def default_net():
     return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Tanh(), nn.Dropout(0.1), nn.Linear(8, 3))
 
 
+def registers(programs):
+    """A decorator that puts a scenario into `programs`, by its name."""
+
+    def program(make):
+        programs[make.__name__] = make
+        return make
+
+    return program
+
+
+def finish(bench, loss):
+    """Backward and update; returns the loss."""
+    loss.backward()
+    bench.optimizer.step()
+    return loss
+
+
 def check(make_step, mode, *, steps=STEPS, resume=False, optimizer="adamw", net=None, changes=None):
     """Runs the scenario eagerly and co-executed and asserts bitwise equality.
 

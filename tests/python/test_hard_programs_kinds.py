@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from scenarios import check
+from scenarios import check, finish, registers
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, TensorDataset
@@ -11,19 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 pytestmark = pytest.mark.timeout(120)
 
 PROGRAMS = {}
-
-
-def program(make):
-    """Registers a scenario."""
-    PROGRAMS[make.__name__] = make
-    return make
-
-
-def finish(bench, loss):
-    """Backward and update; returns the loss."""
-    loss.backward()
-    bench.optimizer.step()
-    return loss
+program = registers(PROGRAMS)
 
 
 @program

@@ -11,26 +11,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scenarios import STEPS, Bench, check, run_twins
+from scenarios import STEPS, Bench, check, finish, registers, run_twins
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 pytestmark = pytest.mark.timeout(120)
 
 PROGRAMS = {}
-
-
-def program(make):
-    """Registers a scenario."""
-    PROGRAMS[make.__name__] = make
-    return make
-
-
-def finish(bench, loss):
-    """Backward and update; returns the loss."""
-    loss.backward()
-    bench.optimizer.step()
-    return loss
+program = registers(PROGRAMS)
 
 
 @program

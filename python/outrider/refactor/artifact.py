@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from outrider.refactor.adapter import ADAPTER, Adapter, load_adapter
 from outrider.refactor.atomic import write_file
 from outrider.refactor.errors import InputError
+from outrider.refactor.sums import sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +97,7 @@ def seal(folder: Path) -> None:
     """Puts the checksum of every file into outrider.json, and that of outrider.json beside it."""
     header = json.loads((folder / HEADER).read_text())
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name not in (HEADER, SUM)]
-    header["files"] = {path.name: _sha256(path) for path in files}
+    header["files"] = {path.name: sha256_of(path, "E_ARTIFACT") for path in files}
     text = json.dumps(header, indent=1) + "\n"
     write_file(folder / HEADER, text)
     write_file(folder / SUM, _sum_line(text.encode()))
@@ -184,16 +185,8 @@ def _tensors(path: Path) -> dict[str, "torch.Tensor"]:
 
 
 def _check_sha256(path: Path, expected: str | None) -> None:
-    if expected is not None and (found := _sha256(path)) != expected:
+    if expected is not None and (found := sha256_of(path, "E_ARTIFACT")) != expected:
         raise InputError("E_ARTIFACT", path, "sha256", found, str(expected)[:80])
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError("E_ARTIFACT", path, "file", str(error), "a readable file") from error
 
 
 def _bytes(path: Path) -> bytes:

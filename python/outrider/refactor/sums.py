@@ -12,7 +12,7 @@ SUMS = "outrider_import.sha256"
 def write_sums(folder: Path) -> None:
     """Of every file of `folder`."""
     names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name != SUMS)
-    write_file(folder / SUMS, "".join(f"{_sha256(folder / name)}  {name}\n" for name in names))
+    write_file(folder / SUMS, "".join(f"{sha256_of(folder / name)}  {name}\n" for name in names))
 
 
 def check_sums(folder: Path) -> None:
@@ -28,14 +28,15 @@ def check_sums(folder: Path) -> None:
     if not named:
         raise InputError("E_MODEL", path, "checksums", "something else", "lines as of sha256sum")
     for expected, name in rows:
-        if (found := _sha256(folder / name)) != expected:
+        if (found := sha256_of(folder / name)) != expected:
             meant = f"{expected}; if the change was meant, remove {SUMS}"
             raise InputError("E_MODEL", folder / name, "sha256", found, meant)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path, code: str = "E_MODEL") -> str:
+    """Hex digits of a file's checksum. Raises InputError with `code` for one that cannot be read."""
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise InputError("E_MODEL", path, "file", error.strerror or str(error), "a readable file") from None
+        raise InputError(code, path, "file", error.strerror or str(error), "a readable file") from None
