@@ -74,7 +74,7 @@ class EngineCore {
   void Run(std::span<const SliceRun> slices);
   void Tally(std::span<const SliceRun> slices, const RunCost& cost);
   Event Advance(const SliceRun& slice);
-  void Draw(const SliceRun& slice, std::span<const float> logits, Event& event);
+  void Draw(const SliceRun& slice, const StepRows::Of& rows, Event& event);
   void RouteDrawn(std::span<const SliceRun> slices, std::span<Event> events);
   void TellEvents(std::span<const SliceRun> slices, std::vector<Event> events);
   int64_t PromptTokensDone() const { return stats_.prefill_tokens + stats_.prefix_hit_tokens; }
@@ -101,7 +101,7 @@ class EngineCore {
   TextLengths text_lengths_;
   sched::RateEwma prefill_rate_{kRateHalfLifeS}, goodput_rate_{kRateHalfLifeS};
   RunningList queue_, running_;  // both by id, ascending
-  std::vector<float> logits_;
+  StepRows rows_;
   int64_t step_ = 0;
   EngineStats stats_;
 };

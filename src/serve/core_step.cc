@@ -58,7 +58,7 @@ sched::StepLimits EngineCore::LimitsBeside(std::span<const sched::ReadyItem> ite
 }
 
 void EngineCore::Run(std::span<const SliceRun> slices) {
-  const auto cost = RunSlices(executor_, slices, logits_, stats_);
+  const auto cost = RunSlices(executor_, slices, rows_, stats_);
   if (!cost) {
     ++stats_.failed_steps;
     for (const SliceRun& slice : slices) Close(*slice.state, Finish::kError, Text(cost.error()));
@@ -97,24 +97,23 @@ void EngineCore::Tally(std::span<const SliceRun> slices, const RunCost& cost) {
 // The slice is done: the request moves on, and draws where its text ends.
 Event EngineCore::Advance(const SliceRun& slice) {
   RequestState& state = *slice.state;
-  const auto vocab = static_cast<size_t>(executor_.shape().vocab);
-  const auto rows = std::span<const float>(logits_).subspan(static_cast<size_t>(slice.row) * vocab,
-                                                            static_cast<size_t>(slice.rows) * vocab);
+  const StepRows::Of rows = rows_.Find(slice);
   Event event;
   event.stream = state.id;
-  event.logprobs = EchoLogprobs(slice, rows);
+  event.logprobs = EchoLogprobs(slice, rows.logits);
   state.echoed += static_cast<int64_t>(event.logprobs.size());
   const bool draws = slice.draws();
   state.computed += slice.tokens;
   state.ready_since = step_ + 1;
-  if (draws) Draw(slice, rows.last(vocab), event);
+  if (draws) Draw(slice, rows, event);
   return event;
 }
 
-void EngineCore::Draw(const SliceRun& slice, std::span<const float> logits, Event& event) {
+void EngineCore::Draw(const SliceRun& slice, const StepRows::Of& rows, Event& event) {
   RequestState& state = *slice.state;
   if (state.draws == 0) pages_.Remember(state);
-  const auto token = DrawToken(state, logits);
+  const std::span<const float> logits = LastRow(rows.logits, slice.rows);
+  const auto token = rows.likeliest.empty() ? DrawToken(state, logits) : LikeliestToken(state, rows.likeliest.back());
   if (!token) {
     event.finish = Finish::kError;
     event.error = Text(token.error());

@@ -1,22 +1,27 @@
 #include "serve/drawing.h"
 
 #include <algorithm>
-#include <cmath>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "sampling/likeliest.h"
 #include "sampling/logprobs.h"
 #include "sampling/sampler.h"
 
 namespace outrider::serve {
 
+namespace {
+
+tl::unexpected<base::Error> BadLogits(const RequestState& state) {
+  return base::Fail("E_LOGITS", "token " + std::to_string(state.length()) +
+                                    " of the text: a logit is infinite or not a number, expected finite ones");
+}
+
+}  // namespace
+
 base::Result<int32_t> DrawToken(const RequestState& state, std::span<const float> logits) {
-  const auto bad = std::find_if(logits.begin(), logits.end(), [](float logit) { return !std::isfinite(logit); });
-  if (bad != logits.end())
-    return base::Fail("E_LOGITS", "token " + std::to_string(state.length()) + " of the text: the logit of id " +
-                                      std::to_string(bad - logits.begin()) + " is " + std::to_string(*bad) +
-                                      ", expected a finite number");
+  if (sampling::LikeliestId(logits) == kNoId) return BadLogits(state);
   const SamplingParams& s = state.request.sampling;
   std::vector<float> changed;
   if (state.penalised()) {
@@ -26,6 +31,15 @@ base::Result<int32_t> DrawToken(const RequestState& state, std::span<const float
   }
   const sampling::Sampling plain{s.temperature, s.top_k, s.top_p, s.seed};
   return static_cast<int32_t>(sampling::PickToken(logits, plain, static_cast<uint64_t>(state.draws)));
+}
+
+base::Result<int32_t> LikeliestToken(const RequestState& state, int64_t likeliest) {
+  if (likeliest == kNoId) return BadLogits(state);
+  return static_cast<int32_t>(likeliest);
+}
+
+std::span<const float> LastRow(std::span<const float> logits, int64_t rows) {
+  return logits.empty() ? logits : logits.last(logits.size() / static_cast<size_t>(rows));
 }
 
 TokenLogprob LogprobOf(std::span<const float> logits, int32_t token, int64_t top) {

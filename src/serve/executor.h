@@ -11,6 +11,7 @@ namespace outrider::serve {
 
 using ExpertId = uint8_t;
 constexpr ExpertId kNoExpert = 0xff;
+constexpr int64_t kNoId = -1;  // where a likeliest id would stand
 
 struct ModelShape {
   int64_t vocab = 0;
@@ -54,6 +55,9 @@ class Executor {
   // the prompt ends: not on other runs, not on how the text was cut into runs. After a failure the pages of these
   // tokens are undefined, all others untouched; after E_DEVICE the machine is lost, and every further Run fails.
   virtual base::Result<RunCost> Run(std::span<const TokenRun> runs, std::span<float> logits) = 0;
+  // As Run, for tokens that are chosen without chance: logits stay where they are. best [rows]: the id of each row's
+  // largest logit, the lowest of equals; kNoId where a logit of the row is not a finite number.
+  virtual base::Result<RunCost> RunGreedy(std::span<const TokenRun> runs, std::span<int64_t> best) = 0;
 };
 
 // Tokens to route, behind those that the pages of the router's cache hold already.

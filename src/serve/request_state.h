@@ -44,6 +44,8 @@ struct RequestState {
     const SamplingParams& s = request.sampling;
     return s.presence_penalty != 0 || s.frequency_penalty != 0 || s.repetition_penalty != 1;
   }
+  // Of a row of logits it asks for the likeliest id alone.
+  bool greedy() const { return request.sampling.temperature <= 0 && request.logprobs < 0 && !penalised(); }
 };
 
 // Takes the memory that the text will need, so that no step has to ask for it.

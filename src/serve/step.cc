@@ -88,10 +88,29 @@ std::vector<SliceRun> SliceRuns(const sched::StepPlan& plan, const RunningList& 
   return runs;
 }
 
-base::Result<RunCost> RunSlices(Executor& executor, std::span<const SliceRun> slices, std::vector<float>& logits,
+base::Result<RunCost> StepRows::Run(Executor& executor, std::span<const TokenRun> runs, int64_t rows, bool greedy) {
+  greedy_ = greedy;
+  vocab_ = static_cast<size_t>(executor.shape().vocab);
+  if (greedy) {
+    likeliest_.resize(static_cast<size_t>(rows));
+    return executor.RunGreedy(runs, likeliest_);
+  }
+  const size_t numbers = static_cast<size_t>(rows) * vocab_;
+  if (logits_.size() < numbers) logits_.resize(numbers);
+  return executor.Run(runs, std::span(logits_).first(numbers));
+}
+
+StepRows::Of StepRows::Find(const SliceRun& slice) const {
+  const auto row = static_cast<size_t>(slice.row), rows = static_cast<size_t>(slice.rows);
+  if (greedy_) return {.likeliest = std::span(likeliest_).subspan(row, rows), .logits = {}};
+  return {.likeliest = {}, .logits = std::span(logits_).subspan(row * vocab_, rows * vocab_)};
+}
+
+base::Result<RunCost> RunSlices(Executor& executor, std::span<const SliceRun> slices, StepRows& to,
                                 EngineStats& stats) {
   std::vector<TokenRun> runs;
   int64_t rows = 0;
+  bool greedy = true;
   for (const SliceRun& slice : slices) {
     const RequestState& state = *slice.state;
     const auto from = static_cast<size_t>(state.computed), count = static_cast<size_t>(slice.tokens);
@@ -109,10 +128,10 @@ base::Result<RunCost> RunSlices(Executor& executor, std::span<const SliceRun> sl
     run.logits_from = slice.tokens - slice.rows;
     run.prompt = std::clamp<int64_t>(state.prompt_tokens() - state.computed, 0, slice.tokens);
     rows += slice.rows;
+    greedy = greedy && (slice.rows == 0 || state.greedy());
     runs.push_back(run);
   }
-  logits.resize(static_cast<size_t>(rows * executor.shape().vocab));
-  return executor.Run(runs, logits);
+  return to.Run(executor, runs, rows, greedy);
 }
 
 }  // namespace outrider::serve

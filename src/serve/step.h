@@ -36,9 +36,29 @@ struct SliceRun {
 // them may take in one step.
 std::vector<SliceRun> SliceRuns(const sched::StepPlan& plan, const RunningList& running, int64_t echo_rows_max);
 
-// Runs the slices; logits [rows, vocab] is made as large as needed. Nothing of the requests is changed.
+// What a pass says about the rows of a step: logits, or only likeliest ids where nobody needs more. Memory is kept from
+// step to step.
+class StepRows {
+ public:
+  // Of one slice, in order: `likeliest` has one a row, or none; then `logits` [rows, vocab] has all.
+  struct Of {
+    std::span<const int64_t> likeliest;
+    std::span<const float> logits;
+  };
+
+  // Nothing of the requests is changed. Codes: those of the executor.
+  base::Result<RunCost> Run(Executor& executor, std::span<const TokenRun> runs, int64_t rows, bool greedy);
+  Of Find(const SliceRun& slice) const;
+
+ private:
+  bool greedy_ = false;
+  size_t vocab_ = 0;
+  std::vector<int64_t> likeliest_;
+  std::vector<float> logits_;
+};
+
+// Runs the slices. Nothing of the requests is changed.
 // Codes: E_PLAN a token without an expert in the plan; those of the executor.
-base::Result<RunCost> RunSlices(Executor& executor, std::span<const SliceRun> slices, std::vector<float>& logits,
-                                EngineStats& stats);
+base::Result<RunCost> RunSlices(Executor& executor, std::span<const SliceRun> slices, StepRows& to, EngineStats& stats);
 
 }  // namespace outrider::serve

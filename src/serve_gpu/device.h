@@ -67,6 +67,8 @@ class Device {
     (void)rows, (void)pass;
     return false;
   }
+  // best, int64 [rows]: as serve::Executor::RunGreedy tells them, of logits fp32 [rows, vocab].
+  virtual void Likeliest(const at::Tensor& logits, const at::Tensor& best) = 0;
   // A pass of rows, number `kind`; body: all operators of it. The first call of a kind prepares it.
   virtual void Run(int kind, const std::function<void()>& body) = 0;
   // A chunk of `count` rows, prepared by nobody.

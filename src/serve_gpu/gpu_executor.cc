@@ -2,7 +2,6 @@
 
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/argmax.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/index_select.h>
@@ -262,7 +261,7 @@ void GpuExecutor::Body(int64_t rows, bool head) {
     const at::Tensor angles = Angles(rows_, rows), logits = logits_.slice(0, 0, rows);
     const DecodePass pass{angles.cos(), angles.sin(), keys_, values_, logits, rows, head};
     if (device_->Decode(rows_, pass)) {
-      if (head) best_.slice(0, 0, rows).copy_(logits.argmax(-1));
+      if (head) device_->Likeliest(logits, best_.slice(0, 0, rows));
       return;
     }
   }
@@ -284,7 +283,7 @@ void GpuExecutor::Head(const at::Tensor& x) {
   const at::Tensor logits = logits_.slice(0, 0, x.size(0));
   const at::Tensor normed = at::rms_norm(x, {model_.config().hidden_size}, model_.norm(), model_.config().rms_eps);
   logits.copy_(at::linear(normed, model_.head()));
-  best_.slice(0, 0, x.size(0)).copy_(logits.argmax(-1));
+  device_->Likeliest(logits, best_.slice(0, 0, x.size(0)));
 }
 
 void GpuExecutor::CountCost(const PassInput& input, const Group& group, bool head) {

@@ -48,8 +48,8 @@ class GpuExecutor : public serve::Executor {
   // Codes: E_SHAPE, E_EXPERTS, and those of PassTokens::Add, after which no page is touched; E_DEVICE the device is
   // lost.
   base::Result<serve::RunCost> Run(std::span<const serve::TokenRun> runs, std::span<float> logits) override;
-  // As Run, but logits stay on the device; best: the likeliest id of each wanted row.
-  base::Result<serve::RunCost> RunGreedy(std::span<const serve::TokenRun> runs, std::span<int64_t> best);
+  // Logits stay on the device. Codes: those of Run.
+  base::Result<serve::RunCost> RunGreedy(std::span<const serve::TokenRun> runs, std::span<int64_t> best) override;
 
   int64_t host_waits() const { return device_->waits(); }
   // Seconds of `times` launches of the last group of the last pass, one behind the other, with one wait.

@@ -1,13 +1,17 @@
 // Attention and FFN in public operators: for the CPU, and to check the kernels against.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/argmax.h>
 #include <ATen/ops/bitwise_and.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/isfinite.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/silu.h>
 #include <ATen/ops/softmax.h>
+#include <ATen/ops/where.h>
 
 #include <cmath>
 #include <limits>
@@ -73,6 +77,11 @@ class Reference final : public Device {
     const at::Tensor wanted =
         layer.signatures.to(at::kInt).unsqueeze(0).__rshift__(shift).bitwise_and(1).to(x.scalar_type());
     y.slice(0, 0, count).copy_(at::matmul(h * wanted, layer.records.select(1, 2)));
+  }
+
+  void Likeliest(const at::Tensor& logits, const at::Tensor& best) override {
+    const at::Tensor finite = logits.isfinite().all(-1);
+    best.copy_(at::where(finite, logits.argmax(-1), at::full({}, serve::kNoId, best.options())));
   }
 
   void Run(int kind, const std::function<void()>& body) override {

@@ -74,6 +74,8 @@ def test_prompts_agree_with_plain_operators_and_with_themselves(name, experts):
     assert np.abs(whole - expected).max() < TOLERANCE * np.abs(expected).max()
     decoded = kernels.run([text.piece(0, TOKENS, 0)])[0]
     assert np.abs(whole - decoded).max() < TOLERANCE * np.abs(expected).max()
+    for prompt, logits in ((PROMPT, whole), (0, decoded)):
+        assert (kernels.greedy([text.piece(0, TOKENS, prompt)])[0][:, 0] == logits.argmax(1)).all()
     text.pages = np.array(range(119, 85, -1), np.int32)
     for size in (7, 64, 100, 300):
         again = in_pieces(kernels, text, other, size)
@@ -165,6 +167,28 @@ def test_the_program_serves_many_at_once_what_it_serves_one_by_one(tmp_path, cap
     small = ("--option", "prefill_tokens=96", "--option", "prefix_cache=false", "--option", "running_max=2")
     with served(folder, *small) as (client, _, _), ThreadPoolExecutor(4) as together:
         assert list(together.map(lambda prompt: ask(client, prompt), PROMPTS)) == beside
+
+
+def test_a_text_is_the_same_where_its_logits_stay_on_the_device(tmp_path):
+    folder = write_model(tmp_path / "model", width=512, heads=8, ffn=1024, layers=2)
+    prompts = [[(7 * i + k) % 250 + 3 for i in range(20 + 90 * k)] for k in range(4)]
+
+    def written(**asked) -> list[list[int]]:
+        engine = _core.ServeEngine(str(folder), device="cuda", weight_format="bfloat16", kv_tokens=8192)
+        try:
+            for prompt in prompts:
+                engine.submit(prompt, max_tokens=48, **asked)
+            assert engine.wait_idle(120)
+            rows: dict[int, list[int]] = {}
+            for event in engine.poll(1000):
+                rows.setdefault(event["stream"], []).extend(event["tokens"])
+            return [rows[stream] for stream in sorted(rows)]
+        finally:
+            engine.close()
+
+    alone = written()
+    assert alone == written(logprobs=2)
+    assert all(len(text) == 48 for text in alone)
 
 
 def test_pages_that_do_not_fit_are_refused_with_a_number(tmp_path):

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "sampling/likeliest.h"
 #include "sampling/penalties.h"
 #include "sampling/sampler.h"
 #include "serve/executor.h"
@@ -98,7 +99,8 @@ class FakeExecutor : public Executor {
     for (const TokenRun& run : runs) {
       for (auto i = run.logits_from; i < static_cast<int64_t>(run.ids.size()); ++i) {
         const uint64_t text = cells_.Fold(run.kv_pages, run.position + i + 1);
-        for (int64_t id = 0; id < shape_.vocab; ++id) *out++ = FakeLogit(text, id);
+        for (int64_t id = 0; id < shape_.vocab; ++id)
+          *out++ = id == 7 && bad_logit != 0 ? bad_logit : FakeLogit(text, id);
       }
     }
     OUTRIDER_CHECK(out == logits.end(), "rows of logits do not fit");
@@ -108,9 +110,20 @@ class FakeExecutor : public Executor {
     return cost;
   }
 
-  int64_t passes = 0;
+  base::Result<RunCost> RunGreedy(std::span<const TokenRun> runs, std::span<int64_t> best) override {
+    const auto vocab = static_cast<size_t>(shape_.vocab);
+    std::vector<float> logits(best.size() * vocab);
+    auto cost = Run(runs, logits);
+    for (size_t row = 0; row < best.size(); ++row)
+      best[row] = sampling::LikeliestId(std::span(logits).subspan(row * vocab, vocab));
+    ++greedy_passes;
+    return cost;
+  }
+
+  int64_t passes = 0, greedy_passes = 0;
   bool fails = false;  // the next passes
   std::string code = "E_FAKE";
+  float bad_logit = 0;  // of id 7, unless 0
 
  private:
   const ModelShape shape_;

@@ -13,6 +13,7 @@
 #include "kernels/cpu.h"
 #include "kernels/decode.h"
 #include "kernels/linear.h"
+#include "sampling/likeliest.h"
 
 namespace outrider::serve {
 
@@ -55,6 +56,20 @@ base::Result<RunCost> CpuExecutor::Run(std::span<const TokenRun> runs, std::span
   if (!input_.wanted.empty()) Head(logits);
   RunCost cost = Cost();
   cost.seconds = static_cast<double>(base::NowNs() - start) * 1e-9;
+  return cost;
+}
+
+base::Result<RunCost> CpuExecutor::RunGreedy(std::span<const TokenRun> runs, std::span<int64_t> best) {
+  const int64_t start = base::NowNs();
+  const auto vocab = static_cast<size_t>(shape_.vocab);
+  if (logits_.size() < best.size() * vocab) logits_.resize(best.size() * vocab);
+  const std::span<float> logits = std::span(logits_).first(best.size() * vocab);
+  auto cost = Run(runs, logits);
+  if (!cost) return cost;
+  workers_->Run(std::ssize(best), [&](int64_t row, int) {
+    best[static_cast<size_t>(row)] = sampling::LikeliestId(logits.subspan(static_cast<size_t>(row) * vocab, vocab));
+  });
+  cost->seconds = static_cast<double>(base::NowNs() - start) * 1e-9;
   return cost;
 }
 

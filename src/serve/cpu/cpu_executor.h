@@ -28,6 +28,7 @@ class CpuExecutor : public Executor {
   int64_t FixedBytes() const override { return model_.LayerBytes() + model_.HeadBytes(); }
   // Codes: E_SHAPE wrong sizes, E_EXPERTS, and those of PassTokens::Add. No page is touched then.
   base::Result<RunCost> Run(std::span<const TokenRun> runs, std::span<float> logits) override;
+  base::Result<RunCost> RunGreedy(std::span<const TokenRun> runs, std::span<int64_t> best) override;
 
  private:
   CpuExecutor(CpuModel model, const ModelShape& shape, std::shared_ptr<kernels::Workers> workers);
@@ -54,6 +55,7 @@ class CpuExecutor : public Executor {
   std::vector<float> chosen_;                    // logits of a layer's router
   int64_t chosen_bytes_ = 0;                     // of FFNs, of the experts that the layers chose
   std::vector<float> x_, normed_, qkv_, mixed_;  // [step_tokens_max, ...]
+  std::vector<float> logits_;                    // where nobody else wants them
 };
 
 // Radians per position of each pair of a head, fp32.

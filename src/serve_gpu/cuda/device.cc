@@ -18,6 +18,7 @@
 
 #include "kernels/cuda/chunk_attention.h"
 #include "kernels/cuda/decode_step.h"
+#include "kernels/cuda/likeliest.h"
 #include "kernels/cuda/paged_attention.h"
 #include "kernels/cuda/residual.h"
 #include "kernels/cuda/tied_ffn.h"
@@ -141,6 +142,12 @@ class CudaDevice final : public Device {
     step.multiprocessors = multiprocessors_;
     C10_CUDA_CHECK(cuda::RunStep(step_model_, step_, step, stream_.stream()));
     return true;
+  }
+
+  void Likeliest(const at::Tensor& logits, const at::Tensor& best) override {
+    C10_CUDA_CHECK(cuda::FindLikeliest(logits.const_data_ptr<float>(), static_cast<int>(logits.size(0)),
+                                       static_cast<int>(logits.size(1)), best.mutable_data_ptr<int64_t>(),
+                                       stream_.stream()));
   }
 
   void Run(int kind, const std::function<void()>& body) override {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <limits>
 
 #include "support/core_run.h"
 
@@ -107,6 +108,52 @@ TEST(Core, AFailureOfTheMachineEndsItsStepAlone) {
   ASSERT_TRUE(run.ToTheEnd());
   EXPECT_EQ(run.told[again].tokens, Reference(Plain(Counted(0, 6), 6)).written);
   ExpectClean(run);
+}
+
+TEST(Core, LogitsAreAskedForWhereSomebodyNeedsThem) {
+  CoreRun run;
+  Request drawn = Plain(Counted(5, 9), 4), told = Plain(Counted(6, 9), 4), penalised = Plain(Counted(7, 9), 4);
+  drawn.sampling.temperature = 1;
+  told.logprobs = 0;
+  penalised.sampling.presence_penalty = 0.5;
+  const Request plain = Plain(Counted(0, 9), 30);
+  const StreamId first = run.Submit(plain);
+  run.Steps(5);
+  EXPECT_EQ(run.executor.passes, 5);
+  EXPECT_EQ(run.executor.greedy_passes, 5);
+  for (const Request& request : {drawn, told, penalised}) {
+    const int64_t greedy = run.executor.greedy_passes;
+    const StreamId beside = run.Submit(request);
+    run.Steps(4);
+    EXPECT_EQ(run.executor.greedy_passes, greedy);
+    EXPECT_EQ(run.told[beside].finishes, std::vector{Finish::kLength});
+    EXPECT_EQ(run.told[beside].tokens, Reference(request).written);
+    run.Steps(1);
+    EXPECT_EQ(run.executor.greedy_passes, greedy + 1);
+  }
+  ASSERT_TRUE(run.ToTheEnd());
+  EXPECT_EQ(run.told[first].tokens, Reference(plain).written);
+  ExpectClean(run);
+}
+
+TEST(Core, LogitsThatAreNoNumbersEndTheRequest) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity}) {
+    for (const double temperature : {0.0, 1.0}) {
+      CoreRun run;
+      Request request = Plain(Counted(0, 9), 30);
+      request.sampling.temperature = temperature;
+      const StreamId id = run.Submit(request);
+      run.Steps(3);
+      run.executor.bad_logit = bad;
+      ASSERT_TRUE(run.ToTheEnd());
+      EXPECT_EQ(run.told[id].finishes, std::vector{Finish::kError}) << bad << " at " << temperature;
+      EXPECT_EQ(run.told[id].last.error,
+                "E_LOGITS: token 12 of the text: a logit is infinite or not a number, expected finite ones");
+      EXPECT_EQ(run.told[id].tokens.size(), 3U);
+      ExpectClean(run);
+    }
+  }
 }
 
 TEST(Core, ALostMachineEndsEveryone) {

@@ -111,6 +111,30 @@ TEST(CpuExecutor, CostsAreBytesTouched) {
   EXPECT_EQ(cost->weight_bytes, channels * record + 2 * layer + 3 * 64 * 4) << "without logits no head";
 }
 
+TEST(CpuExecutor, GreedyIdsAreThoseOfTheLogits) {
+  const Form form = Forms()[1];
+  Tensors weights = RandomWeights(form.config, 1);
+  const auto executor =
+      MakeExecutor(form.config, RandomExperts(form.config, form.experts, 2), weights, Number::kF32, 2);
+  const Text text = RandomText(form.config.vocab, form.experts, 40, 0, 3);
+  const auto logits = RunWhole(*executor, text);
+  TokenRun run = Piece(text, 0, 40);
+  for (const int64_t from : {0, 39, 40}) {
+    run.logits_from = from;
+    std::vector<int64_t> best(static_cast<size_t>(40 - from));
+    const auto cost = executor->RunGreedy({&run, 1}, best);
+    ASSERT_TRUE(cost) << cost.error().message;
+    EXPECT_GT(cost->seconds, 0);
+    for (size_t i = 0; i < best.size(); ++i) {
+      const auto row = logits.begin() + (from + static_cast<int64_t>(i)) * 101;
+      EXPECT_EQ(best[i], std::max_element(row, row + 101) - row) << from << " " << i;
+    }
+  }
+  std::vector<int64_t> short_of_one(39);
+  run.logits_from = 0;
+  EXPECT_EQ(executor->RunGreedy({&run, 1}, short_of_one).error().code, "E_SHAPE");
+}
+
 // Routers in the layers that choose by their bias alone: expert 3 in the first layer, expert 1 in the second.
 Tensors WithLayerRouters(const Form& form, float weight) {
   Tensors weights = RandomWeights(form.config, 1);

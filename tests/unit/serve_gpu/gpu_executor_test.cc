@@ -213,6 +213,7 @@ class Failing final : public Device {
   void Ffn(const Rows& rows, const GpuLayer& layer, int64_t count, const at::Tensor& x, const at::Tensor& y) override {
     inner_->Ffn(rows, layer, count, x, y);
   }
+  void Likeliest(const at::Tensor& logits, const at::Tensor& best) override { inner_->Likeliest(logits, best); }
   void Run(int kind, const std::function<void()>& body) override { inner_->Run(kind, body); }
   void RunChunk(const Rows& rows, int64_t count, const std::function<void()>& body) override {
     inner_->RunChunk(rows, count, body);
