@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/clock.h"
 #include "serve/router_pass.h"
 
 namespace outrider::serve {
@@ -57,6 +58,7 @@ EngineCore::EngineCore(Executor& executor, Pregate* pregate, const EngineOptions
                                          .decode_tokens = limits_.decode_tokens});
     limits_.age_max = goal_age_->age();
   }
+  if (pregate_ != nullptr && executor.shape().apart_from_host) route_ahead_.emplace(*pregate_);
   stats_.expert_tokens.resize(static_cast<size_t>(executor.shape().experts));
   // No request is lost on its way from one list to the other because memory ran out.
   queue_.reserve(static_cast<size_t>(options.queued_max + options.running_max));
@@ -99,14 +101,17 @@ bool EngineCore::Step() {
   EndOverdue();
   Admit();
   ReserveAhead();
-  const std::vector<sched::ReadyItem> items = ReadyItems(running_);
+  std::vector<RequestState*> unplanned = RouteAdmitted();
+  const std::vector<sched::ReadyItem> items = ReadyItems(running_, pregate_ != nullptr);
   if (!items.empty()) {
     if (auto plan = Choose(items)) {
+      if (!unplanned.empty()) route_ahead_->Start(std::move(unplanned));
       Run(SliceRuns(*plan, running_, options_.echo_rows_max));
     } else {
       FailStep(plan.error().code + ": " + plan.error().message);
     }
   }
+  FinishRouting();
   EraseEnded();
   if (options_.self_check == EngineOptions::SelfCheck::kOn) Count(Violations());
   const double seconds = static_cast<double>(options_.now_ns() - start_ns) * 1e-9;
@@ -139,6 +144,7 @@ void EngineCore::ObserveStep(double seconds, int64_t texts, int64_t prompt_token
 }
 
 void EngineCore::FailStep(const std::string& error) {
+  FinishRouting();
   ++stats_.failed_steps;
   for (auto& state : running_) {
     if (!state->ended) Close(*state, Finish::kError, error);
@@ -183,21 +189,54 @@ RunningList::iterator EngineCore::NextQueued() {
 }
 
 void EngineCore::Admit() {
-  std::vector<RequestState*> admitted;
   const int64_t texts_max = TextsMax();
   while (!queue_.empty() && static_cast<int64_t>(running_.size()) < texts_max) {
     auto next = NextQueued();
     if (next == queue_.end()) next = queue_.begin();
     if (!TakePages(**next, static_cast<int64_t>(running_.size()))) break;
     (*next)->ready_since = step_;
-    admitted.push_back(next->get());
     Insert(running_, std::move(*next));
     queue_.erase(next);
   }
-  const auto routed = RouteRest(pregate_, admitted, stats_);
-  if (routed) return;
-  for (RequestState* state : admitted)
-    Close(*state, Finish::kError, routed.error().code + ": " + routed.error().message);
+}
+
+// Prompts without a plan get one at once; or are given back, to be routed beside this step's pass, where the machine
+// leaves room for it and others have something to run.
+std::vector<RequestState*> EngineCore::RouteAdmitted() {
+  std::vector<RequestState*> unplanned;
+  if (pregate_ == nullptr) return unplanned;
+  for (const auto& state : running_) {
+    if (!state->planned()) unplanned.push_back(state.get());
+  }
+  if (route_ahead_ && unplanned.size() < running_.size()) {
+    for (RequestState* state : unplanned) state->ready_since = step_ + 1;
+    return unplanned;
+  }
+  Routed(unplanned, RouteRest(pregate_, unplanned));
+  return {};
+}
+
+void EngineCore::FinishRouting() {
+  if (!route_ahead_) return;
+  const int64_t start_ns = base::NowNs();
+  const RouteAhead::Done done = route_ahead_->Finish();
+  if (done.states.empty()) return;
+  const double waited = static_cast<double>(base::NowNs() - start_ns) * 1e-9;
+  base::Result<RouteCost> cost = done.cost;
+  if (cost) {
+    stats_.routed_beside_s += cost->seconds;
+    cost->seconds = waited;
+  }
+  Routed(done.states, cost);
+}
+
+void EngineCore::Routed(std::span<RequestState* const> states, const base::Result<RouteCost>& cost) {
+  if (cost) {
+    stats_.routed_tokens += cost->tokens;
+    stats_.router_s += cost->seconds;
+    return;
+  }
+  for (RequestState* state : states) Close(*state, Finish::kError, cost.error().code + ": " + cost.error().message);
   EraseEnded();
 }
 
@@ -246,12 +285,13 @@ bool EngineCore::DropAPlan(const RequestState& keep) {
   return false;
 }
 
-// The newest request starts over later; its text and its plan stay.
+// The newest request starts over later; its text and its plan stay, if that is whole.
 void EngineCore::Preempt() {
   StatePtr state = std::move(running_.back());
   running_.pop_back();
   pages_.Remember(*state);
   pages_.ReleaseKv(*state);
+  if (!state->planned()) pages_.ReleaseRoute(*state);
   state->queued_since = step_;
   ++stats_.preemptions;
   Insert(queue_, std::move(state));

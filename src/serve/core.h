@@ -1,9 +1,10 @@
 #pragma once
 // The engine without its thread: requests, their pages, and steps over them. One thread uses it, nothing in it waits.
 //
-// A step: deadlines -> admit (pages of the prompt, its plan) -> a page ahead for everyone, preempting the newest ->
-// snapshot -> policy -> run -> draw -> route what was drawn -> tell. What fails ends the requests of the step, with an
-// error, and nobody else; but once the machine is lost (E_DEVICE), everyone.
+// A step: deadlines -> admit (pages of the prompt) -> a page ahead for everyone, preempting the newest -> plans of the
+// prompts that have none, or their start beside the pass -> snapshot -> policy -> run -> draw -> route what was drawn
+// -> tell. What fails ends the requests of the step, with an error, and nobody else; but once the machine is lost
+// (E_DEVICE), everyone.
 
 #include <cstdint>
 #include <functional>
@@ -21,6 +22,8 @@
 #include "serve/pages.h"
 #include "serve/rates.h"
 #include "serve/request_state.h"
+#include "serve/route_ahead.h"
+#include "serve/router_pass.h"
 #include "serve/stats.h"
 #include "serve/step.h"
 #include "serve/step_model.h"
@@ -59,6 +62,9 @@ class EngineCore {
   int64_t TextsMax() const;
   double TextTokens() const;
   void Admit();
+  std::vector<RequestState*> RouteAdmitted();
+  void FinishRouting();
+  void Routed(std::span<RequestState* const> states, const base::Result<RouteCost>& cost);
   RunningList::iterator NextQueued();
   bool TakePages(RequestState& state, int64_t others);
   void ReserveAhead();
@@ -102,6 +108,7 @@ class EngineCore {
   sched::RateEwma prefill_rate_{kRateHalfLifeS}, goodput_rate_{kRateHalfLifeS};
   RunningList queue_, running_;  // both by id, ascending
   StepRows rows_;
+  std::optional<RouteAhead> route_ahead_;  // where passes leave room for it; ends before what it uses
   int64_t step_ = 0;
   EngineStats stats_;
 };

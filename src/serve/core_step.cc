@@ -66,6 +66,7 @@ void EngineCore::Run(std::span<const SliceRun> slices) {
     return;
   }
   Tally(slices, *cost);
+  FinishRouting();  // the router is free again for what was drawn
   std::vector<Event> events;
   for (const SliceRun& slice : slices) events.push_back(Advance(slice));
   RouteDrawn(slices, events);
@@ -142,8 +143,12 @@ void EngineCore::RouteDrawn(std::span<const SliceRun> slices, std::span<Event> e
     drawn.push_back(slices[i].state);
     places.push_back(i);
   }
-  const auto routed = RouteRest(pregate_, drawn, stats_);
-  if (routed) return;
+  const auto routed = RouteRest(pregate_, drawn);
+  if (routed) {
+    stats_.routed_tokens += routed->tokens;
+    stats_.router_s += routed->seconds;
+    return;
+  }
   for (const size_t i : places) {
     events[i].finish = Finish::kError;
     events[i].error = Text(routed.error());

@@ -38,6 +38,7 @@ struct RequestState {
   int64_t written() const { return length() - prompt_tokens(); }
   int64_t rest() const { return length() - computed; }  // tokens to run before the next one can be drawn
   // The next token to run is one that was written; else its prompt is not done, or is run again.
+  bool planned() const { return experts.size() == text.size(); }
   bool decodes() const { return rest() == 1 && written() > 0; }
   bool echoes() const { return request.echo_logprobs && request.logprobs >= 0; }
   bool penalised() const {

@@ -7,8 +7,8 @@
 
 namespace outrider::serve {
 
-base::Result<void> RouteRest(Pregate* pregate, std::span<RequestState* const> states, EngineStats& stats) {
-  if (pregate == nullptr) return {};
+base::Result<RouteCost> RouteRest(Pregate* pregate, std::span<RequestState* const> states) {
+  if (pregate == nullptr) return RouteCost{};
   std::vector<RouteRun> runs;
   std::vector<RequestState*> routed;
   size_t tokens = 0;
@@ -22,20 +22,17 @@ base::Result<void> RouteRest(Pregate* pregate, std::span<RequestState* const> st
     routed.push_back(state);
     tokens += state->text.size() - from;
   }
-  if (runs.empty()) return {};
+  if (runs.empty()) return RouteCost{};
   std::vector<ExpertId> experts(tokens, kNoExpert);
   const int64_t start_ns = base::NowNs();
-  auto done = pregate->Route(runs, experts);
-  stats.router_s += static_cast<double>(base::NowNs() - start_ns) * 1e-9;
-  if (!done) return done;
+  if (auto done = pregate->Route(runs, experts); !done) return tl::unexpected(done.error());
   auto next = experts.cbegin();
   for (size_t i = 0; i < runs.size(); ++i) {
     const auto end = next + static_cast<std::ptrdiff_t>(runs[i].ids.size());
     routed[i]->experts.insert(routed[i]->experts.end(), next, end);
     next = end;
   }
-  stats.routed_tokens += static_cast<int64_t>(tokens);
-  return {};
+  return RouteCost{static_cast<int64_t>(tokens), static_cast<double>(base::NowNs() - start_ns) * 1e-9};
 }
 
 base::Result<void> ConfirmPlan(Pregate& pregate, const RequestState& state, std::span<const int32_t> pages,

@@ -23,10 +23,11 @@ int64_t FirstRow(const RequestState& state, int64_t end) {
 
 }  // namespace
 
-std::vector<sched::ReadyItem> ReadyItems(const RunningList& running) {
+std::vector<sched::ReadyItem> ReadyItems(const RunningList& running, bool planned) {
   std::vector<sched::ReadyItem> items;
   items.reserve(running.size());
   for (const auto& state : running) {
+    if (planned && !state->planned()) continue;
     const int64_t rest = state->rest();
     std::span<const uint8_t> experts;
     if (!state->experts.empty()) experts = std::span(state->experts).subspan(static_cast<size_t>(state->computed));

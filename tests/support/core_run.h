@@ -1,6 +1,9 @@
 #pragma once
 // The engine without its thread, on the fake machine, with a clock that stands unless a test moves it.
 
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
 #include <memory>
 #include <string>
 #include <utility>
@@ -57,5 +60,30 @@ class CoreRun {
  public:
   EngineCore core;  // behind what it uses
 };
+
+inline Request Plain(std::vector<int32_t> prompt, int64_t max_tokens) {
+  Request request;
+  request.prompt = std::move(prompt);
+  request.max_tokens = max_tokens;
+  return request;
+}
+
+// `count` ids, one up each.
+inline std::vector<int32_t> Counted(int32_t from, int32_t count) {
+  std::vector<int32_t> ids;
+  for (int32_t i = 0; i < count; ++i) ids.push_back((from + i) % 40);
+  return ids;
+}
+
+inline void ExpectClean(const CoreRun& run) {
+  const EngineStats stats = run.core.Stats();
+  EXPECT_EQ(stats.first_violation, "");
+  EXPECT_EQ(stats.unplanned_tokens, 0);
+  EXPECT_EQ(stats.plan_mismatches, 0);
+  EXPECT_THAT(run.core.Violations(), testing::ElementsAre());
+  if (run.core.Idle()) {
+    EXPECT_EQ(stats.kv_pages_used, 0);
+  }
+}
 
 }  // namespace outrider::serve::test

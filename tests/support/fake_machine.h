@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <iterator>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -146,11 +147,15 @@ class FakePregate : public Pregate {
         *out++ = previous;
       }
     }
-    if (fails) return base::Fail("E_FAKE_ROUTER", "the router failed as told");
+    const bool told = fails_of > 0 && std::ssize(experts) == fails_of;
+    if (told && throws) throw std::runtime_error("told to throw");
+    if (fails || told) return base::Fail("E_FAKE_ROUTER", "the router failed as told");
     return {};
   }
 
   bool fails = false;
+  int64_t fails_of = 0;  // calls of so many tokens
+  bool throws = false;   // in place of failing of those
 
  private:
   const ModelShape shape_;

@@ -45,7 +45,8 @@ _COUNTERS = {
     "late_first": ("late_first", "Requests ended because their first token could not come in time any more"),
     "slow_readers": ("slow_readers", "Requests cancelled because nobody read them"),
     "executor_s": ("executor_seconds", "Time in the executor"),
-    "router_s": ("router_seconds", "Time in the router"),
+    "router_s": ("router_seconds", "Time that steps waited for the router"),
+    "routed_beside_s": ("routed_beside_seconds", "Time of the router while a pass ran"),
     "policy_s": ("plan_seconds", "Time in the policy"),
     "host_s": ("host_seconds", "Time of steps outside executor, router and policy"),
 }

@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <functional>
-#include <limits>
 
 #include "support/core_run.h"
 
@@ -12,35 +11,14 @@ namespace outrider::serve {
 namespace {
 
 using test::CoreRun;
+using test::Counted;
+using test::ExpectClean;
 using test::FakeShape;
+using test::Plain;
 using test::Reference;
 using test::TestOptions;
 using testing::ElementsAre;
 using testing::HasSubstr;
-
-Request Plain(std::vector<int32_t> prompt, int64_t max_tokens) {
-  Request request;
-  request.prompt = std::move(prompt);
-  request.max_tokens = max_tokens;
-  return request;
-}
-
-std::vector<int32_t> Counted(int32_t from, int32_t count) {
-  std::vector<int32_t> ids;
-  for (int32_t i = 0; i < count; ++i) ids.push_back((from + i) % 40);
-  return ids;
-}
-
-void ExpectClean(const CoreRun& run) {
-  const EngineStats stats = run.core.Stats();
-  EXPECT_EQ(stats.first_violation, "");
-  EXPECT_EQ(stats.unplanned_tokens, 0);
-  EXPECT_EQ(stats.plan_mismatches, 0);
-  EXPECT_THAT(run.core.Violations(), ElementsAre());
-  if (run.core.Idle()) {
-    EXPECT_EQ(stats.kv_pages_used, 0);
-  }
-}
 
 TEST(Core, CancelFreesWithinAStep) {
   CoreRun run;
@@ -110,52 +88,6 @@ TEST(Core, AFailureOfTheMachineEndsItsStepAlone) {
   ExpectClean(run);
 }
 
-TEST(Core, LogitsAreAskedForWhereSomebodyNeedsThem) {
-  CoreRun run;
-  Request drawn = Plain(Counted(5, 9), 4), told = Plain(Counted(6, 9), 4), penalised = Plain(Counted(7, 9), 4);
-  drawn.sampling.temperature = 1;
-  told.logprobs = 0;
-  penalised.sampling.presence_penalty = 0.5;
-  const Request plain = Plain(Counted(0, 9), 30);
-  const StreamId first = run.Submit(plain);
-  run.Steps(5);
-  EXPECT_EQ(run.executor.passes, 5);
-  EXPECT_EQ(run.executor.greedy_passes, 5);
-  for (const Request& request : {drawn, told, penalised}) {
-    const int64_t greedy = run.executor.greedy_passes;
-    const StreamId beside = run.Submit(request);
-    run.Steps(4);
-    EXPECT_EQ(run.executor.greedy_passes, greedy);
-    EXPECT_EQ(run.told[beside].finishes, std::vector{Finish::kLength});
-    EXPECT_EQ(run.told[beside].tokens, Reference(request).written);
-    run.Steps(1);
-    EXPECT_EQ(run.executor.greedy_passes, greedy + 1);
-  }
-  ASSERT_TRUE(run.ToTheEnd());
-  EXPECT_EQ(run.told[first].tokens, Reference(plain).written);
-  ExpectClean(run);
-}
-
-TEST(Core, LogitsThatAreNoNumbersEndTheRequest) {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity}) {
-    for (const double temperature : {0.0, 1.0}) {
-      CoreRun run;
-      Request request = Plain(Counted(0, 9), 30);
-      request.sampling.temperature = temperature;
-      const StreamId id = run.Submit(request);
-      run.Steps(3);
-      run.executor.bad_logit = bad;
-      ASSERT_TRUE(run.ToTheEnd());
-      EXPECT_EQ(run.told[id].finishes, std::vector{Finish::kError}) << bad << " at " << temperature;
-      EXPECT_EQ(run.told[id].last.error,
-                "E_LOGITS: token 12 of the text: a logit is infinite or not a number, expected finite ones");
-      EXPECT_EQ(run.told[id].tokens.size(), 3U);
-      ExpectClean(run);
-    }
-  }
-}
-
 TEST(Core, ALostMachineEndsEveryone) {
   EngineOptions options = TestOptions();
   options.limits.decode_tokens = 2;
@@ -178,23 +110,6 @@ TEST(Core, ALostMachineEndsEveryone) {
   run.Steps(1);
   EXPECT_THAT(run.told[late].finishes, ElementsAre(Finish::kError));
   EXPECT_EQ(run.executor.passes, passes) << "it is not tried again";
-  ExpectClean(run);
-}
-
-TEST(Core, AFailureOfTheRouterEndsThoseItRouted) {
-  CoreRun run;
-  const StreamId a = run.Submit(Plain(Counted(0, 9), 9));
-  run.Steps(2);
-  run.pregate.fails = true;
-  const StreamId b = run.Submit(Plain(Counted(5, 9), 9));
-  run.Steps(1);
-  EXPECT_THAT(run.told[a].finishes, ElementsAre(Finish::kError));
-  EXPECT_THAT(run.told[b].finishes, ElementsAre(Finish::kError));
-  EXPECT_THAT(run.told[b].last.error, HasSubstr("E_FAKE_ROUTER"));
-  run.pregate.fails = false;
-  const StreamId c = run.Submit(Plain(Counted(5, 9), 9));
-  ASSERT_TRUE(run.ToTheEnd());
-  EXPECT_EQ(run.told[c].tokens, Reference(Plain(Counted(5, 9), 9)).written);
   ExpectClean(run);
 }
 

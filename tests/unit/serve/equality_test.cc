@@ -26,6 +26,7 @@ struct Setting {
   int64_t kv_pages = 256, route_pages = 512;
   int64_t experts = 5;
   bool prompts_apart = false;
+  bool apart_from_host = false;
 };
 
 ModelShape ShapeOf(const Setting& setting) {
@@ -34,6 +35,7 @@ ModelShape ShapeOf(const Setting& setting) {
   shape.route_pages = setting.route_pages;
   shape.experts = setting.experts;
   shape.prompts_apart = setting.prompts_apart;
+  shape.apart_from_host = setting.apart_from_host;
   return shape;
 }
 
@@ -73,9 +75,13 @@ EngineStats ExpectTexts(CoreRun& run, const Setting& setting, const std::vector<
   return stats;
 }
 
-EngineStats ExpectReferences(const Setting& setting, const std::vector<Request>& requests, uint64_t seed = 0) {
-  CoreRun run(OptionsOf(setting), ShapeOf(setting));
-  return ExpectTexts(run, setting, requests, seed);
+// Where prompts are routed beside passes, too, or in their turn.
+EngineStats ExpectReferences(Setting setting, const std::vector<Request>& requests, uint64_t seed = 0) {
+  CoreRun in_turn(OptionsOf(setting), ShapeOf(setting));
+  setting.apart_from_host = true;
+  CoreRun beside(OptionsOf(setting), ShapeOf(setting));
+  ExpectTexts(beside, setting, requests, seed);
+  return ExpectTexts(in_turn, setting, requests, seed);
 }
 
 // A millisecond a token, two every other step: chunks and texts at once are another number in each step.
@@ -212,9 +218,12 @@ TEST(Equality, ADenseModelHasNoExperts) {
   }
 }
 
-TEST(Equality, OthersEndAtAnyTime) {
+class EqualityWithEnds : public testing::TestWithParam<bool> {};
+
+TEST_P(EqualityWithEnds, OthersEndAtAnyTime) {
   const std::vector<Request> requests = RandomRequests(7, 40);
   Setting setting;
+  setting.apart_from_host = GetParam();
   setting.policy = "outrider";
   setting.distinct_experts = 2;
   setting.kv_pages = 40;
@@ -247,6 +256,8 @@ TEST(Equality, OthersEndAtAnyTime) {
   EXPECT_EQ(run.core.Stats().first_violation, "");
   EXPECT_EQ(run.core.Stats().kv_pages_used, 0);
 }
+
+INSTANTIATE_TEST_SUITE_P(RoutedInTurnAndBeside, EqualityWithEnds, testing::Bool());
 
 TEST(Equality, AHundredThousandCancelsLeakNothing) {
   Setting setting;

@@ -1,0 +1,139 @@
+// What the core asks of the machine and of the router, and when.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "support/core_run.h"
+
+namespace outrider::serve {
+namespace {
+
+using test::CoreRun;
+using test::Counted;
+using test::ExpectClean;
+using test::FakeShape;
+using test::Plain;
+using test::Reference;
+using test::TestOptions;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+TEST(CoreMachine, LogitsAreAskedForWhereSomebodyNeedsThem) {
+  CoreRun run;
+  Request drawn = Plain(Counted(5, 9), 4), told = Plain(Counted(6, 9), 4), penalised = Plain(Counted(7, 9), 4);
+  drawn.sampling.temperature = 1;
+  told.logprobs = 0;
+  penalised.sampling.presence_penalty = 0.5;
+  const Request plain = Plain(Counted(0, 9), 30);
+  const StreamId first = run.Submit(plain);
+  run.Steps(5);
+  EXPECT_EQ(run.executor.passes, 5);
+  EXPECT_EQ(run.executor.greedy_passes, 5);
+  for (const Request& request : {drawn, told, penalised}) {
+    const int64_t greedy = run.executor.greedy_passes;
+    const StreamId beside = run.Submit(request);
+    run.Steps(4);
+    EXPECT_EQ(run.executor.greedy_passes, greedy);
+    EXPECT_EQ(run.told[beside].finishes, std::vector{Finish::kLength});
+    EXPECT_EQ(run.told[beside].tokens, Reference(request).written);
+    run.Steps(1);
+    EXPECT_EQ(run.executor.greedy_passes, greedy + 1);
+  }
+  ASSERT_TRUE(run.ToTheEnd());
+  EXPECT_EQ(run.told[first].tokens, Reference(plain).written);
+  ExpectClean(run);
+}
+
+TEST(CoreMachine, LogitsThatAreNoNumbersEndTheRequest) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const float bad : {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity}) {
+    for (const double temperature : {0.0, 1.0}) {
+      CoreRun run;
+      Request request = Plain(Counted(0, 9), 30);
+      request.sampling.temperature = temperature;
+      const StreamId id = run.Submit(request);
+      run.Steps(3);
+      run.executor.bad_logit = bad;
+      ASSERT_TRUE(run.ToTheEnd());
+      EXPECT_EQ(run.told[id].finishes, std::vector{Finish::kError}) << bad << " at " << temperature;
+      EXPECT_EQ(run.told[id].last.error,
+                "E_LOGITS: token 12 of the text: a logit is infinite or not a number, expected finite ones");
+      EXPECT_EQ(run.told[id].tokens.size(), 3U);
+      ExpectClean(run);
+    }
+  }
+}
+
+ModelShape ShapeApart() {
+  ModelShape shape = FakeShape();
+  shape.apart_from_host = true;
+  return shape;
+}
+
+TEST(CoreMachine, PromptsAreRoutedBesideAPassOfOthers) {
+  CoreRun run(TestOptions(), ShapeApart());
+  const StreamId first = run.Submit(Plain(Counted(0, 9), 30));
+  run.Steps(1);
+  EXPECT_EQ(run.told[first].tokens.size(), 1U) << "alone nothing is gained by waiting";
+  EXPECT_EQ(run.core.Stats().routed_beside_s, 0);
+  const StreamId second = run.Submit(Plain(Counted(3, 9), 5));
+  run.Steps(1);
+  EXPECT_EQ(run.told[first].tokens.size(), 2U);
+  EXPECT_TRUE(run.told[second].tokens.empty());
+  EXPECT_GT(run.core.Stats().routed_beside_s, 0);
+  EXPECT_EQ(run.core.Stats().routed_tokens, 9 + 2 + 9);
+  run.Steps(1);
+  EXPECT_EQ(run.told[second].tokens.size(), 1U);
+  ASSERT_TRUE(run.ToTheEnd());
+  EXPECT_EQ(run.told[second].tokens, Reference(Plain(Counted(3, 9), 5)).written);
+  ExpectClean(run);
+}
+
+TEST(CoreMachine, AFailureBesideAPassEndsThePromptAlone) {
+  CoreRun run(TestOptions(), ShapeApart());
+  const StreamId first = run.Submit(Plain(Counted(0, 9), 30));
+  run.Steps(1);
+  const StreamId second = run.Submit(Plain(Counted(3, 9), 5));
+  run.pregate.fails_of = 9;  // tokens: the prompt
+  run.Steps(1);
+  EXPECT_THAT(run.told[second].finishes, ElementsAre(Finish::kError));
+  EXPECT_EQ(run.told[second].last.error, "E_FAKE_ROUTER: the router failed as told");
+  ASSERT_TRUE(run.ToTheEnd());
+  EXPECT_EQ(run.told[first].tokens, Reference(Plain(Counted(0, 9), 30)).written);
+  ExpectClean(run);
+}
+
+TEST(CoreMachine, WhatThrowsBesideAPassIsAnErrorOfThePrompt) {
+  CoreRun run(TestOptions(), ShapeApart());
+  const StreamId first = run.Submit(Plain(Counted(0, 9), 8));
+  run.Steps(1);
+  const StreamId second = run.Submit(Plain(Counted(3, 9), 5));
+  run.pregate.fails_of = 9;
+  run.pregate.throws = true;
+  run.Steps(1);
+  EXPECT_EQ(run.told[second].last.error, "E_INTERNAL: the router: told to throw");
+  ASSERT_TRUE(run.ToTheEnd());
+  EXPECT_EQ(run.told[first].tokens, Reference(Plain(Counted(0, 9), 8)).written);
+  ExpectClean(run);
+}
+
+TEST(CoreMachine, AFailureOfTheRouterEndsThoseItRouted) {
+  CoreRun run;
+  const StreamId a = run.Submit(Plain(Counted(0, 9), 9));
+  run.Steps(2);
+  run.pregate.fails = true;
+  const StreamId b = run.Submit(Plain(Counted(5, 9), 9));
+  run.Steps(1);
+  EXPECT_THAT(run.told[a].finishes, ElementsAre(Finish::kError));
+  EXPECT_THAT(run.told[b].finishes, ElementsAre(Finish::kError));
+  EXPECT_THAT(run.told[b].last.error, HasSubstr("E_FAKE_ROUTER"));
+  run.pregate.fails = false;
+  const StreamId c = run.Submit(Plain(Counted(5, 9), 9));
+  ASSERT_TRUE(run.ToTheEnd());
+  EXPECT_EQ(run.told[c].tokens, Reference(Plain(Counted(5, 9), 9)).written);
+  ExpectClean(run);
+}
+
+}  // namespace
+}  // namespace outrider::serve
