@@ -115,7 +115,8 @@ class Results:
         self._sweep = list(new.values())
 
     def add_tasks(self, rows: list[Row]) -> None:
-        self._tasks |= {entry["row"]: entry for entry in row_tasks.task_results(self._runner, rows)}
+        for entry in row_tasks.task_results(self._runner, rows):
+            self._tasks[entry["row"]] = row_tasks.merged(self._tasks.get(entry["row"], {}), entry)
 
     def write(self) -> None:
         rows = [dict(row) for row in self._rows.values()]
@@ -139,10 +140,14 @@ class Results:
         write_file(self._folder / f"{self._name}.md", row_results.markdown(result))
 
     def _add(self, row: dict[str, Any], evaluated: dict[str, Any], mode: str) -> None:
-        self._rows = {name: one for name, one in self._rows.items() if not row_results.is_rerun(row, one)}
-        self._rows[row["id"]] = row
         unseen = evaluated.get("unseen", {}).get(mode) or {}
-        self._documents[row["id"]] = row_results.documents_of(evaluated["test"][mode], unseen)
+        documents = row_results.documents_of(evaluated["test"][mode], unseen)
+        for name in [name for name, one in self._rows.items() if row_results.is_rerun(row, one)]:
+            del self._rows[name]
+            if name != row["id"] or (row["preset"] and self._documents[name] != documents):
+                self._tasks.pop(name, None)  # of another model
+        self._rows[row["id"]] = row
+        self._documents[row["id"]] = documents
 
 
 def dry_run(plan: Plan, rows: list[Row]) -> None:

@@ -19,6 +19,8 @@ from row_table import Row
 
 BATCH_TOKENS = {"cpu": 4_096}
 BATCH_TOKENS_GPU = 65_536
+# Row that others are compared with, item by item -> field of the results.
+BASES = {"static": "against_static", "static+": "against_more"}
 
 
 def task_items(folder: Path, mode: str, names: Iterable[str]) -> dict[str, list[Item]]:
@@ -63,9 +65,9 @@ def kept_scores(runner: Runner, row: Row | None) -> dict[str, TaskScores]:
 
 
 def task_results(runner: Runner, rows: list[Row]) -> list[dict[str, Any]]:
-    """One entry a model: `row`, `scores` (task -> metric -> value, stderr, items) and, where `static` of the same kind
-    has scores on the same items, `against_static` (task -> metric -> value, low, high)."""
-    statics = {(r.preset, r.active, r.distilled): r for r in rows if r.name == "static"}
+    """One entry a model: `row`, `scores` (task -> metric -> value, stderr, items) and, for each of `BASES` of the same
+    kind that is in `rows` and has scores on the same items, its field (task -> metric -> value, low, high)."""
+    bases = {(r.preset, r.active, r.distilled, r.name): r for r in rows if r.name in BASES}
     found = []
     for row in (None, *rows):
         scores = kept_scores(runner, row)
@@ -73,16 +75,23 @@ def task_results(runner: Runner, rows: list[Row]) -> list[dict[str, Any]]:
             continue
         entry: dict[str, Any] = {"row": runner.plan.identity(row) if row else "parent"}
         entry["scores"] = {task: one.summary() for task, one in scores.items()}
-        static = statics.get((row.preset, row.active, row.distilled)) if row else None
-        if static is not None and static is not row:
-            base = kept_scores(runner, static)
-            same = [task for task in scores if task in base and base[task].ids == scores[task].ids]
-            entry["against_static"] = {
-                task: {metric: i.row() for metric, i in compare_tasks(scores[task], base[task]).items()}
-                for task in same
-            }
+        for name, field in BASES.items():
+            base = bases.get((row.preset, row.active, row.distilled, name)) if row else None
+            if base is not None and base is not row:
+                entry[field] = _against(scores, kept_scores(runner, base))
         found.append(entry)
     return found
+
+
+def _against(scores: dict[str, TaskScores], base: dict[str, TaskScores]) -> dict[str, Any]:
+    same = [task for task in scores if task in base and base[task].ids == scores[task].ids]
+    return {task: {metric: i.row() for metric, i in compare_tasks(scores[task], base[task]).items()} for task in same}
+
+
+def merged(before: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """Of one model: with the tasks that only the earlier entry has."""
+    parts = {name: before.get(name, {}) | part for name, part in entry.items() if name != "row"}
+    return before | entry | parts
 
 
 def markdown(entries: list[dict[str, Any]]) -> str:

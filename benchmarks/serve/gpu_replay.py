@@ -5,6 +5,10 @@ Where the real model and the texts are, once; what comes out is a few MB and can
     PYTHONPATH=python python benchmarks/serve/gpu_replay.py pack --adapter python/outrider/shipped/smollm2-135m-75 \
         --parent MODEL --traces azure=FILE mooncake=FILE --texts FOLDER --out INPUTS
 
+For another model of the same tokenizer, without the texts (MODEL: a folder with weights, or an adapter):
+
+    PYTHONPATH=python python benchmarks/serve/gpu_replay.py repack --inputs INPUTS --artifact MODEL --out OTHER
+
 On the GPU machine; the same call goes on where it was cut, with the folder of weights and with the replay:
 
     PYTHONPATH=python python benchmarks/serve/gpu_replay.py run --inputs INPUTS --model FOLDER --out RESULTS \
@@ -39,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "coexec"))
 
 from measure import circumstances
 from replay_report import report
-from shape_inputs import Inputs, pack, read_inputs
+from shape_inputs import Inputs, pack, read_inputs, repack
 from shape_model import SHAPES, make
 
 CHECKED_PROMPT, CHECKED_TOKENS = 40, 24
@@ -165,6 +169,13 @@ def pairs(given: list[str]) -> dict[str, Path]:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = made.add_subparsers(dest="command", required=True)
+    add_pack(commands)
+    add_repack(commands)
+    add_run(commands)
+    return made
+
+
+def add_pack(commands: Any) -> None:
     one = commands.add_parser("pack", help="inputs from a real refactored model, traces and texts")
     one.add_argument("--adapter", type=Path, required=True, help="a refactored model, whose masks and router are taken")
     one.add_argument("--name", help="what reports call it; default: its folder's name")
@@ -176,6 +187,18 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--scale-lengths", type=int, default=1)
     one.add_argument("--seed", type=int, default=0)
     one.add_argument("--out", type=Path, required=True)
+
+
+def add_repack(commands: Any) -> None:
+    one = commands.add_parser("repack", help="inputs with the masks and the router of another refactored model")
+    one.add_argument("--inputs", type=Path, required=True, help="packed ones, whose loads and texts are taken")
+    one.add_argument("--artifact", type=Path, required=True, help="such as WORK/rows/ROW-DIGEST/model of gpu_rows.py")
+    one.add_argument("--name", help="what reports call it; default: its folder's name")
+    one.add_argument("--parent", type=Path, help="its parent, needed by an adapter with a tied router")
+    one.add_argument("--out", type=Path, required=True, help="a folder that is not there yet")
+
+
+def add_run(commands: Any) -> None:
     two = commands.add_parser("run", help="makes the model where it is not there, and replays")
     two.add_argument("--inputs", type=Path, required=True)
     two.add_argument("--model", type=Path, required=True, help="folder of the weights, made or found")
@@ -195,16 +218,21 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("--ttft-factor", type=float, default=10.0)
     two.add_argument("--tpot-factor", type=float, default=6.0)
     two.add_argument("--option", action="append", help="of the engine, NAME=VALUE; may be repeated")
-    return made
+
+
+def write_inputs(given: argparse.Namespace) -> Inputs:
+    if given.command == "repack":
+        name = given.name or given.artifact.resolve().name
+        return repack(given.out, name, given.artifact, given.inputs, given.parent)
+    sizes = {"rows": given.rows, "scale": given.scale_lengths, "context": given.context, "seed": given.seed}
+    name = given.name or given.adapter.resolve().name
+    return pack(given.out, name, given.adapter, given.parent, pairs(given.traces), given.texts, **sizes)
 
 
 def main() -> None:
     given = parser().parse_args()
-    if given.command == "pack":
-        sizes = {"rows": given.rows, "scale": given.scale_lengths, "context": given.context, "seed": given.seed}
-        name = given.name or given.adapter.resolve().name
-        made = pack(given.out, name, given.adapter, given.parent, pairs(given.traces), given.texts, **sizes)
-        print(json.dumps(made.about["routes"], indent=1))
+    if given.command != "run":
+        print(json.dumps(write_inputs(given).about["routes"], indent=1))
         return
     given.load = given.load or ["azure"]
     run(given)

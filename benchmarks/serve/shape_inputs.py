@@ -7,6 +7,7 @@ the last token of the prompt (shape_model.py).
 """
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ import torch
 from outrider.refactor.artifact import Artifact, RouterShape, load_artifact
 from outrider.refactor.atomic import write_file
 from outrider.refactor.torch_router import TorchRouter, route
+from outrider.refactor.traces import embedding_of
 from outrider.serve.replay import load, texts
 from outrider.serve.replay.load_file import Prepared, read_load, write_load
 from outrider.serve.tokens import ServeTokenizer
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 FORMAT = 1
@@ -100,10 +101,38 @@ def pack(
     ids = torch.tensor(sorted(used | set(walk.tolist())), dtype=torch.int32)
     generator = torch.Generator().manual_seed(seed)
     entrances = torch.randint(0, PLACES, (len(table),), generator=generator, dtype=torch.int32)
-    # As it is stored: a parent in bfloat16 loses nothing.
+    return _write(out, name, artifact, table, {"table_ids": ids, "walk": walk, "entrances": entrances}, list(traces))
+
+
+def repack(out: Path, name: str, folder: Path, inputs: Path, parent: Path | None) -> Inputs:
+    """Writes the folder `out` from the refactored model in `folder` and the loads, the walk and its entrances of
+    `inputs`. `parent`: of an adapter with a tied router; any other folder has its table itself.
+    """
+    before, artifact = read_inputs(inputs), load_artifact(folder)
+    table = _table(artifact, parent)
+    if len(table) != before.vocab:
+        raise SystemExit(f"{folder}: found {len(table)} ids, expected {before.vocab} as in {inputs}")
+    out.mkdir(parents=True)  # no folder that a model may have been made from
+    loads = list(before.about["routes"])
+    for one in loads:
+        shutil.copyfile(inputs / f"{one}.json", out / f"{one}.json")
+    stored = load_file(inputs / ROUTER)
+    kept = {key: stored[key] for key in ("table_ids", "walk", "entrances")}
+    return _write(out, name, artifact, table, kept, loads)
+
+
+def _write(
+    out: Path,
+    name: str,
+    artifact: Artifact,
+    table: torch.Tensor,
+    texts_: dict[str, torch.Tensor],
+    loads: list[str],
+) -> Inputs:
+    """All but the loads, which are there. `texts_`: `table_ids`, `walk` and `entrances`."""
+    # As it is stored: a table in bfloat16 loses nothing.
     tensors = {key: tensor for key, tensor in artifact.router.items() if key != "embed.weight"}
-    tensors |= {"table_ids": ids, "table": table[ids.long()].contiguous(), "walk": walk, "entrances": entrances}
-    save_file(tensors, out / ROUTER)
+    save_file(tensors | texts_ | {"table": table[texts_["table_ids"].long()].contiguous()}, out / ROUTER)
     about = {
         "format": FORMAT,
         "of": name,
@@ -115,7 +144,7 @@ def pack(
     }
     write_file(out / ABOUT, json.dumps(about, indent=1) + "\n")
     inputs = read_inputs(out)
-    about["routes"] = {one: describe(inputs, inputs.prepared(one, SAMPLE)) for one in traces}
+    about["routes"] = {one: describe(inputs, inputs.prepared(one, SAMPLE)) for one in loads}
     write_file(out / ABOUT, json.dumps(about, indent=1) + "\n")
     return read_inputs(out)
 
@@ -147,11 +176,13 @@ def _walk(domains: dict[str, list[int]], seed: int) -> torch.Tensor:
     return torch.tensor(ids, dtype=torch.int32)
 
 
-def _table(artifact: Artifact, parent: Path) -> torch.Tensor:
+def _table(artifact: Artifact, parent: Path | None) -> torch.Tensor:
+    """A tied router reads the table that was tuned with it, which an adapter has of its parent."""
     if artifact.shape.embed == "own":
         return artifact.router["embed.weight"]
-    with safe_open(parent / "model.safetensors", "pt") as file:
-        return file.get_slice("model.embed_tokens.weight")[:, : artifact.shape.width]
+    if artifact.adapter is not None and parent is None:
+        raise SystemExit(f"{artifact.folder}: an adapter with a tied router, expected its parent, too")
+    return embedding_of(parent if artifact.adapter else artifact.folder)[:, : artifact.shape.width]
 
 
 def _histogram(signatures: torch.Tensor) -> dict[str, int]:

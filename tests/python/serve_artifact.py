@@ -9,11 +9,11 @@ from outrider.refactor.artifact import seal
 from test_serve_cpu import ROUTERS, VARIANTS, add_experts
 
 
-def make_artifact(folder: Path) -> Path:
+def make_artifact(folder: Path, router: str = "own", experts: int = 5) -> Path:
     make_folder(folder)
     config = copy.deepcopy(VARIANTS["llama"])
     config.vocab_size = 259  # of the tokenizer
     make_model(config, folder)
-    add_experts(folder, ROUTERS["own"], experts=5, tau=0.1)
+    add_experts(folder, ROUTERS[router], experts=experts, tau=0.1)
     seal(folder)
     return folder

@@ -9,6 +9,7 @@ import pytest
 import torch
 from outrider.refactor.artifact import load_artifact
 from outrider.refactor.torch_router import TorchRouter, route
+from outrider.refactor.traces import embedding_of
 from outrider.serve import start
 from serve_artifact import make_artifact
 
@@ -71,10 +72,9 @@ def test_masks_have_the_parent_s_histogram_at_the_same_depth(inputs, model):
             assert abs(int((made[layer] == signature).sum()) - 320 * share) < 1
 
 
-def test_texts_and_routes_are_those_of_real_text(inputs, model):
+def check_texts_and_routes(inputs, model, real):
     """The engine writes the walk; its experts are those that the real router has for the same words."""
-    real = load_artifact(inputs.folder.parent / "real")
-    router = TorchRouter(real.shape, real.experts, real.router, real.router["embed.weight"], "real")
+    router = TorchRouter(real.shape, real.experts, real.router, embedding_of(real.folder), "real")
     prompt = inputs.prepared("azure", 12).prompts[3]
     engine, _ = start.open_engine(start.ServeOptions(model, device="reference", threads=1))
     try:
@@ -92,6 +92,31 @@ def test_texts_and_routes_are_those_of_real_text(inputs, model):
     expected = route(router.logits(torch.tensor([words])), real.tau)[0].tolist()
     assert experts == expected[: len(experts)] and len(experts) >= len(words) - 1
     assert len(set(experts)) > 1
+
+
+def test_texts_and_routes_are_those_of_real_text(inputs, model):
+    check_texts_and_routes(inputs, model, load_artifact(inputs.folder.parent / "real"))
+
+
+def test_another_model_gets_the_same_loads(inputs, tmp_path):
+    """Of seven experts and a router that reads the model's own table."""
+    other, out = make_artifact(tmp_path / "other", "tied", 7), tmp_path / "out"
+    call = ["repack", "--inputs", inputs.folder, "--artifact", other, "--name", "seven", "--out", out]
+    made = gpu_replay.write_inputs(gpu_replay.parser().parse_args(list(map(str, call))))
+    assert (out / "azure.json").read_bytes() == (inputs.folder / "azure.json").read_bytes()
+    assert torch.equal(made.walk, inputs.walk) and torch.equal(made.entrances, inputs.entrances)
+    assert (made.about["of"], made.about["experts"], made.shape.width) == ("seven", 7, 32)
+    assert len(made.about["routes"]["azure"]["prompts"]["expert_load"]) == 7
+    facts = shape_model.make(tmp_path / "model", made, "tiny", "cpu")
+    assert facts["of"] == "seven" and 0.4 < facts["share"] < 0.6
+    check_texts_and_routes(made, tmp_path / "model", load_artifact(other))
+
+
+def test_a_model_packed_again_has_the_same_inputs(inputs, tmp_path):
+    real = inputs.folder.parent / "real"
+    shape_inputs.repack(tmp_path / "out", "tiny", real, inputs.folder, None)
+    for name in (shape_inputs.ABOUT, shape_inputs.ROUTER, "azure.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (inputs.folder / name).read_bytes()
 
 
 def test_a_wrong_model_is_found_out(inputs, model):

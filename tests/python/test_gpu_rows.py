@@ -197,6 +197,23 @@ def test_rows_of_an_earlier_file_stay(finished, inputs):
     assert len(ids) == 9 and "outrider-0.5-static-ce" in ids
 
 
+def test_scores_of_an_earlier_file_stay_with_their_model(finished, inputs):
+    key, path = "outrider-0.5-static-ce", inputs[0] / "earlier.json"
+    assert call(inputs, key, out="before") == 0
+    earlier = found(inputs, "before")
+    here = next(row["id"] for row in earlier["rows"] if row["id"].startswith(key))
+    scores = {"arc_easy": {"acc": {"value": 0.5, "stderr": 0.1, "items": 4}}}
+    earlier["tasks"] = [{"row": name, "scores": scores} for name in ("parent", here)]
+    for change in (0, 1):
+        earlier["documents"][here]["test"]["code"][1][0] += change
+        path.write_text(json.dumps(earlier))
+        assert call(inputs, key, "--merge", str(path), out="kept") == 0
+        names = {entry["row"] for entry in found(inputs, "kept")["tasks"]}
+        assert names == ({"parent"} if change else {"parent", here}), "a row trained again loses them"
+    more = {"row": "parent", "scores": {"piqa": {}}}
+    assert row_tasks.merged(earlier["tasks"][0], more) == {"row": "parent", "scores": scores | {"piqa": {}}}
+
+
 def test_rows_are_scored_on_tasks(inputs, monkeypatch, capsys):
     items = {"piqa": [Choice(f"piqa-{i}", "def f(x):\n    return", ["x", "the file"], i % 2) for i in range(4)]}
     monkeypatch.setattr(row_tasks, "task_items", lambda *_: items)
