@@ -1,12 +1,16 @@
 #include "sampling/sampler.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
-#include <numeric>
+#include <limits>
 #include <vector>
 
-#include "base/check.h"
 #include "base/philox.h"
+#include "sampling/likeliest.h"
+#include "sampling/ranking.h"
+#include "sampling/shortlist.h"
+#include "sampling/weights.h"
 
 namespace outrider::sampling {
 namespace {
@@ -17,76 +21,70 @@ double Uniform(uint64_t seed, uint64_t step) {
   return static_cast<double>(((uint64_t{out[1]} << 32) | out[0]) >> 11) * 0x1p-53;
 }
 
-// Ids with the most likely in front, sorted as far as somebody asked.
-class Ranking {
- public:
-  explicit Ranking(std::span<const float> logits) : logits_(logits), ids_(logits.size()) {
-    std::iota(ids_.begin(), ids_.end(), 0);
-  }
+constexpr size_t kBlock = 512;  // of ids that are summed at once
 
-  int64_t operator[](size_t rank) {
-    while (rank >= sorted_) SortMore();
-    return ids_[rank];
-  }
-
- private:
-  void SortMore() {
-    const size_t end = std::min(ids_.size(), std::max<size_t>(64, sorted_ * 8));
-    const auto more_likely = [&](int32_t a, int32_t b) {
-      return logits_[a] != logits_[b] ? logits_[a] > logits_[b] : a < b;
-    };
-    const auto from = ids_.begin() + static_cast<std::ptrdiff_t>(sorted_);
-    const auto to = ids_.begin() + static_cast<std::ptrdiff_t>(end);
-    if (end < ids_.size()) std::nth_element(from, to, ids_.end(), more_likely);
-    std::sort(from, to, more_likely);
-    sorted_ = end;
-  }
-
-  std::span<const float> logits_;
-  std::vector<int32_t> ids_;
-  size_t sorted_ = 0;
-};
-
-struct Weigher {
-  std::span<const float> logits;
-  double largest, temperature;
-  double operator()(int64_t id) const { return std::exp((static_cast<double>(logits[id]) - largest) / temperature); }
-};
-
-// Among all ids, in their order: nothing has to be sorted.
-int64_t DrawFromAll(const Weigher& weigh, double uniform) {
-  std::vector<double> reached(weigh.logits.size());
+// Among all ids, in their order.
+int64_t DrawFromAll(std::span<const float> logits, const Weigher& weigher, double uniform) {
+  const auto block_at = [&](size_t at) { return logits.subspan(at, std::min(kBlock, logits.size() - at)); };
+  std::vector<double> reached;
   double total = 0;
-  for (size_t id = 0; id < reached.size(); ++id) reached[id] = total += weigh(static_cast<int64_t>(id));
-  const auto place = std::upper_bound(reached.begin(), reached.end() - 1, uniform * total);
-  return place - reached.begin();
+  for (size_t at = 0; at < logits.size(); at += kBlock) reached.push_back(total += weigher.Sum(block_at(at)));
+  // The last block is the last that weighs anything.
+  const auto last = std::lower_bound(reached.begin(), reached.end(), total);
+  const double target = uniform * total;
+  const auto found = std::upper_bound(reached.begin(), last, target);
+  const size_t from = static_cast<size_t>(found - reached.begin()) * kBlock;
+  const std::span<const float> block = block_at(from);
+  std::array<float, kBlock> weights;
+  weigher.Weigh(block, weights.data());
+  double sum = found == reached.begin() ? 0 : *(found - 1);
+  size_t drawn = 0;
+  for (size_t i = 0; i < block.size(); ++i) {
+    if (weights[i] == 0) continue;
+    drawn = i;
+    if ((sum += static_cast<double>(weights[i])) > target) break;
+  }
+  return static_cast<int64_t>(from + drawn);
 }
 
-int64_t DrawFromLikely(const Weigher& weigh, const Sampling& sampling, double uniform) {
-  Ranking ranking(weigh.logits);
-  const size_t all = weigh.logits.size();
-  const size_t kept = sampling.top_k > 0 ? std::min(all, static_cast<size_t>(sampling.top_k)) : all;
-  double total = 0;
-  for (size_t i = 0; i < kept; ++i) total += weigh(kept < all ? ranking[i] : static_cast<int64_t>(i));
-  std::vector<double> reached;
-  while (reached.size() < kept && (reached.empty() || reached.back() < sampling.top_p * total)) {
-    const double before = reached.empty() ? 0 : reached.back();
-    reached.push_back(before + weigh(ranking[reached.size()]));
+// Less likely ids weigh less than what top_p leaves out, all of them together: half of it, because sums are rounded.
+float FloorOfTopP(size_t ids, const Weigher& weigher, double top_p, double total) {
+  const double weight = (1 - top_p) / 2 * total / static_cast<double>(ids);
+  const double floor = static_cast<double>(weigher.largest()) + weigher.temperature() * std::log(weight);
+  constexpr float kLowest = std::numeric_limits<float>::lowest();
+  if (!(floor > static_cast<double>(kLowest))) return kLowest;
+  return std::nextafter(static_cast<float>(floor), kLowest);
+}
+
+int64_t DrawFromLikely(std::span<const float> logits, const Weigher& weigher, const Sampling& sampling,
+                       double uniform) {
+  const Shortlist shortlist(logits);
+  if (sampling.top_k <= 0 || static_cast<size_t>(sampling.top_k) >= logits.size()) {
+    const double total = weigher.Sum(logits);
+    const float floor = FloorOfTopP(logits.size(), weigher, sampling.top_p, total);
+    return Ranking(shortlist.From(floor), weigher).Draw(sampling.top_p * total, uniform);
   }
-  const auto place = std::upper_bound(reached.begin(), reached.end() - 1, uniform * reached.back());
-  return ranking[static_cast<size_t>(place - reached.begin())];
+  const auto kept = static_cast<size_t>(sampling.top_k);
+  std::vector<Rank> ranks = shortlist.MostLikely(kept);
+  if (ranks.size() > kept) {
+    std::nth_element(ranks.begin(), ranks.begin() + static_cast<std::ptrdiff_t>(kept), ranks.end());
+    ranks.resize(kept);
+  }
+  Ranking ranking(ranks, weigher);
+  return ranking.Draw(sampling.top_p * ranking.total(), uniform);
 }
 
 }  // namespace
 
 int64_t PickToken(std::span<const float> logits, const Sampling& sampling, uint64_t step) {
-  OUTRIDER_CHECK(!logits.empty());
-  const auto largest = std::max_element(logits.begin(), logits.end());
-  if (sampling.temperature <= 0) return largest - logits.begin();
-  const Weigher weigh{logits, *largest, sampling.temperature};
+  int64_t likeliest = LikeliestId(logits);
+  if (likeliest < 0) likeliest = std::max_element(logits.begin(), logits.end()) - logits.begin();
+  const float largest = logits[static_cast<size_t>(likeliest)];
+  if (sampling.temperature <= 0 || sampling.top_p <= 0 || !std::isfinite(largest)) return likeliest;
+  const Weigher weigher(largest, sampling.temperature);
   const double uniform = Uniform(sampling.seed, step);
   const bool all = sampling.top_p >= 1 && (sampling.top_k <= 0 || static_cast<size_t>(sampling.top_k) >= logits.size());
-  return all ? DrawFromAll(weigh, uniform) : DrawFromLikely(weigh, sampling, uniform);
+  return all ? DrawFromAll(logits, weigher, uniform) : DrawFromLikely(logits, weigher, sampling, uniform);
 }
 
 }  // namespace outrider::sampling

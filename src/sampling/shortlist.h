@@ -1,0 +1,35 @@
+#pragma once
+// The few ids among which the most likely are, found without sorting a row.
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace outrider::sampling {
+
+// A logit and its id as one number: the larger logit is the smaller number, then the lower id; -0 equals +0.
+using Rank = uint64_t;
+Rank RankOf(float logit, int32_t id);
+float LogitOf(Rank rank);
+inline int32_t IdOf(Rank rank) { return static_cast<int32_t>(static_cast<uint32_t>(rank)); }
+
+// The largest logit of each small group of a row. The row has to outlive it.
+class Shortlist {
+ public:
+  explicit Shortlist(std::span<const float> logits);
+
+  // In the order of ids: all logits of at least `floor`.
+  std::vector<Rank> From(float floor) const;
+  // All of the `count` most likely and maybe others.
+  std::vector<Rank> MostLikely(size_t count) const;
+
+ private:
+  float FloorOf(size_t count) const;
+  std::vector<Rank> From(float floor, size_t equals) const;
+
+  std::span<const float> logits_;
+  std::vector<float> groups_;  // kLanes a chunk of the row
+};
+
+}  // namespace outrider::sampling
