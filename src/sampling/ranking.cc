@@ -1,6 +1,7 @@
 #include "sampling/ranking.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "base/check.h"
 
@@ -9,11 +10,7 @@ namespace {
 
 constexpr size_t kPerBucket = 32;
 
-std::vector<float> LogitsOf(std::span<const Rank> ranks) {
-  std::vector<float> logits(ranks.size());
-  std::transform(ranks.begin(), ranks.end(), logits.begin(), LogitOf);
-  return logits;
-}
+void CopyLogits(std::span<const Rank> ranks, float* to) { std::transform(ranks.begin(), ranks.end(), to, LogitOf); }
 
 // Buckets of equally wide ranges of logits, the largest in front.
 class Buckets {
@@ -38,15 +35,15 @@ class Buckets {
 Ranking::Ranking(std::span<const Rank> ranks, const Weigher& weigher)
     : weigher_(weigher), ranks_(ranks.size()), weights_(ranks.size()) {
   OUTRIDER_CHECK(!ranks.empty());
-  const std::vector<float> logits = LogitsOf(ranks);
-  const Buckets bucket_of(logits, weigher.largest());
-  std::vector<uint32_t> buckets(ranks.size());
-  std::vector<size_t> next(bucket_of.count() + 1);
-  for (size_t i = 0; i < ranks.size(); ++i) ++next[(buckets[i] = static_cast<uint32_t>(bucket_of(logits[i]))) + 1];
-  for (size_t bucket = 1; bucket < next.size(); ++bucket) next[bucket] += next[bucket - 1];
-  begins_ = next;
-  for (size_t i = 0; i < ranks.size(); ++i) ranks_[next[buckets[i]]++] = ranks[i];
-  weigher.Weigh(LogitsOf(ranks_), weights_.data());
+  CopyLogits(ranks, weights_.data());
+  const Buckets bucket_of(weights_, weigher.largest());
+  begins_.resize(bucket_of.count() + 1);
+  for (const float logit : weights_) ++begins_[bucket_of(logit) + 1];
+  std::partial_sum(begins_.begin(), begins_.end(), begins_.begin());
+  std::vector<size_t> next = begins_;
+  for (size_t i = 0; i < ranks.size(); ++i) ranks_[next[bucket_of(weights_[i])]++] = ranks[i];
+  CopyLogits(ranks_, weights_.data());
+  weigher.Weigh(weights_, weights_.data());
   sums_.resize(bucket_of.count());
   for (size_t bucket = 0; bucket < sums_.size(); ++bucket) {
     for (size_t i = begins_[bucket]; i < begins_[bucket + 1]; ++i) sums_[bucket] += static_cast<double>(weights_[i]);
@@ -60,7 +57,9 @@ void Ranking::Sort(size_t bucket) {
   const std::span<Rank> ranks(ranks_.data() + begins_[bucket], begins_[bucket + 1] - begins_[bucket]);
   if (std::is_sorted(ranks.begin(), ranks.end())) return;
   std::sort(ranks.begin(), ranks.end());
-  weigher_.Weigh(LogitsOf(ranks), weights_.data() + begins_[bucket]);
+  float* weights = weights_.data() + begins_[bucket];
+  CopyLogits(ranks, weights);
+  weigher_.Weigh({weights, ranks.size()}, weights);
 }
 
 template <class Enough>

@@ -1,7 +1,6 @@
 #include "sampling/shortlist.h"
 
 #include <algorithm>
-#include <bit>
 #include <functional>
 #include <limits>
 
@@ -25,17 +24,6 @@ Floats LargestByLane(const float* chunk) {
 }
 
 }  // namespace
-
-Rank RankOf(float logit, int32_t id) {
-  const auto bits = std::bit_cast<uint32_t>(logit + 0.0F);
-  const uint32_t falling = bits >> 31 != 0 ? bits : ~bits & 0x7fffffffU;
-  return uint64_t{falling} << 32 | static_cast<uint32_t>(id);
-}
-
-float LogitOf(Rank rank) {
-  const auto falling = static_cast<uint32_t>(rank >> 32);
-  return std::bit_cast<float>(falling >> 31 != 0 ? falling : ~falling & 0x7fffffffU);
-}
 
 Shortlist::Shortlist(std::span<const float> logits)
     : logits_(logits), groups_((logits.size() + kChunk - 1) / kChunk * kLanes) {
@@ -65,12 +53,17 @@ float Shortlist::FloorOf(size_t count) const {
 
 std::vector<Rank> Shortlist::From(float floor, size_t equals) const {
   floor = std::max(floor, std::numeric_limits<float>::lowest());
-  std::vector<Rank> found;
-  size_t count = 0;
-  for (size_t chunk = 0; chunk * kChunk < logits_.size(); ++chunk) {
+  const auto in_chunk = [&](size_t chunk) {
     const float* groups = groups_.data() + chunk * kLanes;
-    if (!(groups[0] >= floor || groups[1] >= floor || groups[2] >= floor || groups[3] >= floor)) continue;
-    if (found.size() < count + kChunk) found.resize(2 * count + kChunk);
+    return groups[0] >= floor || groups[1] >= floor || groups[2] >= floor || groups[3] >= floor;
+  };
+  const size_t chunks = groups_.size() / kLanes;
+  size_t most = 0;
+  for (size_t chunk = 0; chunk < chunks; ++chunk) most += in_chunk(chunk) ? kChunk : 0;
+  std::vector<Rank> found(most);
+  size_t count = 0;
+  for (size_t chunk = 0; chunk < chunks; ++chunk) {
+    if (!in_chunk(chunk)) continue;
     const size_t end = std::min(logits_.size(), (chunk + 1) * kChunk);
     for (size_t id = chunk * kChunk; id < end; ++id) {
       const float logit = logits_[id];

@@ -13,7 +13,7 @@ class Weigher {
   // `largest` is finite, `temperature` above 0.
   Weigher(float largest, double temperature);
 
-  // weights[i] for logits[i]; the two do not overlap.
+  // weights[i] for logits[i]; the two may be the same.
   void Weigh(std::span<const float> logits, float* weights) const;
   double Sum(std::span<const float> logits) const;
 
