@@ -145,8 +145,9 @@ def section(path, root):
     rows = full_rows(result)
     circumstances = result.get("circumstances", {})
     about = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in circumstances.items())
-    page = path.with_suffix(".md").relative_to(root)
-    parts = [f"**[{path.stem}]({page})**" + (f": {about}." if about else ""), table(rows)]
+    page = path.with_suffix(".md")
+    page = page if page.exists() else path  # without a page of its own it belongs to another file's
+    parts = [f"**[{path.stem}]({page.relative_to(root)})**" + (f": {about}." if about else ""), table(rows)]
     if any(row.get("interval") for row in rows):
         parts.append(slower(rows))
     return "\n\n".join(part for part in parts if part) + "\n"

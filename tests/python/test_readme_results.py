@@ -43,10 +43,13 @@ def test_block_is_filled_and_the_rest_left_alone(tree):
     assert run_tool(tree, "--check").returncode == 0
 
 
-def test_a_result_without_rows_is_a_line(tree):
+@pytest.mark.parametrize("page", ["md", "json"])
+def test_a_result_without_rows_is_a_line_with_a_link_to_what_is_there(tree, page):
     (tree / "docs/results/conformance.json").write_text(json.dumps({"passed": 12}))
+    if page == "md":
+        (tree / "docs/results/conformance.md").write_text("# Conformance\n")
     assert run_tool(tree).returncode == 0
-    assert "\n**[conformance](docs/results/conformance.md)**\n" in (tree / "README.md").read_text()
+    assert f"\n**[conformance](docs/results/conformance.{page})**\n" in (tree / "README.md").read_text()
 
 
 def test_details_beside_the_rows_are_shown(tree):
