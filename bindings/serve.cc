@@ -166,6 +166,9 @@ class ServeEngine {
       if (of == served.format) names_.weight_format = name;
     settings_.kv_tokens = served.executor->shape().kv_pages * kPageTokens;
     settings_.route_tokens = served.executor->shape().route_pages * kPageTokens;
+    settings_.options.for_each = [workers = served.workers](int64_t count, const auto& body) {
+      workers->Run(count, [&body](int64_t i, int) { body(i); });
+    };
     engine_ = Unwrap(serve::Engine::Make(std::move(served.executor), std::move(served.pregate), settings_.options));
     settings_.options = engine_->options();
   }

@@ -255,7 +255,7 @@ base::Result<ServedModel> Serve(LoadedModel& loaded, const ServingOptions& optio
   Made executor = loaded.packed ? OrWhyNot(loaded.device, [&] { return OnDevice(*loaded.packed, options); })
                                 : OnCpu(opened, loaded.number, options.limits, workers);
   if (!executor) return tl::unexpected(executor.error());
-  ServedModel served{opened.config, 0, loaded.device, loaded.format, *std::move(executor), nullptr};
+  ServedModel served{opened.config, 0, loaded.device, loaded.format, *std::move(executor), nullptr, workers};
   if (loaded.device == "cuda") served.device += " (" + serve_gpu::CudaFactsNow().name + ")";
   const serve::ModelShape& shape = served.executor->shape();
   if (shape.experts == 0) return served;

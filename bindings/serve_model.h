@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/result.h"
+#include "kernels/workers.h"
 #include "serve/cpu/cpu_executor.h"
 #include "serve/executor.h"
 #include "spec/config.h"
@@ -16,7 +17,8 @@ struct ServedModel {
   std::string device;  // what runs it, for people
   std::string format;  // of its weights
   std::unique_ptr<outrider::serve::Executor> executor;
-  std::unique_ptr<outrider::serve::Pregate> pregate;  // null without experts
+  std::unique_ptr<outrider::serve::Pregate> pregate;    // null without experts
+  std::shared_ptr<outrider::kernels::Workers> workers;  // that both use
 };
 
 struct ServingOptions {

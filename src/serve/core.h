@@ -16,6 +16,7 @@
 
 #include "base/result.h"
 #include "sched/rate_ewma.h"
+#include "serve/drawing.h"
 #include "serve/executor.h"
 #include "serve/goal_age.h"
 #include "serve/options.h"
@@ -79,8 +80,9 @@ class EngineCore {
   base::Result<sched::StepPlan> Choose(std::span<const sched::ReadyItem> items);
   void Run(std::span<const SliceRun> slices);
   void Tally(std::span<const SliceRun> slices, const RunCost& cost);
-  Event Advance(const SliceRun& slice);
-  void Draw(const SliceRun& slice, const StepRows::Of& rows, Event& event);
+  std::vector<Drawn> DrawAll(std::span<const SliceRun> slices) const;
+  Event Advance(const SliceRun& slice, Drawn drawn);
+  void Take(RequestState& state, Drawn drawn, Event& event);
   void RouteDrawn(std::span<const SliceRun> slices, std::span<Event> events);
   void TellEvents(std::span<const SliceRun> slices, std::vector<Event> events);
   int64_t PromptTokensDone() const { return stats_.prefill_tokens + stats_.prefix_hit_tokens; }

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <bit>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -7,17 +8,12 @@
 #include "base/clock.h"
 #include "sched/violations.h"
 #include "serve/core.h"
-#include "serve/drawing.h"
 #include "serve/router_pass.h"
 
 namespace outrider::serve {
 namespace {
 
 std::string Text(const base::Error& error) { return error.code + ": " + error.message; }
-
-bool Stops(const Request& request, int32_t token) {
-  return std::find(request.stop_ids.begin(), request.stop_ids.end(), token) != request.stop_ids.end();
-}
 
 }  // namespace
 
@@ -67,8 +63,9 @@ void EngineCore::Run(std::span<const SliceRun> slices) {
   }
   Tally(slices, *cost);
   FinishRouting();  // the router is free again for what was drawn
+  std::vector<Drawn> drawn = DrawAll(slices);
   std::vector<Event> events;
-  for (const SliceRun& slice : slices) events.push_back(Advance(slice));
+  for (size_t i = 0; i < slices.size(); ++i) events.push_back(Advance(slices[i], std::move(drawn[i])));
   RouteDrawn(slices, events);
   TellEvents(slices, std::move(events));
 }
@@ -95,42 +92,53 @@ void EngineCore::Tally(std::span<const SliceRun> slices, const RunCost& cost) {
   rates_.Add(cost.weight_bytes, prefill + decode, cost.seconds);
 }
 
-// The slice is done: the request moves on, and draws where its text ends.
-Event EngineCore::Advance(const SliceRun& slice) {
+// Rows of logits take long to read, likeliest ids no time.
+std::vector<Drawn> EngineCore::DrawAll(std::span<const SliceRun> slices) const {
+  std::vector<Drawn> drawn(slices.size());
+  const auto draw = [&](int64_t i) {
+    const SliceRun& slice = slices[static_cast<size_t>(i)];
+    drawn[static_cast<size_t>(i)] = DrawFrom(slice, rows_.Find(slice));
+  };
+  if (options_.for_each && slices.size() > 1 && !rows_.greedy()) {
+    options_.for_each(std::ssize(slices), draw);
+  } else {
+    for (int64_t i = 0; i < std::ssize(slices); ++i) draw(i);
+  }
+  return drawn;
+}
+
+// The slice is done: the request moves on, and takes what was drawn where its text ends.
+Event EngineCore::Advance(const SliceRun& slice, Drawn drawn) {
   RequestState& state = *slice.state;
-  const StepRows::Of rows = rows_.Find(slice);
   Event event;
   event.stream = state.id;
-  event.logprobs = EchoLogprobs(slice, rows.logits);
+  event.logprobs = std::move(drawn.echoed);
   state.echoed += static_cast<int64_t>(event.logprobs.size());
   const bool draws = slice.draws();
   state.computed += slice.tokens;
   state.ready_since = step_ + 1;
-  if (draws) Draw(slice, rows, event);
+  if (draws || !drawn.token) Take(state, std::move(drawn), event);
   return event;
 }
 
-void EngineCore::Draw(const SliceRun& slice, const StepRows::Of& rows, Event& event) {
-  RequestState& state = *slice.state;
-  if (state.draws == 0) pages_.Remember(state);
-  const std::span<const float> logits = LastRow(rows.logits, slice.rows);
-  const auto token = rows.likeliest.empty() ? DrawToken(state, logits) : LikeliestToken(state, rows.likeliest.back());
-  if (!token) {
+void EngineCore::Take(RequestState& state, Drawn drawn, Event& event) {
+  if (!drawn.token) {
     event.finish = Finish::kError;
-    event.error = Text(token.error());
+    event.error = Text(drawn.token.error());
     return;
   }
+  if (state.draws == 0) pages_.Remember(state);
   ++state.draws;
   text_lengths_.Wrote(1);
-  if (Stops(state.request, *token)) {
+  if (drawn.stops) {
     event.finish = Finish::kStop;
     return;
   }
-  if (state.request.logprobs >= 0) event.logprobs.push_back(LogprobOf(logits, *token, state.request.logprobs));
+  std::ranges::move(drawn.told, std::back_inserter(event.logprobs));
   ++stats_.written_tokens;
-  state.text.push_back(*token);
-  event.tokens.push_back(*token);
-  if (state.penalised()) state.counts.AddWritten(*token);
+  state.text.push_back(*drawn.token);
+  event.tokens.push_back(*drawn.token);
+  if (state.penalised()) state.counts.AddWritten(*drawn.token);
   if (state.length() >= state.text_max) event.finish = Finish::kLength;
 }
 

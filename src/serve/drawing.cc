@@ -1,28 +1,28 @@
 #include "serve/drawing.h"
 
 #include <algorithm>
+#include <exception>
+#include <span>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "sampling/likeliest.h"
 #include "sampling/logprobs.h"
 #include "sampling/sampler.h"
 
 namespace outrider::serve {
-
 namespace {
 
-tl::unexpected<base::Error> BadLogits(const RequestState& state) {
+base::Result<int32_t> Chosen(const RequestState& state, int64_t id) {
+  if (id != kNoId) return static_cast<int32_t>(id);
   return base::Fail("E_LOGITS", "token " + std::to_string(state.length()) +
                                     " of the text: a logit is infinite or not a number, expected finite ones");
 }
 
-}  // namespace
-
-base::Result<int32_t> DrawToken(const RequestState& state, std::span<const float> logits) {
-  if (sampling::LikeliestId(logits) == kNoId) return BadLogits(state);
+base::Result<int32_t> TokenOf(const RequestState& state, std::span<const float> logits) {
+  const int64_t likeliest = sampling::LikeliestId(logits);
   const SamplingParams& s = state.request.sampling;
+  if (likeliest == kNoId || (s.temperature <= 0 && !state.penalised())) return Chosen(state, likeliest);
   std::vector<float> changed;
   if (state.penalised()) {
     changed.assign(logits.begin(), logits.end());
@@ -33,25 +33,15 @@ base::Result<int32_t> DrawToken(const RequestState& state, std::span<const float
   return static_cast<int32_t>(sampling::PickToken(logits, plain, static_cast<uint64_t>(state.draws)));
 }
 
-base::Result<int32_t> LikeliestToken(const RequestState& state, int64_t likeliest) {
-  if (likeliest == kNoId) return BadLogits(state);
-  return static_cast<int32_t>(likeliest);
-}
-
-std::span<const float> LastRow(std::span<const float> logits, int64_t rows) {
-  return logits.empty() ? logits : logits.last(logits.size() / static_cast<size_t>(rows));
-}
-
 TokenLogprob LogprobOf(std::span<const float> logits, int32_t token, int64_t top) {
   sampling::Logprobs found = sampling::LogprobsOf(logits, token, top);
   return {token, found.of_token, std::move(found.top)};
 }
 
-std::vector<TokenLogprob> EchoLogprobs(const SliceRun& slice, std::span<const float> logits) {
+std::vector<TokenLogprob> EchoLogprobs(const SliceRun& slice, std::span<const float> logits, size_t vocab) {
   const RequestState& state = *slice.state;
   std::vector<TokenLogprob> out;
   if (!state.echoes()) return out;
-  const size_t vocab = logits.size() / static_cast<size_t>(std::max<int64_t>(slice.rows, 1));
   const int64_t first = state.computed + slice.tokens - slice.rows;  // the token of the first row
   for (int64_t token = std::max(first, state.echoed); token < state.computed + slice.tokens; ++token) {
     if (token + 1 >= state.prompt_tokens()) break;
@@ -59,6 +49,33 @@ std::vector<TokenLogprob> EchoLogprobs(const SliceRun& slice, std::span<const fl
     out.push_back(LogprobOf(row, state.text[static_cast<size_t>(token + 1)], state.request.logprobs));
   }
   return out;
+}
+
+Drawn DrawOrThrow(const SliceRun& slice, const StepRows::Of& rows) {
+  const RequestState& state = *slice.state;
+  const size_t vocab = rows.logits.size() / static_cast<size_t>(std::max<int64_t>(slice.rows, 1));
+  Drawn drawn;
+  drawn.echoed = EchoLogprobs(slice, rows.logits, vocab);
+  if (!slice.draws()) return drawn;
+  const auto last = rows.logits.last(vocab);
+  drawn.token = rows.likeliest.empty() ? TokenOf(state, last) : Chosen(state, rows.likeliest.back());
+  if (!drawn.token) return drawn;
+  drawn.stops = std::ranges::find(state.request.stop_ids, *drawn.token) != state.request.stop_ids.end();
+  if (!drawn.stops && state.request.logprobs >= 0)
+    drawn.told.push_back(LogprobOf(last, *drawn.token, state.request.logprobs));
+  return drawn;
+}
+
+}  // namespace
+
+Drawn DrawFrom(const SliceRun& slice, const StepRows::Of& rows) noexcept {
+  try {
+    return DrawOrThrow(slice, rows);
+  } catch (const std::exception& e) {
+    Drawn failed;
+    failed.token = base::Fail("E_INTERNAL", std::string("the choice of a token: ") + e.what());
+    return failed;
+  }
 }
 
 }  // namespace outrider::serve

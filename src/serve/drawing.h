@@ -1,7 +1,7 @@
 #pragma once
-// From the logits of a step to the next token and to what is told about it.
+// From the rows of a step to the next token and to what is told about it.
 
-#include <span>
+#include <vector>
 
 #include "base/result.h"
 #include "serve/request_state.h"
@@ -9,19 +9,18 @@
 
 namespace outrider::serve {
 
-// The next token of a request, by its own sampling parameters. Code: E_LOGITS not a number, or infinite.
-base::Result<int32_t> DrawToken(const RequestState& state, std::span<const float> logits);
+// What a slice's rows give.
+struct Drawn {
+  // Log-probabilities of the prompt's tokens, the very first apart, that the rows tell and no slice before did.
+  std::vector<TokenLogprob> echoed;
+  // Where the slice ends its text: the next token, by the request's own sampling parameters, and what it asks to be
+  // told of it. Codes: E_LOGITS not a number, or infinite; E_INTERNAL no memory.
+  base::Result<int32_t> token = 0;
+  bool stops = false;  // the token ends the text and is not told
+  std::vector<TokenLogprob> told;
+};
 
-// The next token of a greedy request, from what Executor::RunGreedy found. Code: E_LOGITS.
-base::Result<int32_t> LikeliestToken(const RequestState& state, int64_t likeliest);
-
-// Of `rows` rows; empty of none.
-std::span<const float> LastRow(std::span<const float> logits, int64_t rows);
-
-TokenLogprob LogprobOf(std::span<const float> logits, int32_t token, int64_t top);
-
-// Log-probabilities of the prompt's tokens, the very first apart, that the rows of a slice tell and no slice before
-// did. `logits`: the slice's rows.
-std::vector<TokenLogprob> EchoLogprobs(const SliceRun& slice, std::span<const float> logits);
+// Changes nothing of the request, and throws nothing: several threads may draw for several requests.
+Drawn DrawFrom(const SliceRun& slice, const StepRows::Of& rows) noexcept;
 
 }  // namespace outrider::serve

@@ -11,6 +11,9 @@ namespace outrider::serve {
 
 using Policy = std::function<sched::StepPlan(const sched::Snapshot&)>;
 
+// body(0) to body(count - 1), each once, on any threads. Bodies throw nothing.
+using ForEach = std::function<void(int64_t count, const std::function<void(int64_t)>& body)>;
+
 struct EngineOptions {
   Policy policy;  // called on the engine's thread alone
   sched::StepLimits limits{
@@ -38,6 +41,7 @@ struct EngineOptions {
   // True: the next page is refused as if there were none. For fault injection; empty: never.
   std::function<bool()> page_fault;
   std::function<int64_t()> now_ns = &base::NowNs;  // monotonic
+  ForEach for_each;  // called on the engine's thread, while neither a pass nor the router works; empty: in turn
 };
 
 }  // namespace outrider::serve

@@ -49,6 +49,7 @@ class StepRows {
   // Nothing of the requests is changed. Codes: those of the executor.
   base::Result<RunCost> Run(Executor& executor, std::span<const TokenRun> runs, int64_t rows, bool greedy);
   Of Find(const SliceRun& slice) const;
+  bool greedy() const { return greedy_; }
 
  private:
   bool greedy_ = false;

@@ -45,6 +45,32 @@ TEST(CoreMachine, LogitsAreAskedForWhereSomebodyNeedsThem) {
   ExpectClean(run);
 }
 
+TEST(CoreMachine, SeveralThreadsDrawFromLogitsAlone) {
+  EngineOptions options = TestOptions();
+  std::vector<int64_t> counts;
+  options.for_each = [&](int64_t count, const auto& body) {
+    counts.push_back(count);
+    for (int64_t i = count - 1; i >= 0; --i) body(i);
+  };
+  CoreRun run(options);
+  Request plain = Plain(Counted(0, 9), 2), drawn = plain;
+  drawn.sampling = {.temperature = 1, .seed = 3};
+  run.Submit(plain);
+  run.Submit(plain);
+  ASSERT_TRUE(run.ToTheEnd());
+  EXPECT_THAT(counts, ElementsAre());
+  const StreamId first = run.Submit(drawn);
+  ASSERT_TRUE(run.ToTheEnd());
+  EXPECT_THAT(counts, ElementsAre()) << "one alone";
+  const StreamId second = run.Submit(drawn);
+  run.Submit(plain);
+  ASSERT_TRUE(run.ToTheEnd());
+  EXPECT_THAT(counts, ElementsAre(2, 2));
+  EXPECT_EQ(run.told[first].tokens, Reference(drawn).written);
+  EXPECT_EQ(run.told[second].tokens, Reference(drawn).written);
+  ExpectClean(run);
+}
+
 TEST(CoreMachine, LogitsThatAreNoNumbersEndTheRequest) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   for (const float bad : {std::numeric_limits<float>::quiet_NaN(), kInfinity, -kInfinity}) {

@@ -4,7 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
+#include <functional>
 #include <random>
+#include <thread>
 
 #include "sched/policies.h"
 #include "support/core_run.h"
@@ -75,11 +78,24 @@ EngineStats ExpectTexts(CoreRun& run, const Setting& setting, const std::vector<
   return stats;
 }
 
-// Where prompts are routed beside passes, too, or in their turn.
+// The last body first, on two threads.
+void OnTwoThreads(int64_t count, const std::function<void(int64_t)>& body) {
+  std::atomic<int64_t> left = count;
+  const auto work = [&] {
+    for (int64_t i = --left; i >= 0; i = --left) body(i);
+  };
+  std::thread other(work);
+  work();
+  other.join();
+}
+
+// Where prompts are routed beside passes, and tokens drawn by several threads, too, or all in turn.
 EngineStats ExpectReferences(Setting setting, const std::vector<Request>& requests, uint64_t seed = 0) {
   CoreRun in_turn(OptionsOf(setting), ShapeOf(setting));
   setting.apart_from_host = true;
-  CoreRun beside(OptionsOf(setting), ShapeOf(setting));
+  EngineOptions options = OptionsOf(setting);
+  options.for_each = &OnTwoThreads;
+  CoreRun beside(options, ShapeOf(setting));
   ExpectTexts(beside, setting, requests, seed);
   return ExpectTexts(in_turn, setting, requests, seed);
 }
