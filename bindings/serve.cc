@@ -115,8 +115,9 @@ ServingOptions Opening(const Names& names, const Settings& settings) {
   opening.device = names.device;
   opening.layer_router = names.layer_router;
   opening.format = format->second;
-  opening.threads =
-      names.threads > 0 ? names.threads : static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  const auto cores = static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+  const int free_cores = names.device == "cuda" ? std::max(1, cores - 1) : cores;  // but one, which feeds the device
+  opening.threads = names.threads > 0 ? names.threads : free_cores;
   opening.limits.kv_pages = (settings.kv_tokens + kPageTokens - 1) / kPageTokens;
   opening.limits.route_pages = (settings.route_tokens + kPageTokens - 1) / kPageTokens;
   opening.limits.step_tokens_max = limits.decode_tokens + limits.prefill_tokens;

@@ -20,7 +20,7 @@ Logprobs LogprobsOf(std::span<const float> logits, int32_t token, int64_t top) {
   if (likeliest >= 0) whole = logit_of(likeliest) + std::log(Weigher(logit_of(likeliest), 1).Sum(logits));
   Logprobs out;
   out.of_token = static_cast<float>(logit_of(token) - whole);
-  if (top <= 0) return out;
+  if (top <= 0 || likeliest < 0) return out;
   std::vector<Rank> ranks = Shortlist(logits).MostLikely(static_cast<size_t>(top));
   const auto end = ranks.begin() + std::min(std::ssize(ranks), static_cast<std::ptrdiff_t>(top));
   std::partial_sort(ranks.begin(), end, ranks.end());

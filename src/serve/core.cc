@@ -9,6 +9,7 @@
 namespace outrider::serve {
 namespace {
 
+constexpr int64_t kRoutedPerChunk = 2;     // chunks of prompts that a step routes
 constexpr int64_t kCachedPagesEvery = 32;  // steps between two counts of cached pages, which take long
 constexpr int64_t kRoomEvery = 32;         // steps between two looks at whether the goal of time per token can be kept
 
@@ -95,17 +96,18 @@ bool EngineCore::Step() {
   }
   const int64_t prefill_before = stats_.prefill_tokens, decode_before = stats_.decode_tokens;
   const int64_t prompts_before = PromptTokensDone();
-  const bool prompts_wait = PromptsWait();
   const double others_before = stats_.executor_s + stats_.router_s + stats_.policy_s;
   const int64_t start_ns = options_.now_ns();
   EndOverdue();
   Admit();
   ReserveAhead();
-  std::vector<RequestState*> unplanned = RouteAdmitted();
+  RouteWork beside = RouteAdmitted();
   const std::vector<sched::ReadyItem> items = ReadyItems(running_, pregate_ != nullptr);
+  const bool prompts_wait =
+      !queue_.empty() || std::ranges::count(items, sched::Lane::kPrefill, &sched::ReadyItem::lane);
   if (!items.empty()) {
     if (auto plan = Choose(items)) {
-      if (!unplanned.empty()) route_ahead_->Start(std::move(unplanned));
+      if (beside.tokens() > 0) route_ahead_->Start(std::move(beside));
       Run(SliceRuns(*plan, running_, options_.echo_rows_max));
     } else {
       FailStep(plan.error().code + ": " + plan.error().message);
@@ -125,10 +127,6 @@ bool EngineCore::Step() {
   ++stats_.steps;
   ++step_;
   return true;
-}
-
-bool EngineCore::PromptsWait() const {
-  return !queue_.empty() || std::ranges::any_of(running_, [](const StatePtr& state) { return !state->decodes(); });
 }
 
 void EngineCore::ObserveStep(double seconds, int64_t texts, int64_t prompt_tokens) {
@@ -200,44 +198,47 @@ void EngineCore::Admit() {
   }
 }
 
-// Prompts without a plan get one at once; or are given back, to be routed beside this step's pass, where the machine
-// leaves room for it and others have something to run.
-std::vector<RequestState*> EngineCore::RouteAdmitted() {
+// Prompts get the plan of their next tokens at once; or it is given back, to be made beside this step's pass, where the
+// machine leaves room for it and others have something to run.
+RouteWork EngineCore::RouteAdmitted() {
+  if (pregate_ == nullptr) return {};
   std::vector<RequestState*> unplanned;
-  if (pregate_ == nullptr) return unplanned;
   for (const auto& state : running_) {
     if (!state->planned()) unplanned.push_back(state.get());
   }
-  if (route_ahead_ && unplanned.size() < running_.size()) {
-    for (RequestState* state : unplanned) state->ready_since = step_ + 1;
-    return unplanned;
+  RouteWork work(unplanned, kRoutedPerChunk * options_.limits.prefill_tokens);
+  const bool beside =
+      route_ahead_ && std::ranges::any_of(running_, [](const StatePtr& state) { return state->ready(true) > 0; });
+  if (!beside) {
+    Routed(work, work.Run(*pregate_));
+    EraseEnded();
   }
-  Routed(unplanned, RouteRest(pregate_, unplanned));
-  return {};
+  for (const auto& state : running_) {
+    if (state->ready(true) <= 0) state->ready_since = step_ + 1;
+  }
+  return beside ? std::move(work) : RouteWork{};
 }
 
 void EngineCore::FinishRouting() {
   if (!route_ahead_) return;
   const int64_t start_ns = base::NowNs();
-  const RouteAhead::Done done = route_ahead_->Finish();
-  if (done.states.empty()) return;
-  const double waited = static_cast<double>(base::NowNs() - start_ns) * 1e-9;
-  base::Result<RouteCost> cost = done.cost;
-  if (cost) {
-    stats_.routed_beside_s += cost->seconds;
-    cost->seconds = waited;
-  }
-  Routed(done.states, cost);
+  RouteAhead::Done done = route_ahead_->Finish();
+  const double waited_s = static_cast<double>(base::NowNs() - start_ns) * 1e-9;
+  Routed(done.work, done.result);
+  stats_.routed_beside_s += done.work.seconds();
+  stats_.router_s += waited_s - done.work.seconds();
 }
 
-void EngineCore::Routed(std::span<RequestState* const> states, const base::Result<RouteCost>& cost) {
-  if (cost) {
-    stats_.routed_tokens += cost->tokens;
-    stats_.router_s += cost->seconds;
+// Requests whose plan could not be made end; they stay in their list.
+void EngineCore::Routed(RouteWork& work, const base::Result<void>& result) {
+  stats_.router_s += work.seconds();
+  if (result) {
+    stats_.routed_tokens += work.tokens();
+    work.Apply();
     return;
   }
-  for (RequestState* state : states) Close(*state, Finish::kError, cost.error().code + ": " + cost.error().message);
-  EraseEnded();
+  for (RequestState* state : work.states())
+    Close(*state, Finish::kError, result.error().code + ": " + result.error().message);
 }
 
 // Pages for the whole text so far, so that its chunks never wait for any. One page for each of the `others` that run

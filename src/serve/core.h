@@ -63,9 +63,9 @@ class EngineCore {
   int64_t TextsMax() const;
   double TextTokens() const;
   void Admit();
-  std::vector<RequestState*> RouteAdmitted();
+  RouteWork RouteAdmitted();
   void FinishRouting();
-  void Routed(std::span<RequestState* const> states, const base::Result<RouteCost>& cost);
+  void Routed(RouteWork& work, const base::Result<void>& result);
   RunningList::iterator NextQueued();
   bool TakePages(RequestState& state, int64_t others);
   void ReserveAhead();
@@ -86,7 +86,6 @@ class EngineCore {
   void RouteDrawn(std::span<const SliceRun> slices, std::span<Event> events);
   void TellEvents(std::span<const SliceRun> slices, std::vector<Event> events);
   int64_t PromptTokensDone() const { return stats_.prefill_tokens + stats_.prefix_hit_tokens; }
-  bool PromptsWait() const;
   sched::StepLimits LimitsBeside(std::span<const sched::ReadyItem> items) const;
   void ObserveStep(double seconds, int64_t texts, int64_t prompt_tokens);
   double TpotGoalS() const { return static_cast<double>(options_.tpot_goal_ms) * 1e-3; }

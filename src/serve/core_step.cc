@@ -56,6 +56,7 @@ sched::StepLimits EngineCore::LimitsBeside(std::span<const sched::ReadyItem> ite
 void EngineCore::Run(std::span<const SliceRun> slices) {
   const auto cost = RunSlices(executor_, slices, rows_, stats_);
   if (!cost) {
+    FinishRouting();  // of requests that end now, too
     ++stats_.failed_steps;
     for (const SliceRun& slice : slices) Close(*slice.state, Finish::kError, Text(cost.error()));
     if (cost.error().code == "E_DEVICE") stats_.device_error = Text(cost.error());
@@ -63,6 +64,9 @@ void EngineCore::Run(std::span<const SliceRun> slices) {
   }
   Tally(slices, *cost);
   FinishRouting();  // the router is free again for what was drawn
+  std::vector<SliceRun> live;
+  std::ranges::copy_if(slices, std::back_inserter(live), [](const SliceRun& slice) { return !slice.state->ended; });
+  slices = live;
   std::vector<Drawn> drawn = DrawAll(slices);
   std::vector<Event> events;
   for (size_t i = 0; i < slices.size(); ++i) events.push_back(Advance(slices[i], std::move(drawn[i])));
@@ -151,11 +155,13 @@ void EngineCore::RouteDrawn(std::span<const SliceRun> slices, std::span<Event> e
     drawn.push_back(slices[i].state);
     places.push_back(i);
   }
-  const auto routed = RouteRest(pregate_, drawn);
+  if (pregate_ == nullptr || drawn.empty()) return;
+  RouteWork work(drawn, std::ssize(drawn));
+  const auto routed = work.Run(*pregate_);
+  stats_.router_s += work.seconds();
   if (routed) {
-    stats_.routed_tokens += routed->tokens;
-    stats_.router_s += routed->seconds;
-    return;
+    stats_.routed_tokens += work.tokens();
+    return work.Apply();
   }
   for (const size_t i : places) {
     events[i].finish = Finish::kError;
@@ -195,7 +201,7 @@ std::vector<std::string> EngineCore::Violations() const {
   for (const auto& state : running_) {
     if (state->computed >= state->length())
       out.push_back("running request " + std::to_string(state->id) + " has nothing to run");
-    if (pregate_ != nullptr && state->experts.size() != state->text.size())
+    if (pregate_ != nullptr && (state->ready(true) < 0 || (state->decodes() && !state->planned())))
       out.push_back("running request " + std::to_string(state->id) + " has a token without an expert");
   }
   if (static_cast<int64_t>(running_.size()) > options_.running_max) out.push_back("more requests run than may");

@@ -13,16 +13,16 @@
 namespace outrider::serve {
 namespace {
 
-base::Result<int32_t> Chosen(const RequestState& state, int64_t id) {
+base::Result<int32_t> Chosen(int64_t id, int64_t token) {
   if (id != kNoId) return static_cast<int32_t>(id);
-  return base::Fail("E_LOGITS", "token " + std::to_string(state.length()) +
+  return base::Fail("E_LOGITS", "token " + std::to_string(token) +
                                     " of the text: a logit is infinite or not a number, expected finite ones");
 }
 
 base::Result<int32_t> TokenOf(const RequestState& state, std::span<const float> logits) {
   const int64_t likeliest = sampling::LikeliestId(logits);
   const SamplingParams& s = state.request.sampling;
-  if (likeliest == kNoId || (s.temperature <= 0 && !state.penalised())) return Chosen(state, likeliest);
+  if (likeliest == kNoId || (s.temperature <= 0 && !state.penalised())) return Chosen(likeliest, state.length());
   std::vector<float> changed;
   if (state.penalised()) {
     changed.assign(logits.begin(), logits.end());
@@ -38,7 +38,8 @@ TokenLogprob LogprobOf(std::span<const float> logits, int32_t token, int64_t top
   return {token, found.of_token, std::move(found.top)};
 }
 
-std::vector<TokenLogprob> EchoLogprobs(const SliceRun& slice, std::span<const float> logits, size_t vocab) {
+base::Result<std::vector<TokenLogprob>> EchoLogprobs(const SliceRun& slice, std::span<const float> logits,
+                                                     size_t vocab) {
   const RequestState& state = *slice.state;
   std::vector<TokenLogprob> out;
   if (!state.echoes()) return out;
@@ -46,6 +47,7 @@ std::vector<TokenLogprob> EchoLogprobs(const SliceRun& slice, std::span<const fl
   for (int64_t token = std::max(first, state.echoed); token < state.computed + slice.tokens; ++token) {
     if (token + 1 >= state.prompt_tokens()) break;
     const auto row = logits.subspan(static_cast<size_t>(token - first) * vocab, vocab);
+    if (auto some = Chosen(sampling::LikeliestId(row), token + 1); !some) return tl::unexpected(some.error());
     out.push_back(LogprobOf(row, state.text[static_cast<size_t>(token + 1)], state.request.logprobs));
   }
   return out;
@@ -55,10 +57,12 @@ Drawn DrawOrThrow(const SliceRun& slice, const StepRows::Of& rows) {
   const RequestState& state = *slice.state;
   const size_t vocab = rows.logits.size() / static_cast<size_t>(std::max<int64_t>(slice.rows, 1));
   Drawn drawn;
-  drawn.echoed = EchoLogprobs(slice, rows.logits, vocab);
-  if (!slice.draws()) return drawn;
+  auto echoed = EchoLogprobs(slice, rows.logits, vocab);
+  if (!echoed) drawn.token = tl::unexpected(echoed.error());
+  if (echoed) drawn.echoed = *std::move(echoed);
+  if (!drawn.token || !slice.draws()) return drawn;
   const auto last = rows.logits.last(vocab);
-  drawn.token = rows.likeliest.empty() ? TokenOf(state, last) : Chosen(state, rows.likeliest.back());
+  drawn.token = rows.likeliest.empty() ? TokenOf(state, last) : Chosen(rows.likeliest.back(), state.length());
   if (!drawn.token) return drawn;
   drawn.stops = std::ranges::find(state.request.stop_ids, *drawn.token) != state.request.stop_ids.end();
   if (!drawn.stops && state.request.logprobs >= 0)

@@ -2,6 +2,7 @@
 // A request between Submit and its last event. Owned by the engine's thread once it left the inbox.
 
 #include <cstdint>
+#include <iterator>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -37,8 +38,10 @@ struct RequestState {
   int64_t length() const { return static_cast<int64_t>(text.size()); }
   int64_t written() const { return length() - prompt_tokens(); }
   int64_t rest() const { return length() - computed; }  // tokens to run before the next one can be drawn
-  // The next token to run is one that was written; else its prompt is not done, or is run again.
   bool planned() const { return experts.size() == text.size(); }
+  // Tokens that may run; of a model `with_plan` none without its expert.
+  int64_t ready(bool with_plan) const { return with_plan ? std::ssize(experts) - computed : rest(); }
+  // The next token to run is one that was written; else its prompt is not done, or is run again.
   bool decodes() const { return rest() == 1 && written() > 0; }
   bool echoes() const { return request.echo_logprobs && request.logprobs >= 0; }
   bool penalised() const {

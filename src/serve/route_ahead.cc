@@ -2,8 +2,6 @@
 
 #include <pthread.h>
 
-#include <exception>
-#include <string>
 #include <utility>
 
 namespace outrider::serve {
@@ -20,10 +18,10 @@ RouteAhead::~RouteAhead() {
   thread_.join();
 }
 
-void RouteAhead::Start(std::vector<RequestState*> states) {
+void RouteAhead::Start(RouteWork work) {
   {
     const std::lock_guard lock(mutex_);
-    states_ = std::move(states);
+    done_ = {std::move(work), {}};
     stage_ = Stage::kAsked;
   }
   changed_.notify_all();
@@ -33,7 +31,7 @@ RouteAhead::Done RouteAhead::Finish() {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [this] { return stage_ != Stage::kAsked; });
   stage_ = Stage::kIdle;
-  return {std::exchange(states_, {}), std::exchange(cost_, RouteCost{})};
+  return std::exchange(done_, {});
 }
 
 void RouteAhead::Loop() {
@@ -43,14 +41,9 @@ void RouteAhead::Loop() {
     changed_.wait(lock, [this] { return stage_ == Stage::kAsked || stage_ == Stage::kStop; });
     if (stage_ == Stage::kStop) return;
     lock.unlock();
-    base::Result<RouteCost> cost;
-    try {
-      cost = RouteRest(&pregate_, states_);
-    } catch (const std::exception& e) {
-      cost = base::Fail("E_INTERNAL", std::string("the router: ") + e.what());
-    }
+    base::Result<void> result = done_.work.Run(pregate_);
     lock.lock();
-    cost_ = std::move(cost);
+    done_.result = std::move(result);
     stage_ = Stage::kDone;
     changed_.notify_all();
   }

@@ -2,9 +2,9 @@
 // Routes prompts while a pass runs on another machine. A thread of its own sleeps in between.
 
 #include <condition_variable>
+#include <cstdint>
 #include <mutex>
 #include <thread>
-#include <vector>
 
 #include "base/result.h"
 #include "serve/router_pass.h"
@@ -14,8 +14,8 @@ namespace outrider::serve {
 class RouteAhead {
  public:
   struct Done {
-    std::vector<RequestState*> states;  // those given to Start; empty: nothing was under way
-    base::Result<RouteCost> cost;       // codes: those of the router; E_INTERNAL it threw
+    RouteWork work;             // as given to Start; without tokens: nothing was under way
+    base::Result<void> result;  // of its Run
   };
 
   explicit RouteAhead(Pregate& pregate);
@@ -23,8 +23,8 @@ class RouteAhead {
   RouteAhead(const RouteAhead&) = delete;
   RouteAhead& operator=(const RouteAhead&) = delete;
 
-  // As RouteRest. Until Finish nobody else uses the router, or text, plan and route pages of the states.
-  void Start(std::vector<RequestState*> states);
+  // Runs the work. Until Finish nobody else uses the router, or changes text and route pages of the states.
+  void Start(RouteWork work);
   Done Finish();
 
  private:
@@ -34,8 +34,7 @@ class RouteAhead {
   std::mutex mutex_;
   std::condition_variable changed_;
   enum class Stage : uint8_t { kIdle, kAsked, kDone, kStop } stage_ = Stage::kIdle;
-  std::vector<RequestState*> states_;
-  base::Result<RouteCost> cost_;
+  Done done_;
   std::thread thread_;
 };
 

@@ -1,38 +1,49 @@
 #include "serve/router_pass.h"
 
 #include <algorithm>
-#include <vector>
+#include <exception>
+#include <string>
 
 #include "base/clock.h"
 
 namespace outrider::serve {
 
-base::Result<RouteCost> RouteRest(Pregate* pregate, std::span<RequestState* const> states) {
-  if (pregate == nullptr) return RouteCost{};
-  std::vector<RouteRun> runs;
-  std::vector<RequestState*> routed;
-  size_t tokens = 0;
+RouteWork::RouteWork(std::span<RequestState* const> states, int64_t tokens_max) {
+  int64_t tokens = 0;
   for (RequestState* state : states) {
     const size_t from = state->experts.size();
-    if (from == state->text.size()) continue;
-    runs.push_back({.ids = std::span(state->text).subspan(from),
-                    .position = static_cast<int64_t>(from),
-                    .route_pages = state->route_pages,
-                    .previous = from > 0 ? state->experts.back() : kNoExpert});
-    routed.push_back(state);
-    tokens += state->text.size() - from;
+    const int64_t count = std::min(std::ssize(state->text) - static_cast<int64_t>(from), tokens_max - tokens);
+    if (count <= 0) continue;
+    runs_.push_back({.ids = std::span(state->text).subspan(from, static_cast<size_t>(count)),
+                     .position = static_cast<int64_t>(from),
+                     .route_pages = state->route_pages,
+                     .previous = from > 0 ? state->experts.back() : kNoExpert});
+    states_.push_back(state);
+    tokens += count;
   }
-  if (runs.empty()) return RouteCost{};
-  std::vector<ExpertId> experts(tokens, kNoExpert);
+  experts_.assign(static_cast<size_t>(tokens), kNoExpert);
+}
+
+base::Result<void> RouteWork::Run(Pregate& pregate) noexcept {
+  if (states_.empty()) return {};
   const int64_t start_ns = base::NowNs();
-  if (auto done = pregate->Route(runs, experts); !done) return tl::unexpected(done.error());
-  auto next = experts.cbegin();
-  for (size_t i = 0; i < runs.size(); ++i) {
-    const auto end = next + static_cast<std::ptrdiff_t>(runs[i].ids.size());
-    routed[i]->experts.insert(routed[i]->experts.end(), next, end);
+  base::Result<void> done;
+  try {
+    done = pregate.Route(runs_, experts_);
+  } catch (const std::exception& e) {
+    done = base::Fail("E_INTERNAL", std::string("the router: ") + e.what());
+  }
+  seconds_ = static_cast<double>(base::NowNs() - start_ns) * 1e-9;
+  return done;
+}
+
+void RouteWork::Apply() {
+  auto next = experts_.cbegin();
+  for (size_t i = 0; i < runs_.size(); ++i) {
+    const auto end = next + std::ssize(runs_[i].ids);
+    states_[i]->experts.insert(states_[i]->experts.end(), next, end);
     next = end;
   }
-  return RouteCost{static_cast<int64_t>(tokens), static_cast<double>(base::NowNs() - start_ns) * 1e-9};
 }
 
 base::Result<void> ConfirmPlan(Pregate& pregate, const RequestState& state, std::span<const int32_t> pages,

@@ -1,7 +1,9 @@
 #pragma once
 // The pre-gate as requests see it: gives each of them the experts of the tokens that have none yet.
 
+#include <cstdint>
 #include <span>
+#include <vector>
 
 #include "base/result.h"
 #include "serve/executor.h"
@@ -10,14 +12,30 @@
 
 namespace outrider::serve {
 
-struct RouteCost {
-  int64_t tokens = 0;
-  double seconds = 0;
-};
+// Tokens that one pass of the router reads.
+class RouteWork {
+ public:
+  RouteWork() = default;
+  // Those of `states` that have no expert, in order, `tokens_max` at most. Each state holds route pages for its whole
+  // text, and keeps text and pages until Apply.
+  RouteWork(std::span<RequestState* const> states, int64_t tokens_max);
 
-// One pass over all `states`; each holds route pages for its whole text. A failure leaves all plans as they were; the
-// router's pages of the tokens that had no expert are undefined then. Without a pregate (a dense model): nothing to do.
-base::Result<RouteCost> RouteRest(Pregate* pregate, std::span<RequestState* const> states);
+  std::span<RequestState* const> states() const { return states_; }  // whose tokens these are
+  int64_t tokens() const { return std::ssize(experts_); }
+  double seconds() const { return seconds_; }  // that Run took
+
+  // Changes nothing of the states. After a failure the router's pages of the tokens are undefined. Codes: those of the
+  // router; E_INTERNAL it threw.
+  base::Result<void> Run(Pregate& pregate) noexcept;
+  // The states get the experts that Run found.
+  void Apply();
+
+ private:
+  std::vector<RequestState*> states_;
+  std::vector<RouteRun> runs_;  // one each
+  std::vector<ExpertId> experts_;
+  double seconds_ = 0;
+};
 
 // Routes the whole planned text again, into `pages`, and counts the ids that differ from its plan.
 base::Result<void> ConfirmPlan(Pregate& pregate, const RequestState& state, std::span<const int32_t> pages,

@@ -23,18 +23,18 @@ int64_t FirstRow(const RequestState& state, int64_t end) {
 
 }  // namespace
 
-std::vector<sched::ReadyItem> ReadyItems(const RunningList& running, bool planned) {
+std::vector<sched::ReadyItem> ReadyItems(const RunningList& running, bool with_plan) {
   std::vector<sched::ReadyItem> items;
   items.reserve(running.size());
   for (const auto& state : running) {
-    if (planned && !state->planned()) continue;
-    const int64_t rest = state->rest();
+    const int64_t tokens = state->ready(with_plan);
+    if (tokens <= 0) continue;
     std::span<const uint8_t> experts;
     if (!state->experts.empty()) experts = std::span(state->experts).subspan(static_cast<size_t>(state->computed));
     items.push_back({.request = sched::RequestId(state->id),
                      .lane = state->decodes() ? sched::Lane::kDecode : sched::Lane::kPrefill,
                      .experts = experts,
-                     .tokens = rest,
+                     .tokens = tokens,
                      .ready_since = state->ready_since,
                      .priority = state->request.priority});
   }

@@ -16,8 +16,8 @@ namespace outrider::serve {
 using StatePtr = std::unique_ptr<RequestState>;
 using RunningList = std::vector<StatePtr>;  // by id, ascending
 
-// The rest of each running request, unless it waits for its plan; the spans point into the requests.
-std::vector<sched::ReadyItem> ReadyItems(const RunningList& running, bool planned);
+// What may run of each running request (RequestState::ready); the spans point into the requests.
+std::vector<sched::ReadyItem> ReadyItems(const RunningList& running, bool with_plan);
 
 // A plan names each item once at most, in its lane, with tokens that it has and a step can take, and runs something
 // when there is something. Code: E_PLAN.
