@@ -1,6 +1,7 @@
 #include "serve/core.h"
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "base/clock.h"
@@ -198,14 +199,16 @@ void EngineCore::Admit() {
   }
 }
 
-// Prompts get the plan of their next tokens at once; or it is given back, to be made beside this step's pass, where the
-// machine leaves room for it and others have something to run.
+// Prompts get the plan of their next tokens at once, those of high priority first; or it is given back, to be made
+// beside this step's pass, where the machine leaves room for it and others have something to run.
 RouteWork EngineCore::RouteAdmitted() {
   if (pregate_ == nullptr) return {};
   std::vector<RequestState*> unplanned;
   for (const auto& state : running_) {
     if (!state->planned()) unplanned.push_back(state.get());
   }
+  std::ranges::stable_sort(unplanned, std::greater<>(),
+                           [](const RequestState* state) { return state->request.priority; });
   RouteWork work(unplanned, kRoutedPerChunk * options_.limits.prefill_tokens);
   const bool beside =
       route_ahead_ && std::ranges::any_of(running_, [](const StatePtr& state) { return state->ready(true) > 0; });

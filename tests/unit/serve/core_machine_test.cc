@@ -155,6 +155,22 @@ TEST(CoreMachine, LongPromptsAreRoutedInPieces) {
   }
 }
 
+TEST(CoreMachine, PromptsOfHighPriorityAreRoutedFirst) {
+  EngineOptions options = TestOptions();
+  options.limits.prefill_tokens = 4;
+  CoreRun run(options);
+  Request urgent = Plain(Counted(3, 8), 5);
+  urgent.priority = 1;
+  run.Submit(Plain(Counted(0, 40), 5));
+  const StreamId second = run.Submit(urgent);
+  run.Steps(2);
+  EXPECT_EQ(run.told[second].tokens.size(), 1U) << "eight tokens are routed a step, four run";
+  EXPECT_EQ(run.core.Stats().routed_tokens, 8 + 8 + 1);
+  ASSERT_TRUE(run.ToTheEnd());
+  EXPECT_EQ(run.told[second].tokens, Reference(urgent).written);
+  ExpectClean(run);
+}
+
 // In the second piece of its prompt, the first of which runs in that step.
 TEST(CoreMachine, AFailureBesideAPassOfTheSamePromptEndsIt) {
   for (const bool machine_too : {false, true}) {
