@@ -11,6 +11,7 @@ namespace outrider::base {
 struct Error {
   std::string code;     // stable, for programs: "PARSE", "NOT_FOUND"
   std::string message;  // for people; names the place and the value
+  std::string Text() const { return code + ": " + message; }
   friend bool operator==(const Error&, const Error&) = default;
 };
 

@@ -1,16 +1,11 @@
 #include "serve/core.h"
 
 #include <algorithm>
-#include <functional>
 #include <utility>
-
-#include "base/clock.h"
-#include "serve/router_pass.h"
 
 namespace outrider::serve {
 namespace {
 
-constexpr int64_t kRoutedPerChunk = 2;     // chunks of prompts that a step routes
 constexpr int64_t kCachedPagesEvery = 32;  // steps between two counts of cached pages, which take long
 constexpr int64_t kRoomEvery = 32;         // steps between two looks at whether the goal of time per token can be kept
 
@@ -111,7 +106,7 @@ bool EngineCore::Step() {
       if (beside.tokens() > 0) route_ahead_->Start(std::move(beside));
       Run(SliceRuns(*plan, running_, options_.echo_rows_max));
     } else {
-      FailStep(plan.error().code + ": " + plan.error().message);
+      FailStep(plan.error().Text());
     }
   }
   FinishRouting();
@@ -199,51 +194,6 @@ void EngineCore::Admit() {
   }
 }
 
-// Prompts get the plan of their next tokens at once, those of high priority first; or it is given back, to be made
-// beside this step's pass, where the machine leaves room for it and others have something to run.
-RouteWork EngineCore::RouteAdmitted() {
-  if (pregate_ == nullptr) return {};
-  std::vector<RequestState*> unplanned;
-  for (const auto& state : running_) {
-    if (!state->planned()) unplanned.push_back(state.get());
-  }
-  std::ranges::stable_sort(unplanned, std::greater<>(),
-                           [](const RequestState* state) { return state->request.priority; });
-  RouteWork work(unplanned, kRoutedPerChunk * options_.limits.prefill_tokens);
-  const bool beside =
-      route_ahead_ && std::ranges::any_of(running_, [](const StatePtr& state) { return state->ready(true) > 0; });
-  if (!beside) {
-    Routed(work, work.Run(*pregate_));
-    EraseEnded();
-  }
-  for (const auto& state : running_) {
-    if (state->ready(true) <= 0) state->ready_since = step_ + 1;
-  }
-  return beside ? std::move(work) : RouteWork{};
-}
-
-void EngineCore::FinishRouting() {
-  if (!route_ahead_) return;
-  const int64_t start_ns = base::NowNs();
-  RouteAhead::Done done = route_ahead_->Finish();
-  const double waited_s = static_cast<double>(base::NowNs() - start_ns) * 1e-9;
-  Routed(done.work, done.result);
-  stats_.routed_beside_s += done.work.seconds();
-  stats_.router_s += waited_s - done.work.seconds();
-}
-
-// Requests whose plan could not be made end; they stay in their list.
-void EngineCore::Routed(RouteWork& work, const base::Result<void>& result) {
-  stats_.router_s += work.seconds();
-  if (result) {
-    stats_.routed_tokens += work.tokens();
-    work.Apply();
-    return;
-  }
-  for (RequestState* state : work.states())
-    Close(*state, Finish::kError, result.error().code + ": " + result.error().message);
-}
-
 // Pages for the whole text so far, so that its chunks never wait for any. One page for each of the `others` that run
 // stays free, or they would preempt this one at once.
 bool EngineCore::TakePages(RequestState& state, int64_t others) {
@@ -329,15 +279,6 @@ void EngineCore::CloseWith(RequestState& state, Event event) {
 void EngineCore::EraseEnded() {
   for (RunningList* list : {&queue_, &running_})
     std::erase_if(*list, [](const StatePtr& state) { return state->ended; });
-}
-
-// With pages of its own, if there are any: the text's may be shared.
-void EngineCore::Confirm(const RequestState& state) {
-  if (pregate_ == nullptr) return;
-  RequestState probe;
-  if (!pages_.GrowRoute(probe, static_cast<int64_t>(state.experts.size()))) return;
-  if (!ConfirmPlan(*pregate_, state, probe.route_pages, stats_)) ++stats_.degraded["plan could not be confirmed"];
-  pages_.ReleaseRoute(probe);
 }
 
 double EngineCore::TextTokens() const {

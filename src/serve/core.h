@@ -63,9 +63,6 @@ class EngineCore {
   int64_t TextsMax() const;
   double TextTokens() const;
   void Admit();
-  RouteWork RouteAdmitted();
-  void FinishRouting();
-  void Routed(RouteWork& work, const base::Result<void>& result);
   RunningList::iterator NextQueued();
   bool TakePages(RequestState& state, int64_t others);
   void ReserveAhead();
@@ -74,6 +71,12 @@ class EngineCore {
   void Close(RequestState& state, Finish finish, const std::string& error);
   void CloseWith(RequestState& state, Event event);
   void EraseEnded();
+
+  // Plans (core_routing.cc).
+  RouteWork RouteAdmitted();
+  void FinishRouting();
+  void Routed(RouteWork& work, const base::Result<void>& result);
+  void RouteDrawn(std::span<const SliceRun> slices, std::span<Event> events);
   void Confirm(const RequestState& state);
 
   // The step itself (core_step.cc).
@@ -83,7 +86,6 @@ class EngineCore {
   std::vector<Drawn> DrawAll(std::span<const SliceRun> slices) const;
   Event Advance(const SliceRun& slice, Drawn drawn);
   void Take(RequestState& state, Drawn drawn, Event& event);
-  void RouteDrawn(std::span<const SliceRun> slices, std::span<Event> events);
   void TellEvents(std::span<const SliceRun> slices, std::vector<Event> events);
   int64_t PromptTokensDone() const { return stats_.prefill_tokens + stats_.prefix_hit_tokens; }
   sched::StepLimits LimitsBeside(std::span<const sched::ReadyItem> items) const;

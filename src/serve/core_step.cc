@@ -8,14 +8,8 @@
 #include "base/clock.h"
 #include "sched/violations.h"
 #include "serve/core.h"
-#include "serve/router_pass.h"
 
 namespace outrider::serve {
-namespace {
-
-std::string Text(const base::Error& error) { return error.code + ": " + error.message; }
-
-}  // namespace
 
 base::Result<sched::StepPlan> EngineCore::Choose(std::span<const sched::ReadyItem> items) {
   const ModelShape& shape = executor_.shape();
@@ -58,8 +52,8 @@ void EngineCore::Run(std::span<const SliceRun> slices) {
   if (!cost) {
     FinishRouting();  // of requests that end now, too
     ++stats_.failed_steps;
-    for (const SliceRun& slice : slices) Close(*slice.state, Finish::kError, Text(cost.error()));
-    if (cost.error().code == "E_DEVICE") stats_.device_error = Text(cost.error());
+    for (const SliceRun& slice : slices) Close(*slice.state, Finish::kError, cost.error().Text());
+    if (cost.error().code == "E_DEVICE") stats_.device_error = cost.error().Text();
     return;
   }
   Tally(slices, *cost);
@@ -128,7 +122,7 @@ Event EngineCore::Advance(const SliceRun& slice, Drawn drawn) {
 void EngineCore::Take(RequestState& state, Drawn drawn, Event& event) {
   if (!drawn.token) {
     event.finish = Finish::kError;
-    event.error = Text(drawn.token.error());
+    event.error = drawn.token.error().Text();
     return;
   }
   if (state.draws == 0) pages_.Remember(state);
@@ -144,29 +138,6 @@ void EngineCore::Take(RequestState& state, Drawn drawn, Event& event) {
   event.tokens.push_back(*drawn.token);
   if (state.penalised()) state.counts.AddWritten(*drawn.token);
   if (state.length() >= state.text_max) event.finish = Finish::kLength;
-}
-
-// The experts of the new tokens, so that the next step is known in full.
-void EngineCore::RouteDrawn(std::span<const SliceRun> slices, std::span<Event> events) {
-  std::vector<RequestState*> drawn;
-  std::vector<size_t> places;
-  for (size_t i = 0; i < slices.size(); ++i) {
-    if (events[i].tokens.empty()) continue;
-    drawn.push_back(slices[i].state);
-    places.push_back(i);
-  }
-  if (pregate_ == nullptr || drawn.empty()) return;
-  RouteWork work(drawn, std::ssize(drawn));
-  const auto routed = work.Run(*pregate_);
-  stats_.router_s += work.seconds();
-  if (routed) {
-    stats_.routed_tokens += work.tokens();
-    return work.Apply();
-  }
-  for (const size_t i : places) {
-    events[i].finish = Finish::kError;
-    events[i].error = Text(routed.error());
-  }
 }
 
 void EngineCore::TellEvents(std::span<const SliceRun> slices, std::vector<Event> events) {
