@@ -24,7 +24,7 @@ def serve_command(
     weights: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or int8; default: float32, on cuda bfloat16.")
     ] = None,
-    threads: Annotated[int, typer.Option(help="On the CPU; 0: one per core.", min=0)] = 0,
+    threads: Annotated[int, typer.Option(help="Of the host; 0: one per core, with cuda one less.", min=0)] = 0,
     policy: Annotated[str, typer.Option(help="Which tokens share a step; see docs/guide/serving.md.")] = "outrider",
     tpot_goal_ms: Annotated[int, typer.Option(help="Time per token that steps shall keep; 0: no goal.", min=0)] = 0,
     api_keys: Annotated[Path | None, typer.Option(help="File of hashed keys; without it, loopback only.")] = None,
