@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <string>
 
 namespace outrider::model {
 namespace {
@@ -45,6 +46,9 @@ base::Result<StopReason> Generate(const Config& config, const Parameters& parame
     const at::Tensor logits = Logits(config, parameters, last).to(at::kFloat).to(at::kCPU).contiguous();
     const std::span<const float> row(logits.const_data_ptr<float>(), static_cast<size_t>(config.vocab));
     const int64_t id = sampling::PickToken(row, options.sampling, static_cast<uint64_t>(made));
+    if (id < 0)
+      return base::Fail("E_LOGITS", "token " + std::to_string(start + made) +
+                                        " of the text: a logit is infinite or not a number, expected finite ones");
     if (!on_id(id)) return StopReason::kCallback;
     if (std::find(options.stop_ids.begin(), options.stop_ids.end(), id) != options.stop_ids.end())
       return StopReason::kEndId;

@@ -21,7 +21,8 @@ struct GenerateOptions {
   Sampling sampling;
 };
 
-// `on_id` gets every new id as it is made; false ends the text. `prompt`: at least one id. Code: E_PROMPT.
+// `on_id` gets every new id as it is made; false ends the text. `prompt`: at least one id. Codes: E_PROMPT;
+// E_LOGITS a logit is no finite number.
 base::Result<StopReason> Generate(const Config& config, const Parameters& parameters,
                                   const std::vector<int64_t>& prompt, const GenerateOptions& options,
                                   const std::function<bool(int64_t)>& on_id, FfnHook* hook = nullptr);

@@ -77,11 +77,9 @@ int64_t DrawFromLikely(std::span<const float> logits, const Weigher& weigher, co
 }  // namespace
 
 int64_t PickToken(std::span<const float> logits, const Sampling& sampling, uint64_t step) {
-  int64_t likeliest = LikeliestId(logits);
-  if (likeliest < 0) likeliest = std::max_element(logits.begin(), logits.end()) - logits.begin();
-  const float largest = logits[static_cast<size_t>(likeliest)];
-  if (sampling.temperature <= 0 || sampling.top_p <= 0 || !std::isfinite(largest)) return likeliest;
-  const Weigher weigher(largest, sampling.temperature);
+  const int64_t likeliest = LikeliestId(logits);
+  if (likeliest < 0 || sampling.temperature <= 0 || sampling.top_p <= 0) return likeliest;
+  const Weigher weigher(logits[static_cast<size_t>(likeliest)], sampling.temperature);
   const double uniform = Uniform(sampling.seed, step);
   const bool all = sampling.top_p >= 1 && (sampling.top_k <= 0 || static_cast<size_t>(sampling.top_k) >= logits.size());
   return all ? DrawFromAll(logits, weigher, uniform) : DrawFromLikely(logits, weigher, sampling, uniform);

@@ -13,7 +13,8 @@ struct Sampling {
   uint64_t seed = 0;
 };
 
-// `step`: how many tokens were drawn before; equal (logits, sampling, step) give equal ids. Logits are finite.
+// `step`: how many tokens were drawn before; equal (logits, sampling, step) give equal ids. -1 if a logit is not
+// finite.
 int64_t PickToken(std::span<const float> logits, const Sampling& sampling, uint64_t step);
 
 }  // namespace outrider::sampling

@@ -109,7 +109,6 @@ bool EngineCore::Step() {
       FailStep(plan.error().Text());
     }
   }
-  FinishRouting();
   EraseEnded();
   if (options_.self_check == EngineOptions::SelfCheck::kOn) Count(Violations());
   const double seconds = static_cast<double>(options_.now_ns() - start_ns) * 1e-9;

@@ -75,7 +75,8 @@ class EngineCore {
   // Plans (core_routing.cc).
   RouteWork RouteAdmitted();
   void FinishRouting();
-  void Routed(RouteWork& work, const base::Result<void>& result);
+  bool Routed(RouteWork& work, const base::Result<void>& result, double waited_s);
+  void EndUnplanned(const RouteWork& work, const base::Error& error);
   void RouteDrawn(std::span<const SliceRun> slices, std::span<Event> events);
   void Confirm(const RequestState& state);
 

@@ -28,7 +28,8 @@ RouteWork EngineCore::RouteAdmitted() {
   const bool beside =
       route_ahead_ && std::ranges::any_of(running_, [](const StatePtr& state) { return state->ready(true) > 0; });
   if (!beside) {
-    Routed(work, work.Run(*pregate_));
+    const auto result = work.Run(*pregate_);
+    if (!Routed(work, result, work.seconds())) EndUnplanned(work, result.error());
     EraseEnded();
   }
   for (const auto& state : running_) {
@@ -37,25 +38,28 @@ RouteWork EngineCore::RouteAdmitted() {
   return beside ? std::move(work) : RouteWork{};
 }
 
+// Behind RunSlices, and before anything is done with its requests: they may be those whose prompts are routed.
 void EngineCore::FinishRouting() {
   if (!route_ahead_) return;
   const int64_t start_ns = base::NowNs();
   RouteAhead::Done done = route_ahead_->Finish();
-  const double waited_s = static_cast<double>(base::NowNs() - start_ns) * 1e-9;
-  Routed(done.work, done.result);
   stats_.routed_beside_s += done.work.seconds();
-  stats_.router_s += waited_s - done.work.seconds();
+  const double waited_s = static_cast<double>(base::NowNs() - start_ns) * 1e-9;
+  if (!Routed(done.work, done.result, waited_s)) EndUnplanned(done.work, done.result.error());
 }
 
-// Requests whose plan could not be made end; they stay in their list.
-void EngineCore::Routed(RouteWork& work, const base::Result<void>& result) {
-  stats_.router_s += work.seconds();
-  if (result) {
-    stats_.routed_tokens += work.tokens();
-    work.Apply();
-    return;
-  }
-  for (RequestState* state : work.states()) Close(*state, Finish::kError, result.error().Text());
+// False: the states have no more of their plans than before.
+bool EngineCore::Routed(RouteWork& work, const base::Result<void>& result, double waited_s) {
+  stats_.router_s += waited_s;
+  if (!result) return false;
+  stats_.routed_tokens += work.tokens();
+  work.Apply();
+  return true;
+}
+
+// They stay in their list.
+void EngineCore::EndUnplanned(const RouteWork& work, const base::Error& error) {
+  for (RequestState* state : work.states()) Close(*state, Finish::kError, error.Text());
 }
 
 // The experts of the new tokens, so that the next step is known in full.
@@ -69,15 +73,11 @@ void EngineCore::RouteDrawn(std::span<const SliceRun> slices, std::span<Event> e
   }
   if (pregate_ == nullptr || drawn.empty()) return;
   RouteWork work(drawn, std::ssize(drawn));
-  const auto routed = work.Run(*pregate_);
-  stats_.router_s += work.seconds();
-  if (routed) {
-    stats_.routed_tokens += work.tokens();
-    return work.Apply();
-  }
+  const auto result = work.Run(*pregate_);
+  if (Routed(work, result, work.seconds())) return;
   for (const size_t i : places) {
     events[i].finish = Finish::kError;
-    events[i].error = routed.error().Text();
+    events[i].error = result.error().Text();
   }
 }
 

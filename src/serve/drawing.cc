@@ -20,9 +20,7 @@ base::Result<int32_t> Chosen(int64_t id, int64_t token) {
 }
 
 base::Result<int32_t> TokenOf(const RequestState& state, std::span<const float> logits) {
-  const int64_t likeliest = sampling::LikeliestId(logits);
   const SamplingParams& s = state.request.sampling;
-  if (likeliest == kNoId || (s.temperature <= 0 && !state.penalised())) return Chosen(likeliest, state.length());
   std::vector<float> changed;
   if (state.penalised()) {
     changed.assign(logits.begin(), logits.end());
@@ -30,7 +28,7 @@ base::Result<int32_t> TokenOf(const RequestState& state, std::span<const float> 
     logits = changed;
   }
   const sampling::Sampling plain{s.temperature, s.top_k, s.top_p, s.seed};
-  return static_cast<int32_t>(sampling::PickToken(logits, plain, static_cast<uint64_t>(state.draws)));
+  return Chosen(sampling::PickToken(logits, plain, static_cast<uint64_t>(state.draws)), state.length());
 }
 
 TokenLogprob LogprobOf(std::span<const float> logits, int32_t token, int64_t top) {

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import safetensors
+import safetensors.torch
 import torch
 import transformers
 from model_fixtures import SIZES, make_model, some_ids
@@ -34,6 +35,18 @@ def test_greedy_text_is_that_of_full_passes(folder: Path) -> None:
         assert model.logits(torch.tensor([text]))[0, -1].argmax().item() == token
         text.append(token)
     assert len(made) == 20
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_whose_logits_overflow_writes_nothing(folder: Path, temperature: float) -> None:
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    head = weights["lm_head.weight"]
+    weights["lm_head.weight"] = head / head.abs().max() * 3e38
+    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    made: list[int] = []
+    with pytest.raises(ValueError, match="E_LOGITS: token 3 of the text: a logit is infinite or not a number"):
+        _core.Model.load(str(folder)).generate([1, 2, 3], made.append, 10, temperature=temperature)
+    assert made == []
 
 
 def test_samples_follow_the_seed(folder: Path) -> None:

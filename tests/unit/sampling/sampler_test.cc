@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cmath>
+#include <limits>
 #include <set>
 
 namespace outrider::sampling {
@@ -12,6 +13,17 @@ namespace {
 TEST(Sampler, GreedyTakesTheLowestOfEquals) {
   const std::array<float, 4> logits = {0.5F, 2.0F, 2.0F, -1.0F};
   EXPECT_EQ(PickToken(logits, {}, 0), 1);
+}
+
+TEST(Sampler, NothingIsDrawnFromWhatIsNoNumber) {
+  for (const float bad : {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
+                          std::numeric_limits<float>::quiet_NaN()}) {
+    const std::array<float, 4> logits = {0.5F, 2.0F, bad, -1.0F};
+    for (const double temperature : {0.0, 1.0}) {
+      EXPECT_EQ(PickToken(logits, {.temperature = temperature}, 0), -1) << bad;
+      EXPECT_EQ(PickToken(logits, {.temperature = temperature, .top_k = 2, .top_p = 0.9}, 0), -1) << bad;
+    }
+  }
 }
 
 TEST(Sampler, DrawsFollowTheProbabilities) {

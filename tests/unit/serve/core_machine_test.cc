@@ -197,31 +197,21 @@ TEST(CoreMachine, AFailureBesideAPassOfTheSamePromptEndsIt) {
 }
 
 TEST(CoreMachine, AFailureBesideAPassEndsThePromptAlone) {
-  CoreRun run(TestOptions(), ShapeApart());
-  const StreamId first = run.Submit(Plain(Counted(0, 9), 30));
-  run.Steps(1);
-  const StreamId second = run.Submit(Plain(Counted(3, 9), 5));
-  run.pregate.fails_of = 9;  // tokens: the prompt
-  run.Steps(1);
-  EXPECT_THAT(run.told[second].finishes, ElementsAre(Finish::kError));
-  EXPECT_EQ(run.told[second].last.error, "E_FAKE_ROUTER: the router failed as told");
-  ASSERT_TRUE(run.ToTheEnd());
-  EXPECT_EQ(run.told[first].tokens, Reference(Plain(Counted(0, 9), 30)).written);
-  ExpectClean(run);
-}
-
-TEST(CoreMachine, WhatThrowsBesideAPassIsAnErrorOfThePrompt) {
-  CoreRun run(TestOptions(), ShapeApart());
-  const StreamId first = run.Submit(Plain(Counted(0, 9), 8));
-  run.Steps(1);
-  const StreamId second = run.Submit(Plain(Counted(3, 9), 5));
-  run.pregate.fails_of = 9;
-  run.pregate.throws = true;
-  run.Steps(1);
-  EXPECT_EQ(run.told[second].last.error, "E_INTERNAL: the router: told to throw");
-  ASSERT_TRUE(run.ToTheEnd());
-  EXPECT_EQ(run.told[first].tokens, Reference(Plain(Counted(0, 9), 8)).written);
-  ExpectClean(run);
+  for (const bool throws : {false, true}) {
+    CoreRun run(TestOptions(), ShapeApart());
+    const StreamId first = run.Submit(Plain(Counted(0, 9), 30));
+    run.Steps(1);
+    const StreamId second = run.Submit(Plain(Counted(3, 9), 5));
+    run.pregate.fails_of = 9;  // tokens: the prompt
+    run.pregate.throws = throws;
+    run.Steps(1);
+    EXPECT_THAT(run.told[second].finishes, ElementsAre(Finish::kError));
+    EXPECT_EQ(run.told[second].last.error,
+              throws ? "E_INTERNAL: the router: told to throw" : "E_FAKE_ROUTER: the router failed as told");
+    ASSERT_TRUE(run.ToTheEnd());
+    EXPECT_EQ(run.told[first].tokens, Reference(Plain(Counted(0, 9), 30)).written);
+    ExpectClean(run);
+  }
 }
 
 TEST(CoreMachine, AFailureOfTheRouterEndsThoseItRouted) {
