@@ -26,6 +26,7 @@
 #include "serve.h"
 #include "serve_cpu.h"
 #include "serve_gpu.h"
+#include "serve_router.h"
 #include "serve_simulate.h"
 
 namespace py = pybind11;
@@ -291,5 +292,6 @@ PYBIND11_MODULE(_core, m) {
   DefineCpuPasses(m);
   DefineSimulate(m);
   DefineGpuPasses(m);
+  DefineRouterPasses(m);
   DefineServe(m);
 }

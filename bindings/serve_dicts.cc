@@ -83,7 +83,6 @@ py::dict ToDict(const serve::EngineStats& stats) {
   const std::pair<const char*, double> measured[] = {
       {"executor_s", stats.executor_s},
       {"router_s", stats.router_s},
-      {"routed_beside_s", stats.routed_beside_s},
       {"policy_s", stats.policy_s},
       {"host_s", stats.host_s},
       {"since_step_s", stats.since_step_s},

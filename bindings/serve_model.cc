@@ -19,6 +19,7 @@
 #include "serve/cpu/cpu_router.h"
 #include "serve_gpu/gpu_executor.h"
 #include "serve_gpu/kv_memory.h"
+#include "serve_gpu/router_device.h"
 
 namespace base = outrider::base;
 namespace files = outrider::files;
@@ -31,6 +32,7 @@ namespace serve_gpu = outrider::serve_gpu;
 namespace {
 
 constexpr int64_t kCpuPages = 16'384 / kernels::kPageTokens;  // where nobody says how many
+constexpr int64_t kRoutePagesEach = 2;                        // likewise, for each page of the backbone
 
 base::Result<kernels::Number> NumberNamed(const std::string& format) {
   if (format == "f32") return kernels::Number::kF32;
@@ -130,7 +132,7 @@ base::Result<Opened> OpenRouted(const ServingOptions& options) {
 }
 
 void CompleteRoutePages(serve::PassLimits& limits) {
-  if (limits.route_pages == 0) limits.route_pages = 2 * limits.kv_pages;
+  if (limits.route_pages == 0) limits.route_pages = kRoutePagesEach * limits.kv_pages;
 }
 
 using Made = base::Result<std::unique_ptr<serve::Executor>>;
@@ -153,14 +155,25 @@ base::Result<serve_gpu::GpuModel> PackOnDevice(Opened& opened, at::ScalarType ty
   return packed;
 }
 
-Made OnDevice(const serve_gpu::GpuModel& packed, const ServingOptions& options) {
+// What the router takes of the memory that is free, too.
+serve_gpu::KvBudget BudgetOf(const std::optional<serve::RouterSpec>& router, const ServingOptions& options) {
+  serve_gpu::KvBudget budget{.pages = options.limits.kv_pages,
+                             .free_bytes = serve_gpu::CudaFactsNow().free_bytes,
+                             .percent = options.kv_memory_percent,
+                             .texts_max = options.texts_max};
+  if (!router) return budget;
+  const int64_t pages = options.limits.route_pages, page = serve_gpu::RouterPageBytes(*router);
+  budget.beside_bytes = serve_gpu::RouterBytes(*router, 4) + pages * page;
+  budget.beside_page_bytes = pages == 0 ? kRoutePagesEach * page : 0;
+  return budget;
+}
+
+Made OnDevice(const serve_gpu::GpuModel& packed, const std::optional<serve::RouterSpec>& router,
+              const ServingOptions& options) {
   serve::PassLimits limits = options.limits;
   if (packed.device().is_cuda()) {
     const auto pages = serve_gpu::KvPages(packed.config(), static_cast<int64_t>(c10::elementSize(packed.dtype())),
-                                          {.pages = limits.kv_pages,
-                                           .free_bytes = serve_gpu::CudaFactsNow().free_bytes,
-                                           .percent = options.kv_memory_percent,
-                                           .texts_max = options.texts_max});
+                                          BudgetOf(router, options));
     if (!pages) return tl::unexpected(pages.error());
     limits.kv_pages = *pages;
   } else if (limits.kv_pages == 0) {
@@ -248,12 +261,33 @@ base::Result<std::shared_ptr<LoadedModel>> LoadForServing(const ServingOptions& 
   return loaded;
 }
 
+namespace {
+
+// Where the backbone is served.
+base::Result<std::unique_ptr<serve::Pregate>> RouterFor(const LoadedModel& loaded, const serve::ModelShape& shape,
+                                                        const std::shared_ptr<kernels::Workers>& workers) {
+  const serve::RouterSpec& spec = *loaded.opened.router;
+  const serve::WeightSource& source = loaded.opened.router_source.source();
+  const int64_t width = loaded.opened.config.hidden_size;
+  if (!loaded.packed || !loaded.packed->device().is_cuda())
+    return serve::CpuRouter::Make(spec, source, width, shape, workers);
+  if (auto fits = serve::CheckRouter(spec, width, shape); !fits) return tl::unexpected(fits.error());
+  const auto weights = serve::ReadRouter(spec, source, width);
+  if (!weights) return tl::unexpected(weights.error());
+  auto device = serve_gpu::MakeCudaRouter(spec, *weights, shape, loaded.packed->device().index());
+  if (!device) return tl::unexpected(device.error());
+  return std::make_unique<serve::StagedRouter>(spec, shape, *std::move(device));
+}
+
+}  // namespace
+
 base::Result<ServedModel> Serve(LoadedModel& loaded, const ServingOptions& options) {
   const at::NoGradGuard no_grad;
   Opened& opened = loaded.opened;
   const auto workers = std::make_shared<kernels::Workers>(options.threads);
-  Made executor = loaded.packed ? OrWhyNot(loaded.device, [&] { return OnDevice(*loaded.packed, options); })
-                                : OnCpu(opened, loaded.number, options.limits, workers);
+  Made executor = loaded.packed
+                      ? OrWhyNot(loaded.device, [&] { return OnDevice(*loaded.packed, opened.router, options); })
+                      : OnCpu(opened, loaded.number, options.limits, workers);
   if (!executor) return tl::unexpected(executor.error());
   ServedModel served{opened.config, 0, loaded.device, loaded.format, *std::move(executor), nullptr, workers};
   if (loaded.device == "cuda") served.device += " (" + serve_gpu::CudaFactsNow().name + ")";
@@ -263,8 +297,7 @@ base::Result<ServedModel> Serve(LoadedModel& loaded, const ServingOptions& optio
     return base::Fail("E_EXPERTS", loaded.folder + ": found " + std::to_string(shape.experts) +
                                        " experts and no router, expected one");
   served.tau = opened.router->tau;
-  auto router =
-      serve::CpuRouter::Make(*opened.router, opened.router_source.source(), opened.config.hidden_size, shape, workers);
+  auto router = RouterFor(loaded, shape, workers);
   if (!router) return tl::unexpected(router.error());
   served.pregate = *std::move(router);
   return served;

@@ -18,7 +18,7 @@ struct ServedModel {
   std::string format;  // of its weights
   std::unique_ptr<outrider::serve::Executor> executor;
   std::unique_ptr<outrider::serve::Pregate> pregate;    // null without experts
-  std::shared_ptr<outrider::kernels::Workers> workers;  // that both use
+  std::shared_ptr<outrider::kernels::Workers> workers;  // of what runs on the processor
 };
 
 struct ServingOptions {
@@ -26,7 +26,7 @@ struct ServingOptions {
   std::string parent;  // of a folder without weights; else empty
   std::string device;  // cpu, cuda, or reference: the passes of cuda in plain operators on the CPU, for tests
   std::string format;  // of the weights: f32, bf16 or int8; empty: what the device takes best
-  int threads = 1;     // of the executor on the CPU and of the router, that of the caller included
+  int threads = 1;     // on the processor, that of the caller included
   // kv_pages 0: on the CPU 16,384 tokens; on cuda what kv_memory_percent of the device memory that is free beside the
   // weights holds, but no more than texts_max texts of the whole context. route_pages 0: twice the kv_pages.
   outrider::serve::PassLimits limits;
@@ -43,8 +43,8 @@ struct LoadedModel;
 // E_MEMORY too little memory on the device; E_CONFIG what serving does not do; those of the model reader and of
 // moe::OpenArtifact.
 outrider::base::Result<std::shared_ptr<LoadedModel>> LoadForServing(const ServingOptions& options);
-// Of `options` the sizes and the threads count; the device is that of loading. Executor and pregate share their
-// threads: one thread calls both. Codes: E_MEMORY, E_CUDA, E_CONFIG, E_EXPERTS, E_LIMITS.
+// Of `options` the sizes and the threads count; the device is that of loading, and the router is there, too. One thread
+// calls both. Codes: E_MEMORY, E_CUDA, E_CONFIG, E_EXPERTS, E_LIMITS.
 outrider::base::Result<ServedModel> Serve(LoadedModel& loaded, const ServingOptions& options);
 // Both in one.
 outrider::base::Result<ServedModel> OpenForServing(const ServingOptions& options);

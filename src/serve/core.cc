@@ -55,7 +55,6 @@ EngineCore::EngineCore(Executor& executor, Pregate* pregate, const EngineOptions
                                          .decode_tokens = limits_.decode_tokens});
     limits_.age_max = goal_age_->age();
   }
-  if (pregate_ != nullptr && executor.shape().apart_from_host) route_ahead_.emplace(*pregate_);
   stats_.expert_tokens.resize(static_cast<size_t>(executor.shape().experts));
   // No request is lost on its way from one list to the other because memory ran out.
   queue_.reserve(static_cast<size_t>(options.queued_max + options.running_max));
@@ -97,13 +96,12 @@ bool EngineCore::Step() {
   EndOverdue();
   Admit();
   ReserveAhead();
-  RouteWork beside = RouteAdmitted();
+  RouteAdmitted();
   const std::vector<sched::ReadyItem> items = ReadyItems(running_, pregate_ != nullptr);
   const bool prompts_wait =
       !queue_.empty() || std::ranges::count(items, sched::Lane::kPrefill, &sched::ReadyItem::lane);
   if (!items.empty()) {
     if (auto plan = Choose(items)) {
-      if (beside.tokens() > 0) route_ahead_->Start(std::move(beside));
       Run(SliceRuns(*plan, running_, options_.echo_rows_max));
     } else {
       FailStep(plan.error().Text());
@@ -137,7 +135,6 @@ void EngineCore::ObserveStep(double seconds, int64_t texts, int64_t prompt_token
 }
 
 void EngineCore::FailStep(const std::string& error) {
-  FinishRouting();
   ++stats_.failed_steps;
   for (auto& state : running_) {
     if (!state->ended) Close(*state, Finish::kError, error);

@@ -2,9 +2,8 @@
 // The engine without its thread: requests, their pages, and steps over them. One thread uses it, nothing in it waits.
 //
 // A step: deadlines -> admit (pages of the prompt) -> a page ahead for everyone, preempting the newest -> plans of the
-// prompts that have none, or their start beside the pass -> snapshot -> policy -> run -> draw -> route what was drawn
-// -> tell. What fails ends the requests of the step, with an error, and nobody else; but once the machine is lost
-// (E_DEVICE), everyone.
+// prompts that have none -> snapshot -> policy -> run -> draw -> route what was drawn -> tell. What fails ends the
+// requests of the step, with an error, and nobody else; but once the machine is lost (E_DEVICE), everyone.
 
 #include <cstdint>
 #include <functional>
@@ -23,7 +22,6 @@
 #include "serve/pages.h"
 #include "serve/rates.h"
 #include "serve/request_state.h"
-#include "serve/route_ahead.h"
 #include "serve/router_pass.h"
 #include "serve/stats.h"
 #include "serve/step.h"
@@ -73,10 +71,8 @@ class EngineCore {
   void EraseEnded();
 
   // Plans (core_routing.cc).
-  RouteWork RouteAdmitted();
-  void FinishRouting();
-  bool Routed(RouteWork& work, const base::Result<void>& result, double waited_s);
-  void EndUnplanned(const RouteWork& work, const base::Error& error);
+  void RouteAdmitted();
+  base::Result<void> Route(RouteWork& work);
   void RouteDrawn(std::span<const SliceRun> slices, std::span<Event> events);
   void Confirm(const RequestState& state);
 
@@ -112,7 +108,6 @@ class EngineCore {
   sched::RateEwma prefill_rate_{kRateHalfLifeS}, goodput_rate_{kRateHalfLifeS};
   RunningList queue_, running_;  // both by id, ascending
   StepRows rows_;
-  std::optional<RouteAhead> route_ahead_;  // where passes leave room for it; ends before what it uses
   int64_t step_ = 0;
   EngineStats stats_;
 };

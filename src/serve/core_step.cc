@@ -50,17 +50,12 @@ sched::StepLimits EngineCore::LimitsBeside(std::span<const sched::ReadyItem> ite
 void EngineCore::Run(std::span<const SliceRun> slices) {
   const auto cost = RunSlices(executor_, slices, rows_, stats_);
   if (!cost) {
-    FinishRouting();  // of requests that end now, too
     ++stats_.failed_steps;
     for (const SliceRun& slice : slices) Close(*slice.state, Finish::kError, cost.error().Text());
     if (cost.error().code == "E_DEVICE") stats_.device_error = cost.error().Text();
     return;
   }
   Tally(slices, *cost);
-  FinishRouting();  // the router is free again for what was drawn
-  std::vector<SliceRun> live;
-  std::ranges::copy_if(slices, std::back_inserter(live), [](const SliceRun& slice) { return !slice.state->ended; });
-  slices = live;
   std::vector<Drawn> drawn = DrawAll(slices);
   std::vector<Event> events;
   for (size_t i = 0; i < slices.size(); ++i) events.push_back(Advance(slices[i], std::move(drawn[i])));

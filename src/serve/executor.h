@@ -23,8 +23,6 @@ struct ModelShape {
   int64_t step_tokens_max = 0;  // of one Run
   // Prompts take another path than what is written: keys and values of a token depend on which of both it is.
   bool prompts_apart = false;
-  // Passes leave this machine's processors to others: the router may work during one.
-  bool apart_from_host = false;
 };
 
 // Consecutive tokens of one request in a pass, behind what its pages hold already.

@@ -60,7 +60,6 @@ struct EngineStats {
   int64_t preemptions = 0, dropped_plans = 0;
   int64_t weight_bytes = 0, ffn_bytes = 0;
   double executor_s = 0, router_s = 0, policy_s = 0, host_s = 0;  // host: of steps, all the rest
-  double routed_beside_s = 0;  // of the router, while a pass ran; router_s has what passes and steps waited for
   StepSecondsHistogram step_seconds;
 
   // Must stay zero.

@@ -85,7 +85,6 @@ base::Result<std::unique_ptr<GpuExecutor>> GpuExecutor::Make(GpuModel model, con
   auto shape = serve::ShapeOf(config, model.experts(), limits);
   if (!shape) return tl::unexpected(shape.error());
   shape->prompts_apart = true;
-  shape->apart_from_host = !form.reference && model.device().is_cuda();
   if (form.library && !model.layers().front().gate_up.defined())
     return base::Fail("E_CONFIG", "library: found a model without a library's FFN, expected a dense one with it");
   auto made = std::unique_ptr<GpuExecutor>(new GpuExecutor(std::move(model), *shape, form));

@@ -33,7 +33,8 @@ int64_t PassBytes(const spec::Config& config, int64_t number_bytes) {
 base::Result<int64_t> KvPages(const spec::Config& config, int64_t number_bytes, const KvBudget& budget) {
   if (budget.percent < 1 || budget.percent > 100)
     return base::Fail("E_OPTION", "kv_memory_percent: found " + std::to_string(budget.percent) + ", expected 1 to 100");
-  const int64_t page = KvPageBytes(config, number_bytes), pass = PassBytes(config, number_bytes);
+  const int64_t page = KvPageBytes(config, number_bytes) + budget.beside_page_bytes;
+  const int64_t pass = PassBytes(config, number_bytes) + budget.beside_bytes;
   const int64_t context_pages = (config.max_positions + kernels::kPageTokens - 1) / kernels::kPageTokens;
   const bool told = budget.pages > 0;
   const int64_t share = told ? budget.free_bytes : budget.free_bytes / 100 * budget.percent;

@@ -9,10 +9,12 @@
 namespace outrider::serve_gpu {
 
 struct KvBudget {
-  int64_t pages = 0;       // wanted; 0: as many as fit
-  int64_t free_bytes = 0;  // of the device, beside the weights
-  int64_t percent = 90;    // of them, that pages may take where as many as fit are wanted
-  int64_t texts_max = 64;  // more than so many texts of the whole context are never there at once
+  int64_t pages = 0;              // wanted; 0: as many as fit
+  int64_t free_bytes = 0;         // of the device, beside the weights
+  int64_t percent = 90;           // of them, that pages may take where as many as fit are wanted
+  int64_t texts_max = 64;         // more than so many texts of the whole context are never there at once
+  int64_t beside_bytes = 0;       // that something else takes, the router
+  int64_t beside_page_bytes = 0;  // likewise for each page
 };
 
 // Bytes of one page in all layers, numbers of `number_bytes`.

@@ -18,10 +18,6 @@ void CopyPages(const PassTokens& tokens, size_t token, int32_t* to) {
   std::copy_n(tokens.pages[token], tokens.positions[token] / kPageTokens + 1, to);
 }
 
-bool GoesOn(const PassTokens& tokens, size_t token) {
-  return tokens.pages[token] == tokens.pages[token - 1] && tokens.positions[token] == tokens.positions[token - 1] + 1;
-}
-
 // Writes tokens of one text and their tiles, from row `row` on.
 void StageText(const PassInput& input, const Group& text, int64_t row, int64_t number, const ChunkPlaces& places,
                int64_t& tiles, int32_t* to) {
@@ -74,7 +70,7 @@ Chunk StageChunk(const PassInput& input, int64_t first, const ChunkPlaces& place
   int64_t at = first;
   for (int64_t text = 0; text < kChunkTexts && at < end; ++text) {
     int64_t next = at + 1;
-    while (next < end && GoesOn(input.tokens, static_cast<size_t>(next))) ++next;
+    while (next < end && input.tokens.GoesOn(next)) ++next;
     StageText(input, {at, next - at}, at - first, text, places, chunk.tiles, to);
     at = next;
   }

@@ -46,7 +46,6 @@ _COUNTERS = {
     "slow_readers": ("slow_readers", "Requests cancelled because nobody read them"),
     "executor_s": ("executor_seconds", "Time in the executor"),
     "router_s": ("router_seconds", "Time that steps waited for the router"),
-    "routed_beside_s": ("routed_beside_seconds", "Time of the router while a pass ran"),
     "policy_s": ("plan_seconds", "Time in the policy"),
     "host_s": ("host_seconds", "Time of steps outside executor, router and policy"),
 }

@@ -25,6 +25,11 @@ struct PassTokens {
   std::vector<const int32_t*> pages;  // of the token's text
 
   int64_t count() const { return static_cast<int64_t>(ids.size()); }
+  // Token `token` is the one behind token - 1 in the same text.
+  bool GoesOn(int64_t token) const {
+    const auto t = static_cast<size_t>(token);
+    return pages[t] == pages[t - 1] && positions[t] == positions[t - 1] + 1;
+  }
   // Appends tokens [0, ids.size()) of run number `run`. E_TOKEN an id outside of the vocabulary, E_CONTEXT positions
   // outside of the context, E_PAGES too few pages, or a page that does not exist.
   base::Result<void> Add(size_t run, std::span<const int32_t> ids, int64_t position, std::span<const int32_t> pages,

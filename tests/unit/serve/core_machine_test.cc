@@ -91,12 +91,6 @@ TEST(CoreMachine, LogitsThatAreNoNumbersEndTheRequest) {
   }
 }
 
-ModelShape ShapeApart() {
-  ModelShape shape = FakeShape();
-  shape.apart_from_host = true;
-  return shape;
-}
-
 TEST(CoreMachine, EchoedLogitsThatAreNoNumbersEndTheRequest) {
   CoreRun run;
   Request request = Plain(Counted(0, 9), 3);
@@ -110,49 +104,26 @@ TEST(CoreMachine, EchoedLogitsThatAreNoNumbersEndTheRequest) {
   ExpectClean(run);
 }
 
-TEST(CoreMachine, PromptsAreRoutedBesideAPassOfOthers) {
-  CoreRun run(TestOptions(), ShapeApart());
-  const StreamId first = run.Submit(Plain(Counted(0, 9), 30));
-  run.Steps(1);
-  EXPECT_EQ(run.told[first].tokens.size(), 1U) << "alone nothing is gained by waiting";
-  EXPECT_EQ(run.core.Stats().routed_beside_s, 0);
-  const StreamId second = run.Submit(Plain(Counted(3, 9), 5));
-  run.Steps(1);
-  EXPECT_EQ(run.told[first].tokens.size(), 2U);
-  EXPECT_TRUE(run.told[second].tokens.empty());
-  EXPECT_GT(run.core.Stats().routed_beside_s, 0);
-  EXPECT_EQ(run.core.Stats().routed_tokens, 9 + 2 + 9);
-  run.Steps(1);
-  EXPECT_EQ(run.told[second].tokens.size(), 1U);
-  ASSERT_TRUE(run.ToTheEnd());
-  EXPECT_EQ(run.told[second].tokens, Reference(Plain(Counted(3, 9), 5)).written);
-  ExpectClean(run);
-}
-
 // Two tokens of prompts a step here: a long prompt is routed in pieces, each before the chunk that needs it.
 TEST(CoreMachine, LongPromptsAreRoutedInPieces) {
-  for (const bool apart : {false, true}) {
-    EngineOptions options = TestOptions();
-    options.limits.prefill_tokens = 1;
-    ModelShape shape = FakeShape();
-    shape.apart_from_host = apart;
-    CoreRun run(options, shape);
-    const StreamId first = run.Submit(Plain(Counted(0, 3), 60));
-    run.Steps(3);
-    EXPECT_EQ(run.told[first].tokens.size(), 1U);
-    int64_t routed = run.core.Stats().routed_tokens;
-    const StreamId second = run.Submit(Plain(Counted(3, 40), 5));
-    for (int step = 0; step < 10; ++step) {
-      run.Steps(1);
-      EXPECT_EQ(run.core.Stats().routed_tokens - routed, 3) << "two of the prompt, and what was written";
-      routed += 3;
-    }
-    ASSERT_TRUE(run.ToTheEnd());
-    EXPECT_EQ(run.told[first].tokens, Reference(Plain(Counted(0, 3), 60)).written);
-    EXPECT_EQ(run.told[second].tokens, Reference(Plain(Counted(3, 40), 5)).written);
-    EXPECT_EQ(run.told[second].experts, Reference(Plain(Counted(3, 40), 5)).experts);
-    ExpectClean(run);
+  EngineOptions options = TestOptions();
+  options.limits.prefill_tokens = 1;
+  CoreRun run(options);
+  const StreamId first = run.Submit(Plain(Counted(0, 3), 60));
+  run.Steps(3);
+  EXPECT_EQ(run.told[first].tokens.size(), 1U);
+  int64_t routed = run.core.Stats().routed_tokens;
+  const StreamId second = run.Submit(Plain(Counted(3, 40), 5));
+  for (int step = 0; step < 10; ++step) {
+    run.Steps(1);
+    EXPECT_EQ(run.core.Stats().routed_tokens - routed, 3) << "two of the prompt, and what was written";
+    routed += 3;
   }
+  ASSERT_TRUE(run.ToTheEnd());
+  EXPECT_EQ(run.told[first].tokens, Reference(Plain(Counted(0, 3), 60)).written);
+  EXPECT_EQ(run.told[second].tokens, Reference(Plain(Counted(3, 40), 5)).written);
+  EXPECT_EQ(run.told[second].experts, Reference(Plain(Counted(3, 40), 5)).experts);
+  ExpectClean(run);
 }
 
 TEST(CoreMachine, PromptsOfHighPriorityAreRoutedFirst) {
@@ -171,45 +142,23 @@ TEST(CoreMachine, PromptsOfHighPriorityAreRoutedFirst) {
   ExpectClean(run);
 }
 
-// In the second piece of its prompt, the first of which runs in that step.
-TEST(CoreMachine, AFailureBesideAPassOfTheSamePromptEndsIt) {
-  for (const bool machine_too : {false, true}) {
+TEST(CoreMachine, AFailureInALaterPieceOfAPromptEndsItAlone) {
+  for (const bool throws : {false, true}) {
     EngineOptions options = TestOptions();
     options.limits.prefill_tokens = 4;
-    CoreRun run(options, ShapeApart());
+    CoreRun run(options);
     const StreamId first = run.Submit(Plain(Counted(0, 3), 40));
     run.Steps(1);
     const StreamId second = run.Submit(Plain(Counted(3, 30), 5));
     run.Steps(1);
     run.pregate.fails_of = 8;
-    run.executor.fails = machine_too;
-    run.Steps(1);
-    EXPECT_THAT(run.told[second].finishes, ElementsAre(Finish::kError));
-    EXPECT_EQ(run.told[second].last.error, "E_FAKE_ROUTER: the router failed as told");
-    EXPECT_EQ(run.told[first].finishes.size(), machine_too ? 1U : 0U);
-    run.executor.fails = false;
-    ASSERT_TRUE(run.ToTheEnd());
-    if (!machine_too) {
-      EXPECT_EQ(run.told[first].tokens, Reference(Plain(Counted(0, 3), 40)).written);
-    }
-    ExpectClean(run);
-  }
-}
-
-TEST(CoreMachine, AFailureBesideAPassEndsThePromptAlone) {
-  for (const bool throws : {false, true}) {
-    CoreRun run(TestOptions(), ShapeApart());
-    const StreamId first = run.Submit(Plain(Counted(0, 9), 30));
-    run.Steps(1);
-    const StreamId second = run.Submit(Plain(Counted(3, 9), 5));
-    run.pregate.fails_of = 9;  // tokens: the prompt
     run.pregate.throws = throws;
     run.Steps(1);
     EXPECT_THAT(run.told[second].finishes, ElementsAre(Finish::kError));
     EXPECT_EQ(run.told[second].last.error,
               throws ? "E_INTERNAL: the router: told to throw" : "E_FAKE_ROUTER: the router failed as told");
     ASSERT_TRUE(run.ToTheEnd());
-    EXPECT_EQ(run.told[first].tokens, Reference(Plain(Counted(0, 9), 30)).written);
+    EXPECT_EQ(run.told[first].tokens, Reference(Plain(Counted(0, 3), 40)).written);
     ExpectClean(run);
   }
 }

@@ -245,12 +245,8 @@ TEST(Core, ATextEndsWithTheContext) {
   EXPECT_THAT(run.told[id].finishes, ElementsAre(Finish::kLength));
 }
 
-class CoreOnMachines : public testing::TestWithParam<bool> {};  // apart from the host?
-
 // The n-th page that is asked for is refused, for each n in turn.
-TEST_P(CoreOnMachines, APageThatIsRefusedChangesNothingButTime) {
-  ModelShape shape = FakeShape();
-  shape.apart_from_host = GetParam();
+TEST(Core, APageThatIsRefusedChangesNothingButTime) {
   int64_t preemptions = 0;
   std::vector<Request> requests;
   for (int i = 0; i < 3; ++i) requests.push_back(Plain(Counted(i * 3, 7 + 4 * i), 9));
@@ -259,7 +255,7 @@ TEST_P(CoreOnMachines, APageThatIsRefusedChangesNothingButTime) {
     int64_t count = 0;
     EngineOptions options = TestOptions();
     options.page_fault = [&count, n] { return ++count == n; };
-    CoreRun run(options, shape);
+    CoreRun run(options);
     for (const Request& request : requests) run.Submit(request);
     ASSERT_TRUE(run.ToTheEnd(1'000)) << "refusal " << n;
     for (size_t i = 0; i < requests.size(); ++i)
@@ -272,8 +268,6 @@ TEST_P(CoreOnMachines, APageThatIsRefusedChangesNothingButTime) {
   EXPECT_GT(asked, 10);
   EXPECT_GT(preemptions, 5);
 }
-
-INSTANTIATE_TEST_SUITE_P(HereAndApart, CoreOnMachines, testing::Bool());
 
 }  // namespace
 }  // namespace outrider::serve

@@ -4,82 +4,14 @@
 
 #include <cstring>
 
-#include "cpu_support.h"
+#include "router_support.h"
 
 namespace outrider::serve::tests {
 namespace {
 
-RouterSpec TinySpec() {
-  RouterSpec spec;
-  spec.vocab = 101;
-  spec.experts = 5;
-  spec.width = 40;
-  spec.heads = 4;
-  return spec;
-}
-
-constexpr int64_t kBackbone = 64;
-
-Tensors RouterWeights(const RouterSpec& s, uint32_t seed) {
-  std::mt19937 random(seed);
-  Tensors t;
-  if (s.table == RouterTable::kOwn)
-    t.AddNormal(random, "embed.weight", {s.vocab, s.width}, 1);
-  else
-    t.AddNormal(random, "model.embed_tokens.weight", {s.vocab, kBackbone}, 1);
-  const auto matrix = [&](const std::string& name, int64_t rows) {
-    t.AddNormal(random, name + ".weight", {rows, s.width}, 1 / std::sqrt(static_cast<float>(s.width)));
-    t.AddNormal(random, name + ".bias", {rows}, 0.2F);
-  };
-  if (s.context == RouterContext::kCausal) {
-    t.AddNormal(random, "block.attn_norm.weight", {s.width}, 0.2F, 1);
-    for (const char* name : {"block.q", "block.k", "block.v", "block.o"}) matrix(name, s.width);
-  }
-  t.AddNormal(random, "block.mlp_norm.weight", {s.width}, 0.2F, 1);
-  t.AddNormal(random, "norm.weight", {s.width}, 0.2F, 1);
-  matrix("block.w1", s.width);
-  matrix("block.w2", s.width);
-  matrix("head", s.experts);
-  return t;
-}
-
 std::unique_ptr<CpuRouter> MakeRouter(const RouterSpec& s, const Tensors& t, int threads) {
   const ModelShape shape{.vocab = 101, .context = 300, .experts = 5, .route_pages = 40};
-  return CpuRouter::Make(s, t.source, kBackbone, shape, std::make_shared<kernels::Workers>(threads)).value();
-}
-
-std::vector<Row> ReferenceRouter(const RouterSpec& s, const Tensors& t, const std::vector<int32_t>& ids) {
-  const bool own = s.table == RouterTable::kOwn;
-  const auto& table = t.at(own ? "embed.weight" : "model.embed_tokens.weight");
-  const int64_t stride = own ? s.width : kBackbone;
-  std::vector<Row> x, logits;
-  for (const int32_t id : ids) x.emplace_back(table.begin() + id * stride, table.begin() + id * stride + s.width);
-  const auto add = [](Row& to, const Row& from) { std::ranges::transform(to, from, to.begin(), std::plus<>()); };
-  if (s.context == RouterContext::kCausal) {
-    std::vector<Row> q, k, v;
-    for (const Row& row : x) {
-      const Row normed = Normed(row, t.at("block.attn_norm.weight"), 1e-6);
-      q.push_back(Times(t, "block.q", normed));
-      k.push_back(Times(t, "block.k", normed));
-      v.push_back(Times(t, "block.v", normed));
-    }
-    const int64_t dim = s.width / s.heads;
-    const double scale = s.scale == ScoreScale::kNone ? 1 : 1 / std::sqrt(static_cast<double>(dim));
-    const auto mixed = Mixed(q, k, v, dim, 1, 0, s.rope_base, scale);
-    for (size_t i = 0; i < x.size(); ++i) add(x[i], Times(t, "block.o", mixed[i]));
-  }
-  for (Row& row : x) {
-    Row inner = Times(t, "block.w1", Normed(row, t.at("block.mlp_norm.weight"), 1e-6));
-    for (double& h : inner) h = Silu(h);
-    add(row, Times(t, "block.w2", inner));
-    logits.push_back(Times(t, "head", Normed(row, t.at("norm.weight"), 1e-6)));
-  }
-  return logits;
-}
-
-RouteRun RoutePiece(const Text& text, int64_t first, int64_t count, ExpertId previous = kNoExpert) {
-  return {std::span(text.ids).subspan(static_cast<size_t>(first), static_cast<size_t>(count)), first, text.pages,
-          previous};
+  return CpuRouter::Make(s, t.source, kRouterBackbone, shape, std::make_shared<kernels::Workers>(threads)).value();
 }
 
 TEST(CpuRouter, AgreesWithDoubleLoops) {
@@ -88,7 +20,7 @@ TEST(CpuRouter, AgreesWithDoubleLoops) {
   specs[1].table = RouterTable::kTied;
   specs[2].context = RouterContext::kToken;
   for (const RouterSpec& spec : specs) {
-    const Tensors weights = RouterWeights(spec, 3);
+    const Tensors weights = RandomRouter(spec, 3);
     const auto router = MakeRouter(spec, weights, 2);
     const Text text = RandomText(101, 0, 150, 2, 4);
     std::vector<float> logits(150 * 5);
@@ -103,7 +35,7 @@ TEST(CpuRouter, AgreesWithDoubleLoops) {
 TEST(CpuRouter, BitsAndExpertsDependOnTheTextAlone) {
   RouterSpec spec = TinySpec();
   spec.tau = 0.3;
-  const Tensors weights = RouterWeights(spec, 3);
+  const Tensors weights = RandomRouter(spec, 3);
   const auto one = MakeRouter(spec, weights, 1), two = MakeRouter(spec, weights, 2);
   const Text text = RandomText(101, 0, 200, 0, 4);
   std::vector<float> whole(200 * 5);
@@ -140,7 +72,7 @@ TEST(CpuRouter, TiesGoToTheLowestIndexAndTauHoldsAnExpert) {
 
 TEST(CpuRouter, BadCallsAreNamed) {
   const RouterSpec spec = TinySpec();
-  Tensors weights = RouterWeights(spec, 3);
+  Tensors weights = RandomRouter(spec, 3);
   const auto router = MakeRouter(spec, weights, 1);
   const Text text = RandomText(101, 0, 20, 0, 4);
   std::vector<ExpertId> experts(20);
@@ -153,12 +85,12 @@ TEST(CpuRouter, BadCallsAreNamed) {
   weights.source.erase("block.v.bias");
   const ModelShape shape{.vocab = 101, .context = 300, .experts = 5, .route_pages = 40};
   const auto workers = std::make_shared<kernels::Workers>(1);
-  EXPECT_EQ(CpuRouter::Make(spec, weights.source, kBackbone, shape, workers).error().message,
+  EXPECT_EQ(CpuRouter::Make(spec, weights.source, kRouterBackbone, shape, workers).error().message,
             "block.v.bias: found none, expected a tensor of shape [40]");
   RouterSpec wide = spec;
   wide.table = RouterTable::kTied;
   wide.width = 72;
-  EXPECT_EQ(CpuRouter::Make(wide, weights.source, kBackbone, shape, workers).error().code, "E_SHAPE");
+  EXPECT_EQ(CpuRouter::Make(wide, weights.source, kRouterBackbone, shape, workers).error().code, "E_SHAPE");
 }
 
 }  // namespace

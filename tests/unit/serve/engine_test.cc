@@ -281,15 +281,12 @@ TEST(Engine, ALostMachineTakesNoMoreRequests) {
   EXPECT_EQ(refused.error().error.code, "E_DEVICE");
 }
 
-class EngineOnMachines : public testing::TestWithParam<bool> {};
-
-TEST_P(EngineOnMachines, ManyThreads) {
+TEST(Engine, ManyThreads) {
   EngineOptions options = test::TestOptions();
   options.running_max = 8;
   options.queued_max = 24;
   ModelShape shape = test::FakeShape();
   shape.kv_pages = 48;
-  shape.apart_from_host = GetParam();
   auto engine = MakeEngine(options, shape);
   std::mutex mutex;
   std::map<StreamId, Request> sent;  // guarded by mutex
@@ -338,10 +335,7 @@ TEST_P(EngineOnMachines, ManyThreads) {
   EXPECT_EQ(stats.kv_pages_used, 0);
   EXPECT_EQ(stats.open_streams, 0);
   EXPECT_EQ(stats.tokens_admitted, 0);
-  EXPECT_EQ(stats.routed_beside_s > 0, GetParam());
 }
-
-INSTANTIATE_TEST_SUITE_P(RoutedInTurnAndBeside, EngineOnMachines, testing::Bool());
 
 }  // namespace
 }  // namespace outrider::serve

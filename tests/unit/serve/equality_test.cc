@@ -29,7 +29,6 @@ struct Setting {
   int64_t kv_pages = 256, route_pages = 512;
   int64_t experts = 5;
   bool prompts_apart = false;
-  bool apart_from_host = false;
 };
 
 ModelShape ShapeOf(const Setting& setting) {
@@ -38,7 +37,6 @@ ModelShape ShapeOf(const Setting& setting) {
   shape.route_pages = setting.route_pages;
   shape.experts = setting.experts;
   shape.prompts_apart = setting.prompts_apart;
-  shape.apart_from_host = setting.apart_from_host;
   return shape;
 }
 
@@ -89,15 +87,13 @@ void OnTwoThreads(int64_t count, const std::function<void(int64_t)>& body) {
   other.join();
 }
 
-// Where prompts are routed beside passes, and tokens drawn by several threads, too, or all in turn.
-EngineStats ExpectReferences(Setting setting, const std::vector<Request>& requests, uint64_t seed = 0) {
-  CoreRun in_turn(OptionsOf(setting), ShapeOf(setting));
-  setting.apart_from_host = true;
+// Where tokens are drawn by several threads, too.
+EngineStats ExpectReferences(const Setting& setting, const std::vector<Request>& requests, uint64_t seed = 0) {
   EngineOptions options = OptionsOf(setting);
   options.for_each = &OnTwoThreads;
-  CoreRun beside(options, ShapeOf(setting));
-  ExpectTexts(beside, setting, requests, seed);
-  return ExpectTexts(in_turn, setting, requests, seed);
+  CoreRun with_threads(options, ShapeOf(setting)), without(OptionsOf(setting), ShapeOf(setting));
+  ExpectTexts(with_threads, setting, requests, seed);
+  return ExpectTexts(without, setting, requests, seed);
 }
 
 // A millisecond a token, two every other step: chunks and texts at once are another number in each step.
@@ -234,12 +230,9 @@ TEST(Equality, ADenseModelHasNoExperts) {
   }
 }
 
-class EqualityWithEnds : public testing::TestWithParam<bool> {};
-
-TEST_P(EqualityWithEnds, OthersEndAtAnyTime) {
+TEST(Equality, OthersEndAtAnyTime) {
   const std::vector<Request> requests = RandomRequests(7, 40);
   Setting setting;
-  setting.apart_from_host = GetParam();
   setting.policy = "outrider";
   setting.distinct_experts = 2;
   setting.kv_pages = 40;
@@ -272,8 +265,6 @@ TEST_P(EqualityWithEnds, OthersEndAtAnyTime) {
   EXPECT_EQ(run.core.Stats().first_violation, "");
   EXPECT_EQ(run.core.Stats().kv_pages_used, 0);
 }
-
-INSTANTIATE_TEST_SUITE_P(RoutedInTurnAndBeside, EqualityWithEnds, testing::Bool());
 
 TEST(Equality, AHundredThousandCancelsLeakNothing) {
   Setting setting;

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "serve_gpu/router_device.h"
+
 namespace outrider::serve_gpu {
 namespace {
 
@@ -25,6 +27,32 @@ TEST(KvPages, AShareOfWhatIsFree) {
   const int64_t bytes = (*pages + 1) * KvPageBytes(config, 2) + PassBytes(config, 2);
   EXPECT_LE(bytes, 50 * kGb);
   EXPECT_GT(bytes + KvPageBytes(config, 2), 50 * kGb);
+}
+
+TEST(KvPages, TheRouterTakesItsPart) {
+  const spec::Config config = SevenB();
+  const KvBudget alone{.free_bytes = 50 * kGb, .texts_max = 10'000};
+  KvBudget shared = alone;
+  shared.beside_bytes = 5 * kGb;
+  shared.beside_page_bytes = KvPageBytes(config, 2) / 10;
+  const int64_t each = KvPageBytes(config, 2) + shared.beside_page_bytes;
+  const auto pages = KvPages(config, 2, shared);
+  ASSERT_TRUE(pages);
+  const int64_t bytes = (*pages + 1) * each + PassBytes(config, 2) + shared.beside_bytes;
+  EXPECT_LE(bytes, 45 * kGb);
+  EXPECT_GT(bytes + each, 45 * kGb);
+  EXPECT_LT(*pages, *KvPages(config, 2, alone) * 9 / 10);
+}
+
+TEST(KvPages, BytesOfARouter) {
+  serve::RouterSpec spec;
+  spec.vocab = 1000, spec.experts = 5, spec.width = 64;
+  EXPECT_EQ(RouterPageBytes(spec), 2 * 16 * 64 * 4);
+  const int64_t causal = RouterBytes(spec, 2);
+  EXPECT_EQ(causal, 1000 * 64 * 2 + ((6 * 64 + 5) * 64 + 512 * (5 * 64 + 5)) * 4);
+  spec.context = serve::RouterContext::kToken;
+  EXPECT_EQ(RouterPageBytes(spec), 0);
+  EXPECT_EQ(causal - RouterBytes(spec, 2), 4 * 64 * 64 * 4);
 }
 
 TEST(KvPages, NoMoreThanRequestsCanFill) {
