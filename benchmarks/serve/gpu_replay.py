@@ -89,6 +89,7 @@ def plan_of(given: argparse.Namespace, options: start.ServeOptions, prepared: Pr
     goal = Goal(given.ttft_ms / 1000, given.tpot_ms / 1000) if given.ttft_ms and given.tpot_ms else None
     policies = tuple(given.policy or compare.POLICIES)
     about = {**options.machine(), "threads": options.threads, "options": options.engine, "policies": list(policies)}
+    about |= {"temperature": given.temperature} if given.temperature else {}
     return compare.Plan(
         open_engine=lambda name: open_engine(replace(options, policy=name)),
         prepared=prepared,
@@ -98,6 +99,7 @@ def plan_of(given: argparse.Namespace, options: start.ServeOptions, prepared: Pr
         goal=goal,
         factors=(given.ttft_factor, given.tpot_factor),
         equal_times=given.equal_times,
+        temperature=given.temperature,
         about=about | {"shape": given.shape},
         say=say,
     )
@@ -212,7 +214,8 @@ def add_run(commands: Any) -> None:
     two.add_argument("--repetitions", type=int, default=3)
     two.add_argument("--equal-times", action="store_true", help="fewer rows at low rates: runs take as long")
     two.add_argument("--seconds", type=float, default=0, help="begin no run after these; 0: all")
-    two.add_argument("--threads", type=int, default=0, help="of the router; 0: one per core")
+    two.add_argument("--threads", type=int, default=0, help="on the host; 0: one per core")
+    two.add_argument("--temperature", type=float, default=0.0, help="of all requests")
     two.add_argument("--ttft-ms", type=float)
     two.add_argument("--tpot-ms", type=float)
     two.add_argument("--ttft-factor", type=float, default=10.0)

@@ -115,6 +115,18 @@ def test_a_run_counts_what_is_refused_unless_it_is_patient():
         assert found.counts["decode_tokens"] == 3 * len(done) and 0 < found.seconds < 20
 
 
+def test_tokens_are_drawn_where_a_temperature_is_given():
+    for temperature in (0.0, 0.7):
+        engine, asked = FakeEngine(), []
+        submit = engine.submit
+        engine.submit = lambda prompt, **about: asked.append(about) or submit(prompt, **about)  # noqa: B023
+        try:
+            drive.run(engine, ServeRejected, [[10, 11]] * 3, [2] * 3, [0.0] * 3, limit_s=20, temperature=temperature)
+        finally:
+            engine.close()
+        assert [(about["temperature"], about["seed"]) for about in asked] == [(temperature, i) for i in range(3)]
+
+
 def test_policies_on_one_load():
     opened = []
 
@@ -229,6 +241,9 @@ def test_the_command(tmp_path, monkeypatch):
     assert (tmp_path / "r.md").read_text() in done.stdout
     routes = load_file(tmp_path / "r.safetensors")
     assert routes["begins"][-1] == len(routes["experts"]) and len(routes["begins"]) == 6
+    assert "temperature" not in found["about"]
+    again = CliRunner().invoke(cli.app, [*arguments, "--temperature", "0.7"])
+    assert again.exit_code == 2 and "temperature" in again.stderr, "other results than these are not gone on with"
     bad = CliRunner().invoke(cli.app, [*arguments[:5], "--ttft-ms", "5"])
     assert bad.exit_code == 2 and "--tpot-ms" in bad.stderr
 

@@ -35,6 +35,7 @@ TtftFactor = Annotated[float, typer.Option(help="The goal is so many times what 
 TpotFactor = Annotated[float, typer.Option(help="Likewise of the time per token.", min=0)]
 EqualTimes = Annotated[bool, typer.Option("--equal-times", help="Fewer rows at low rates: runs take as long.")]
 LayerRouter = Annotated[Path | None, typer.Option(help="A router for every layer: adds the policy `layerwise`.")]
+Temperature = Annotated[float, typer.Option(help="Of all requests; 0: greedy, which is the fastest.", min=0, max=2)]
 Options = Annotated[list[str] | None, typer.Option("--option", help="Further options of the engine, as NAME=VALUE.")]
 
 
@@ -90,6 +91,7 @@ def bench_serve(
     tpot_factor: TpotFactor = 4.0,
     option: Options = None,
     layer_router: LayerRouter = None,
+    temperature: Temperature = 0.0,
     routes: Annotated[Path | None, typer.Option(help="Also write the experts of all tokens: .safetensors.")] = None,
     seed: Seed = 0,
 ) -> None:
@@ -117,7 +119,9 @@ def bench_serve(
             goal=Goal(ttft_ms / 1000, tpot_ms / 1000) if ttft_ms and tpot_ms else None,
             factors=(ttft_factor, tpot_factor),
             equal_times=equal_times,
-            about={**options.machine(), "threads": threads, "options": more, "policies": list(policies)},
+            temperature=temperature,
+            about={**options.machine(), "threads": threads, "options": more, "policies": list(policies)}
+            | ({"temperature": temperature} if temperature else {}),
             say=_say,
         )
         late = lambda: 0 < seconds < time.monotonic() - began  # noqa: E731

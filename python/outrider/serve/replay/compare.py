@@ -37,6 +37,7 @@ class Plan:
     factors: tuple[float, float] = (TTFT_FACTOR, TPOT_FACTOR)  # of the goals, where none are given
     calm: float | None = None  # share at which BASE shows what `factors` multiply; None: requests alone show it
     equal_times: bool = False  # fewer rows at low rates, so that all runs take about as long
+    temperature: float = 0.0  # of all requests
     about: dict[str, Any] = field(default_factory=dict)  # a run that goes on has it in common with its beginning
     say: Callable[[str], None] = print
 
@@ -164,7 +165,8 @@ def _alone(plan: Plan) -> tuple[Goal, dict[str, float]]:
     rows = list(zip(plan.prepared.prompts, plan.prepared.load.rows, strict=True))[:ALONE]
     try:
         for prompt, row in rows:
-            record = run(engine, rejected, [prompt], [max(row.written_tokens, 2)], [0.0], limit_s=600).records[0]
+            lengths, about = [max(row.written_tokens, 2)], {"limit_s": 600, "temperature": plan.temperature}
+            record = run(engine, rejected, [prompt], lengths, [0.0], **about).records[0]
             if record.first_s is not None:
                 ttft.append(record.first_s)
                 tpot.append(time_per_token(record) or 0.0)
@@ -198,7 +200,8 @@ def _run(plan: Plan, policy: str, prepared: Prepared, due_s: list[float], *, pat
     limit = 600 + LIMIT_FACTOR * due_s[-1]
     lengths = [row.written_tokens for row in prepared.load.rows]
     try:
-        return run(engine, rejected, prepared.prompts, lengths, due_s, limit_s=limit, patient=patient)
+        about = {"limit_s": limit, "patient": patient, "temperature": plan.temperature}
+        return run(engine, rejected, prepared.prompts, lengths, due_s, **about)
     finally:
         engine.close()
 

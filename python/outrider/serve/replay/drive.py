@@ -42,13 +42,15 @@ def run(
     *,
     limit_s: float,
     patient: bool = False,
+    temperature: float = 0.0,
 ) -> RunResult:
     """Submits each prompt when it is due and reads until all ended, `limit_s` at most; then cancels the rest.
 
     `patient`: what the engine refuses is tried again after its next event, instead of counting as rejected; with all
-    arrivals at 0 this measures what the engine does at most.
+    arrivals at 0 this measures what the engine does at most. With a `temperature` tokens are drawn, by seeds of their
+    own, so that a text is the same in every run.
     """
-    return _Driver(engine, rejected, prompts, lengths, due_s, patient).run(limit_s)
+    return _Driver(engine, rejected, prompts, lengths, due_s, patient, temperature).run(limit_s)
 
 
 class _Driver:
@@ -60,9 +62,10 @@ class _Driver:
         lengths: list[int],
         due_s: list[float],
         patient: bool,
+        temperature: float,
     ) -> None:
         self.engine, self.refusal, self.prompts, self.lengths = engine, rejected, prompts, lengths
-        self.patient = patient
+        self.patient, self.temperature = patient, temperature
         self.records = [Record(due) for due in due_s]
         self.streams: dict[int, Record] = {}
         self.next = 0
@@ -89,8 +92,9 @@ class _Driver:
     def _submit_due(self, now: Callable[[], float]) -> None:
         while self.next < len(self.records) and self.records[self.next].due_s <= now():
             record, asked = self.records[self.next], now()
+            params = _params(self.lengths[self.next], self.next, self.temperature)
             try:
-                stream = self.engine.submit(self.prompts[self.next], **_params(self.lengths[self.next], self.next))
+                stream = self.engine.submit(self.prompts[self.next], **params)
             except self.refusal as error:
                 if self.patient and getattr(error, "code", "") == "E_BUSY":
                     return
@@ -115,11 +119,11 @@ class _Driver:
                 del self.streams[event["stream"]]
 
 
-def _params(length: int, seed: int) -> dict[str, Any]:
-    """Greedy, of a fixed length: nothing ends a text but `length`."""
+def _params(length: int, seed: int, temperature: float) -> dict[str, Any]:
+    """Of a fixed length: nothing ends a text but `length`."""
     return {
         "max_tokens": length,
-        "temperature": 0.0,
+        "temperature": temperature,
         "top_k": 0,
         "top_p": 1.0,
         "presence_penalty": 0.0,
