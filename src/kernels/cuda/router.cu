@@ -13,8 +13,8 @@ constexpr int kTileTokens = 8;  // of a block of Product
 constexpr int kWarpColumns = 4;
 constexpr int kProductWarps = 4, kBlockColumns = kProductWarps * kWarpColumns;
 constexpr int kSums = kTileTokens * kWarpColumns;
-static_assert(kSums == 32);  // one for each lane in the end
-constexpr int kAttendWarps = 8;
+static_assert(kSums == 32);                          // one for each lane in the end
+constexpr int kSteps = 8, kSlabDepth = kSteps * 32;  // of the depth, whose weights a warp loads ahead
 constexpr int kTurnThreads = 128;
 
 enum class Into : uint8_t { kStore, kAdd, kSilu };
@@ -47,69 +47,93 @@ struct Factors {
   int depth, columns, tokens;
 };
 
-// Rows of a tile into shared memory, normed where that is wanted; zeros behind the last.
+__host__ __device__ constexpr int RowStride(int depth) { return CeilDiv(depth, kSlabDepth) * kSlabDepth; }
+
+// Rows of a tile into shared memory, normed where that is wanted; zeros behind the last row and the last number.
 __device__ __forceinline__ void TakeRows(const Factors& f, int first, float* rows) {
+  const int stride = RowStride(f.depth);
   for (int t = Warp(); t < kTileTokens; t += kProductWarps) {
     const float* from = f.x + static_cast<int64_t>(first + t) * f.depth;
-    float* row = rows + t * f.depth;
+    float* row = rows + t * stride;
     const bool there = first + t < f.tokens;
     float squares = 0;
-    for (int k = Lane(); k < f.depth; k += 32) {
-      const float value = there ? from[k] : 0;
+#pragma unroll 8
+    for (int k = Lane(); k < stride; k += 32) {
+      const float value = there && k < f.depth ? from[k] : 0;
       row[k] = value;
       squares = __fmaf_rn(value, value, squares);
     }
     if (f.norm == nullptr) continue;
     const float scale = 1 / sqrtf(SumOfWarp(squares) / static_cast<float>(f.depth) + f.eps);
+#pragma unroll 8
     for (int k = Lane(); k < f.depth; k += 32) row[k] = __fmul_rn(__fmul_rn(row[k], scale), f.norm[k]);
   }
 }
 
-// Lane l gets the sum over all lanes of sums[l], always in one order.
-__device__ __forceinline__ float SumForLane(float (&sums)[kSums]) {
+// Lanes exchange halves of what they have, until lane l has the sum over all lanes of sums[l] in sums[0].
+template <int kHalf>
+__device__ __forceinline__ void SumForLanes(float (&sums)[kSums]) {
+  const bool upper = (Lane() & kHalf) != 0;
 #pragma unroll
-  for (int half = kSums / 2; half > 0; half /= 2) {
-    const bool upper = (Lane() & half) != 0;
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const float sent = upper ? sums[i] : sums[i + half], kept = upper ? sums[i + half] : sums[i];
-      sums[i] = kept + __shfl_xor_sync(~0U, sent, half);
-    }
+  for (int i = 0; i < kHalf; ++i) {
+    const float sent = upper ? sums[i] : sums[i + kHalf], kept = upper ? sums[i + kHalf] : sums[i];
+    sums[i] = kept + __shfl_xor_sync(~0U, sent, kHalf);
   }
-  return sums[0];
+  if constexpr (kHalf > 1) SumForLanes<kHalf / 2>(sums);
+}
+
+// Weights of a warp's columns: of each lane one number in 32.
+struct Slab {
+  float weights[kSteps][kWarpColumns];
+};
+
+__device__ __forceinline__ void Load(const float* const (&columns)[kWarpColumns], int from, int depth, Slab& slab) {
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+    const int k = from + 32 * s + Lane();
+#pragma unroll
+    for (int c = 0; c < kWarpColumns; ++c) slab.weights[s][c] = k < depth ? columns[c][k] : 0;
+  }
 }
 
 // x times the transposed weight. A block takes kTileTokens tokens and kBlockColumns columns; the lanes of a warp share
-// the depth, so that a row of weights is read in one piece, once for all tokens of the tile.
+// the depth, so that a row of weights is read in one piece, once for all tokens of the tile. The first weights are on
+// their way before the kernel in front is done.
 template <Into kInto>
-__global__ void __launch_bounds__(kProductWarps * 32) Product(Factors f) {
+__global__ void __launch_bounds__(kProductWarps * 32, 4) Product(Factors f) {
   StartNext();
+  const int column = static_cast<int>(blockIdx.x) * kBlockColumns + Warp() * kWarpColumns;
+  const float* columns[kWarpColumns];
+#pragma unroll
+  for (int c = 0; c < kWarpColumns; ++c)  // behind the last column the last one again
+    columns[c] = f.weight + static_cast<int64_t>(min(column + c, f.columns - 1)) * f.depth;
+  Slab slab;
+  Load(columns, 0, f.depth, slab);
   WaitForPrevious();
   auto* rows = reinterpret_cast<float*>(DynamicShared());
-  const int first = static_cast<int>(blockIdx.y) * kTileTokens;
+  const int first = static_cast<int>(blockIdx.y) * kTileTokens, stride = RowStride(f.depth);
   TakeRows(f, first, rows);
   __syncthreads();
-  const int column = static_cast<int>(blockIdx.x) * kBlockColumns + Warp() * kWarpColumns;
-  const float* weights[kWarpColumns];
-  for (int c = 0; c < kWarpColumns; ++c)  // behind the last column the last one again
-    weights[c] = f.weight + static_cast<int64_t>(min(column + c, f.columns - 1)) * f.depth;
   float sums[kSums] = {};
-  for (int k = Lane(); k < f.depth; k += 32) {
-    float w[kWarpColumns];
+  for (int from = 0; from < f.depth; from += kSlabDepth) {
+    Slab next;
+    if (from + kSlabDepth < f.depth) Load(columns, from + kSlabDepth, f.depth, next);
 #pragma unroll
-    for (int c = 0; c < kWarpColumns; ++c) w[c] = weights[c][k];
+    for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
-    for (int t = 0; t < kTileTokens; ++t) {
-      const float value = rows[t * f.depth + k];
+      for (int t = 0; t < kTileTokens; ++t) {
+        const float value = rows[t * stride + from + 32 * s + Lane()];
 #pragma unroll
-      for (int c = 0; c < kWarpColumns; ++c)
-        sums[c * kTileTokens + t] = __fmaf_rn(w[c], value, sums[c * kTileTokens + t]);
+        for (int c = 0; c < kWarpColumns; ++c)
+          sums[c * kTileTokens + t] = __fmaf_rn(slab.weights[s][c], value, sums[c * kTileTokens + t]);
+      }
     }
+    slab = next;
   }
-  float value = SumForLane(sums);
+  SumForLanes<kSums / 2>(sums);
   const int own = column + Lane() / kTileTokens, token = first + Lane() % kTileTokens;
   if (own >= f.columns || token >= f.tokens) return;
-  value += f.bias[own];
+  float value = sums[0] + f.bias[own];
   if constexpr (kInto == Into::kSilu) value = value / (1 + expf(-value));
   float* to = f.to + static_cast<int64_t>(token) * f.columns + own;
   *to = kInto == Into::kAdd ? *to + value : value;
@@ -139,6 +163,14 @@ __global__ void __launch_bounds__(kTurnThreads) TurnAndStore(RouterModel model, 
   }
 }
 
+// How a warp reads a page: numbers of keys and positions of values that it has under way at once.
+template <int kPerLane>
+struct Reading {
+  static constexpr int keys = kPerLane <= 4 ? kRouterPage * kPerLane : 32, positions = kPerLane <= 4 ? kRouterPage : 8;
+  static constexpr int warps = kPerLane <= 2 ? 16 : 8;  // as many as have registers for that
+  static constexpr int dim = 32 * kPerLane;             // at most; a lane mixes every 32nd coordinate
+};
+
 // What a warp has of the values of a token, weighted by exp(score - top).
 template <int kPerLane>
 struct Mix {
@@ -146,14 +178,46 @@ struct Mix {
   float values[kPerLane] = {};
 };
 
-// Adds the first `seen` positions of a page. query: [dim] in shared memory.
+// Coordinates 2 (from + i) + part of a lane's position.
+template <int kKeys>
+__device__ __forceinline__ void LoadKeys(const float* keys, int dim, int from, float (&to)[kKeys]) {
+  const int slot = Lane() % kRouterPage, part = Lane() / kRouterPage;  // two lanes share a position
+#pragma unroll
+  for (int i = 0; i < kKeys; ++i) {
+    const int d = 2 * (from + i) + part;
+    to[i] = d < dim ? keys[d * kRouterPage + slot] : 0;
+  }
+}
+
+template <int kPositions, int kPerLane>
+__device__ __forceinline__ void LoadValues(const float* values, int dim, int from, int seen,
+                                           float (&to)[kPositions][kPerLane]) {
+#pragma unroll
+  for (int s = 0; s < kPositions; ++s) {
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int d = Lane() + 32 * i;
+      to[s][i] = from + s < seen && d < dim ? values[(from + s) * dim + d] : 0;
+    }
+  }
+}
+
+// Adds the first `seen` positions of a page. query: in shared memory, zeros behind `dim`.
 template <int kPerLane>
 __device__ __forceinline__ void AddPage(const float* query, const float* keys, const float* values, int dim, int seen,
                                         float scale, Mix<kPerLane>& mix) {
-  const int slot = Lane() % kRouterPage, part = Lane() / kRouterPage;  // two lanes share a position
+  using R = Reading<kPerLane>;
+  float some_keys[R::keys], some_values[R::positions][kPerLane];
+  LoadKeys(keys, dim, 0, some_keys);
+  LoadValues(values, dim, 0, seen, some_values);
+  const int slot = Lane() % kRouterPage, part = Lane() / kRouterPage;
   float score = 0;
-#pragma unroll 16
-  for (int d = part; d < dim; d += 2) score = __fmaf_rn(query[d], keys[d * kRouterPage + slot], score);
+#pragma unroll
+  for (int from = 0; from < R::dim / 2; from += R::keys) {
+    if (from > 0) LoadKeys(keys, dim, from, some_keys);
+#pragma unroll
+    for (int i = 0; i < R::keys; ++i) score = __fmaf_rn(query[2 * (from + i) + part], some_keys[i], score);
+  }
   score = __fmul_rn(score + __shfl_xor_sync(~0U, score, kRouterPage), scale);
   const bool visible = slot < seen;  // others may hold anything
   const float top = fmaxf(mix.top, MaxOfHalf(visible ? score : -INFINITY)), faded = expf(mix.top - top);
@@ -162,66 +226,74 @@ __device__ __forceinline__ void AddPage(const float* query, const float* keys, c
   mix.weight = __fmaf_rn(mix.weight, faded, part == 0 ? weight : 0);
 #pragma unroll
   for (float& value : mix.values) value = __fmul_rn(value, faded);
-#pragma unroll 4
-  for (int s = 0; s < seen; ++s) {
-    const float share = __shfl_sync(~0U, weight, s);
 #pragma unroll
-    for (int i = 0; i < kPerLane; ++i)
-      if (const int d = Lane() + 32 * i; d < dim) mix.values[i] = __fmaf_rn(share, values[s * dim + d], mix.values[i]);
+  for (int from = 0; from < kRouterPage; from += R::positions) {
+    if (from > 0) LoadValues(values, dim, from, seen, some_values);
+#pragma unroll
+    for (int s = 0; s < R::positions; ++s) {
+      const float share = __shfl_sync(~0U, weight, from + s);
+#pragma unroll
+      for (int i = 0; i < kPerLane; ++i) mix.values[i] = __fmaf_rn(share, some_values[s][i], mix.values[i]);
+    }
   }
 }
 
-// A block per head and token; warp w takes pages w, w + 8, ... in ascending order.
+// Adds up what the warps have of a token, in their order. mixed: [warps, dim].
+template <int kWarps>
+__device__ __forceinline__ void Join(const float* tops, const float* weights, const float* mixed, int dim, float* to) {
+  float top = tops[0];
+  for (int w = 1; w < kWarps; ++w) top = fmaxf(top, tops[w]);
+  for (int d = static_cast<int>(threadIdx.x); d < dim; d += kWarps * 32) {
+    float sum = 0, weight = 0;
+    for (int w = 0; w < kWarps; ++w) {
+      const float share = expf(tops[w] - top);  // 0 of a warp without a page
+      sum = __fmaf_rn(share, mixed[w * dim + d], sum);
+      weight = __fmaf_rn(share, weights[w], weight);
+    }
+    to[d] = sum / weight;
+  }
+}
+
+// A block per head and token; of its w warps each takes every w-th page, in ascending order.
 template <int kPerLane>
-__global__ void __launch_bounds__(kAttendWarps * 32) Attend(RouterModel model, RouterCall call) {
+__global__ void __launch_bounds__(Reading<kPerLane>::warps * 32) Attend(RouterModel model, RouterCall call) {
+  constexpr int kWarps = Reading<kPerLane>::warps, kDim = Reading<kPerLane>::dim;
+  __shared__ float query[kDim], tops[kWarps], weights[kWarps], mixed[kWarps * kDim];
   StartNext();
   WaitForPrevious();
   const int head = static_cast<int>(blockIdx.x), token = static_cast<int>(blockIdx.y);
   const int dim = model.width / model.heads, last = call.positions[token];
-  auto* query = reinterpret_cast<float*>(DynamicShared());
-  float *tops = query + dim, *weights = tops + kAttendWarps, *mixed = weights + kAttendWarps;
-  for (int d = static_cast<int>(threadIdx.x); d < dim; d += kAttendWarps * 32)
-    query[d] = call.qkv[static_cast<int64_t>(token) * 3 * model.width + head * dim + d];
+  for (int d = static_cast<int>(threadIdx.x); d < kDim; d += kWarps * 32)
+    query[d] = d < dim ? call.qkv[static_cast<int64_t>(token) * 3 * model.width + head * dim + d] : 0;
   __syncthreads();
   const int32_t* pages = call.pages + static_cast<int64_t>(call.texts[token]) * call.table;
   Mix<kPerLane> mix;
-  for (int page = Warp(); page <= last / kRouterPage; page += kAttendWarps) {
+  for (int page = Warp(); page <= last / kRouterPage; page += kWarps) {
     const int64_t at = (static_cast<int64_t>(pages[page]) * model.heads + head) * dim * kRouterPage;
     AddPage(query, call.keys + at, call.values + at, dim, min(kRouterPage, last + 1 - page * kRouterPage), model.scale,
             mix);
   }
   mix.weight = SumOfWarp(mix.weight);
   if (Lane() == 0) tops[Warp()] = mix.top, weights[Warp()] = mix.weight;
+#pragma unroll
   for (int i = 0; i < kPerLane; ++i)
     if (const int d = Lane() + 32 * i; d < dim) mixed[Warp() * dim + d] = mix.values[i];
   __syncthreads();
-  float top = tops[0];
-  for (int w = 1; w < kAttendWarps; ++w) top = fmaxf(top, tops[w]);
-  for (int d = static_cast<int>(threadIdx.x); d < dim; d += kAttendWarps * 32) {
-    float sum = 0, weight = 0;
-    for (int w = 0; w < kAttendWarps; ++w) {
-      const float share = expf(tops[w] - top);  // 0 of a warp without a page
-      sum = __fmaf_rn(share, mixed[w * dim + d], sum);
-      weight = __fmaf_rn(share, weights[w], weight);
-    }
-    call.inner[static_cast<int64_t>(token) * model.width + head * dim + d] = sum / weight;
-  }
+  Join<kWarps>(tops, weights, mixed, dim, call.inner + static_cast<int64_t>(token) * model.width + head * dim);
 }
 
 template <Into kInto>
 cudaError_t LaunchProduct(const Factors& f, cudaStream_t stream) {
   const dim3 blocks(static_cast<unsigned>(CeilDiv(f.columns, kBlockColumns)),
                     static_cast<unsigned>(CeilDiv(f.tokens, kTileTokens)));
-  const BlockShape shape{.cluster = 1, .shared = kTileTokens * f.depth * 4};
+  const BlockShape shape{.cluster = 1, .shared = kTileTokens * RowStride(f.depth) * 4};
   return LaunchChained(Product<kInto>, blocks, kProductWarps * 32, shape, stream, f);
 }
 
 template <int kPerLane>
 cudaError_t AttendWith(const RouterModel& model, const RouterCall& call, cudaStream_t stream) {
-  const int dim = model.width / model.heads;
   const dim3 blocks(static_cast<unsigned>(model.heads), static_cast<unsigned>(call.tokens));
-  const BlockShape shape{.cluster = 1, .shared = (dim + kAttendWarps * (dim + 2)) * 4};
-  return LaunchChained(Attend<kPerLane>, blocks, kAttendWarps * 32, shape, stream, model, call);
+  return LaunchChained(Attend<kPerLane>, blocks, Reading<kPerLane>::warps * 32, {}, stream, model, call);
 }
 
 cudaError_t AttendAll(const RouterModel& model, const RouterCall& call, cudaStream_t stream) {
