@@ -35,6 +35,7 @@ py::dict Counts(const serve::EngineStats& stats) {
       {"route_pages", stats.route_pages},
       {"route_pages_used", stats.route_pages_used},
       {"steps", stats.steps},
+      {"prompt_steps", stats.prompt_steps},
       {"failed_steps", stats.failed_steps},
       {"prefill_tokens", stats.prefill_tokens},
       {"decode_tokens", stats.decode_tokens},
@@ -82,6 +83,7 @@ py::dict ToDict(const serve::Event& event) {
 py::dict ToDict(const serve::EngineStats& stats) {
   const std::pair<const char*, double> measured[] = {
       {"executor_s", stats.executor_s},
+      {"prompt_pass_s", stats.prompt_pass_s},
       {"router_s", stats.router_s},
       {"policy_s", stats.policy_s},
       {"host_s", stats.host_s},

@@ -82,6 +82,8 @@ void EngineCore::Tally(std::span<const SliceRun> slices, const RunCost& cost) {
   stats_.weight_bytes += cost.weight_bytes;
   stats_.ffn_bytes += cost.ffn_bytes;
   stats_.executor_s += cost.seconds;
+  stats_.prompt_steps += prefill > 0 ? 1 : 0;
+  stats_.prompt_pass_s += cost.prompt_seconds;
   rates_.Add(cost.weight_bytes, prefill + decode, cost.seconds);
 }
 

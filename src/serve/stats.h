@@ -52,6 +52,7 @@ struct EngineStats {
   int64_t written_tokens = 0;
   int64_t prefix_hit_tokens = 0, plan_hit_tokens = 0;  // not computed, not routed, because another text had them
   int64_t routed_tokens = 0;
+  int64_t prompt_steps = 0;  // steps that ran tokens of prompts
   int64_t held_items = 0;
   int64_t hold_steps_max = 0;          // the longest that an item was passed over
   int64_t hold_age_max = 0;            // now: the age at which an item is overdue, in steps; 0: none is held
@@ -60,6 +61,7 @@ struct EngineStats {
   int64_t preemptions = 0, dropped_plans = 0;
   int64_t weight_bytes = 0, ffn_bytes = 0;
   double executor_s = 0, router_s = 0, policy_s = 0, host_s = 0;  // host: of steps, all the rest
+  double prompt_pass_s = 0;  // of executor_s: passes that prompts had for themselves
   StepSecondsHistogram step_seconds;
 
   // Must stay zero.

@@ -192,6 +192,7 @@ def test_a_text_is_the_same_where_its_logits_stay_on_the_device(tmp_path):
 
 
 def test_pages_that_do_not_fit_are_refused_with_a_number(tmp_path):
+    pytest.importorskip("fastapi")
     folder = write_model(tmp_path / "model", width=512, heads=8, ffn=1024, layers=2)
     command = [sys.executable, "-m", "outrider", "serve", str(folder), "--device", "cuda", "--port", "0"]
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'python'}:{os.environ.get('PYTHONPATH', '')}"}

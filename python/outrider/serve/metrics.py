@@ -29,6 +29,7 @@ _GAUGES = {
 }
 _COUNTERS = {
     "steps": ("steps", "Steps that ran"),
+    "prompt_steps": ("prompt_steps", "Steps that ran tokens of prompts"),
     "failed_steps": ("failed_steps", "Steps that failed"),
     "written_tokens": ("goodput_tokens", "Tokens written"),
     "held_items": ("held_items", "Items left out of a step on purpose"),
@@ -45,6 +46,7 @@ _COUNTERS = {
     "late_first": ("late_first", "Requests ended because their first token could not come in time any more"),
     "slow_readers": ("slow_readers", "Requests cancelled because nobody read them"),
     "executor_s": ("executor_seconds", "Time in the executor"),
+    "prompt_pass_s": ("prompt_pass_seconds", "Of the executor's time, passes that prompts had for themselves"),
     "router_s": ("router_seconds", "Time that steps waited for the router"),
     "policy_s": ("plan_seconds", "Time in the policy"),
     "host_s": ("host_seconds", "Time of steps outside executor, router and policy"),

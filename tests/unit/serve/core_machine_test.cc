@@ -137,6 +137,7 @@ TEST(CoreMachine, PromptsOfHighPriorityAreRoutedFirst) {
   run.Steps(2);
   EXPECT_EQ(run.told[second].tokens.size(), 1U) << "eight tokens are routed a step, four run";
   EXPECT_EQ(run.core.Stats().routed_tokens, 8 + 8 + 1);
+  EXPECT_EQ(run.core.Stats().prompt_steps, 2);
   ASSERT_TRUE(run.ToTheEnd());
   EXPECT_EQ(run.told[second].tokens, Reference(urgent).written);
   ExpectClean(run);

@@ -184,6 +184,8 @@ TEST(GpuExecutor, PromptsAgreeWithTheCpuHoweverTheyAreCut) {
         const auto cost = executor->Run(runs, logits);
         ASSERT_TRUE(cost) << cost.error().message;
         EXPECT_GE(cost->weight_bytes, 2 * executor->FixedBytes()) << "both paths read the weights";
+        EXPECT_GT(cost->prompt_seconds, 0);
+        EXPECT_LT(cost->prompt_seconds, cost->seconds);
         for (size_t i = 0; i < static_cast<size_t>(count) * vocab; ++i)
           ASSERT_NEAR(logits[vocab + i], expected[static_cast<size_t>(first) * vocab + i], tolerance)
               << form.name << " pieces of " << size << " at " << first;

@@ -9,7 +9,7 @@ from typing import Any
 POLL_EVENTS = 256
 COUNTED = ("steps", "weight_bytes", "ffn_bytes", "distinct_experts", "decode_tokens", "prefill_tokens", "held_items")
 COUNTED += ("prefix_hit_tokens", "preemptions", "plan_mismatches", "unplanned_tokens")
-COUNTED += ("executor_s", "router_s", "policy_s", "host_s")
+COUNTED += ("executor_s", "prompt_steps", "prompt_pass_s", "router_s", "policy_s", "host_s")
 
 
 @dataclass
