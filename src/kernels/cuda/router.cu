@@ -15,6 +15,7 @@ constexpr int kProductWarps = 4, kBlockColumns = kProductWarps * kWarpColumns;
 constexpr int kSums = kTileTokens * kWarpColumns;
 static_assert(kSums == 32);                          // one for each lane in the end
 constexpr int kSteps = 8, kSlabDepth = kSteps * 32;  // of the depth, whose weights a warp loads ahead
+constexpr int kAttendWarps = 8;
 constexpr int kTurnThreads = 128;
 
 enum class Into : uint8_t { kStore, kAdd, kSilu };
@@ -163,14 +164,6 @@ __global__ void __launch_bounds__(kTurnThreads) TurnAndStore(RouterModel model, 
   }
 }
 
-// How a warp reads a page: numbers of keys and positions of values that it has under way at once.
-template <int kPerLane>
-struct Reading {
-  static constexpr int keys = kPerLane <= 4 ? kRouterPage * kPerLane : 32, positions = kPerLane <= 4 ? kRouterPage : 8;
-  static constexpr int warps = kPerLane <= 2 ? 16 : 8;  // as many as have registers for that
-  static constexpr int dim = 32 * kPerLane;             // at most; a lane mixes every 32nd coordinate
-};
-
 // What a warp has of the values of a token, weighted by exp(score - top).
 template <int kPerLane>
 struct Mix {
@@ -178,46 +171,14 @@ struct Mix {
   float values[kPerLane] = {};
 };
 
-// Coordinates 2 (from + i) + part of a lane's position.
-template <int kKeys>
-__device__ __forceinline__ void LoadKeys(const float* keys, int dim, int from, float (&to)[kKeys]) {
-  const int slot = Lane() % kRouterPage, part = Lane() / kRouterPage;  // two lanes share a position
-#pragma unroll
-  for (int i = 0; i < kKeys; ++i) {
-    const int d = 2 * (from + i) + part;
-    to[i] = d < dim ? keys[d * kRouterPage + slot] : 0;
-  }
-}
-
-template <int kPositions, int kPerLane>
-__device__ __forceinline__ void LoadValues(const float* values, int dim, int from, int seen,
-                                           float (&to)[kPositions][kPerLane]) {
-#pragma unroll
-  for (int s = 0; s < kPositions; ++s) {
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      const int d = Lane() + 32 * i;
-      to[s][i] = from + s < seen && d < dim ? values[(from + s) * dim + d] : 0;
-    }
-  }
-}
-
-// Adds the first `seen` positions of a page. query: in shared memory, zeros behind `dim`.
+// Adds the first `seen` positions of a page. query: [dim] in shared memory.
 template <int kPerLane>
 __device__ __forceinline__ void AddPage(const float* query, const float* keys, const float* values, int dim, int seen,
                                         float scale, Mix<kPerLane>& mix) {
-  using R = Reading<kPerLane>;
-  float some_keys[R::keys], some_values[R::positions][kPerLane];
-  LoadKeys(keys, dim, 0, some_keys);
-  LoadValues(values, dim, 0, seen, some_values);
-  const int slot = Lane() % kRouterPage, part = Lane() / kRouterPage;
+  const int slot = Lane() % kRouterPage, part = Lane() / kRouterPage;  // two lanes share a position
   float score = 0;
-#pragma unroll
-  for (int from = 0; from < R::dim / 2; from += R::keys) {
-    if (from > 0) LoadKeys(keys, dim, from, some_keys);
-#pragma unroll
-    for (int i = 0; i < R::keys; ++i) score = __fmaf_rn(query[2 * (from + i) + part], some_keys[i], score);
-  }
+#pragma unroll 16
+  for (int d = part; d < dim; d += 2) score = __fmaf_rn(query[d], keys[d * kRouterPage + slot], score);
   score = __fmul_rn(score + __shfl_xor_sync(~0U, score, kRouterPage), scale);
   const bool visible = slot < seen;  // others may hold anything
   const float top = fmaxf(mix.top, MaxOfHalf(visible ? score : -INFINITY)), faded = expf(mix.top - top);
@@ -226,60 +187,50 @@ __device__ __forceinline__ void AddPage(const float* query, const float* keys, c
   mix.weight = __fmaf_rn(mix.weight, faded, part == 0 ? weight : 0);
 #pragma unroll
   for (float& value : mix.values) value = __fmul_rn(value, faded);
+#pragma unroll 4
+  for (int s = 0; s < seen; ++s) {
+    const float share = __shfl_sync(~0U, weight, s);
 #pragma unroll
-  for (int from = 0; from < kRouterPage; from += R::positions) {
-    if (from > 0) LoadValues(values, dim, from, seen, some_values);
-#pragma unroll
-    for (int s = 0; s < R::positions; ++s) {
-      const float share = __shfl_sync(~0U, weight, from + s);
-#pragma unroll
-      for (int i = 0; i < kPerLane; ++i) mix.values[i] = __fmaf_rn(share, some_values[s][i], mix.values[i]);
-    }
+    for (int i = 0; i < kPerLane; ++i)
+      if (const int d = Lane() + 32 * i; d < dim) mix.values[i] = __fmaf_rn(share, values[s * dim + d], mix.values[i]);
   }
 }
 
-// Adds up what the warps have of a token, in their order. mixed: [warps, dim].
-template <int kWarps>
-__device__ __forceinline__ void Join(const float* tops, const float* weights, const float* mixed, int dim, float* to) {
-  float top = tops[0];
-  for (int w = 1; w < kWarps; ++w) top = fmaxf(top, tops[w]);
-  for (int d = static_cast<int>(threadIdx.x); d < dim; d += kWarps * 32) {
-    float sum = 0, weight = 0;
-    for (int w = 0; w < kWarps; ++w) {
-      const float share = expf(tops[w] - top);  // 0 of a warp without a page
-      sum = __fmaf_rn(share, mixed[w * dim + d], sum);
-      weight = __fmaf_rn(share, weights[w], weight);
-    }
-    to[d] = sum / weight;
-  }
-}
-
-// A block per head and token; of its w warps each takes every w-th page, in ascending order.
+// A block per head and token; warp w takes pages w, w + 8, ... in ascending order.
 template <int kPerLane>
-__global__ void __launch_bounds__(Reading<kPerLane>::warps * 32) Attend(RouterModel model, RouterCall call) {
-  constexpr int kWarps = Reading<kPerLane>::warps, kDim = Reading<kPerLane>::dim;
-  __shared__ float query[kDim], tops[kWarps], weights[kWarps], mixed[kWarps * kDim];
+__global__ void __launch_bounds__(kAttendWarps * 32) Attend(RouterModel model, RouterCall call) {
   StartNext();
   WaitForPrevious();
   const int head = static_cast<int>(blockIdx.x), token = static_cast<int>(blockIdx.y);
   const int dim = model.width / model.heads, last = call.positions[token];
-  for (int d = static_cast<int>(threadIdx.x); d < kDim; d += kWarps * 32)
-    query[d] = d < dim ? call.qkv[static_cast<int64_t>(token) * 3 * model.width + head * dim + d] : 0;
+  auto* query = reinterpret_cast<float*>(DynamicShared());
+  float *tops = query + dim, *weights = tops + kAttendWarps, *mixed = weights + kAttendWarps;
+  for (int d = static_cast<int>(threadIdx.x); d < dim; d += kAttendWarps * 32)
+    query[d] = call.qkv[static_cast<int64_t>(token) * 3 * model.width + head * dim + d];
   __syncthreads();
   const int32_t* pages = call.pages + static_cast<int64_t>(call.texts[token]) * call.table;
   Mix<kPerLane> mix;
-  for (int page = Warp(); page <= last / kRouterPage; page += kWarps) {
+  for (int page = Warp(); page <= last / kRouterPage; page += kAttendWarps) {
     const int64_t at = (static_cast<int64_t>(pages[page]) * model.heads + head) * dim * kRouterPage;
     AddPage(query, call.keys + at, call.values + at, dim, min(kRouterPage, last + 1 - page * kRouterPage), model.scale,
             mix);
   }
   mix.weight = SumOfWarp(mix.weight);
   if (Lane() == 0) tops[Warp()] = mix.top, weights[Warp()] = mix.weight;
-#pragma unroll
   for (int i = 0; i < kPerLane; ++i)
     if (const int d = Lane() + 32 * i; d < dim) mixed[Warp() * dim + d] = mix.values[i];
   __syncthreads();
-  Join<kWarps>(tops, weights, mixed, dim, call.inner + static_cast<int64_t>(token) * model.width + head * dim);
+  float top = tops[0];
+  for (int w = 1; w < kAttendWarps; ++w) top = fmaxf(top, tops[w]);
+  for (int d = static_cast<int>(threadIdx.x); d < dim; d += kAttendWarps * 32) {
+    float sum = 0, weight = 0;
+    for (int w = 0; w < kAttendWarps; ++w) {
+      const float share = expf(tops[w] - top);  // 0 of a warp without a page
+      sum = __fmaf_rn(share, mixed[w * dim + d], sum);
+      weight = __fmaf_rn(share, weights[w], weight);
+    }
+    call.inner[static_cast<int64_t>(token) * model.width + head * dim + d] = sum / weight;
+  }
 }
 
 template <Into kInto>
@@ -292,8 +243,10 @@ cudaError_t LaunchProduct(const Factors& f, cudaStream_t stream) {
 
 template <int kPerLane>
 cudaError_t AttendWith(const RouterModel& model, const RouterCall& call, cudaStream_t stream) {
+  const int dim = model.width / model.heads;
   const dim3 blocks(static_cast<unsigned>(model.heads), static_cast<unsigned>(call.tokens));
-  return LaunchChained(Attend<kPerLane>, blocks, Reading<kPerLane>::warps * 32, {}, stream, model, call);
+  const BlockShape shape{.cluster = 1, .shared = (dim + kAttendWarps * (dim + 2)) * 4};
+  return LaunchChained(Attend<kPerLane>, blocks, kAttendWarps * 32, shape, stream, model, call);
 }
 
 cudaError_t AttendAll(const RouterModel& model, const RouterCall& call, cudaStream_t stream) {
