@@ -84,7 +84,7 @@ def main():
         for row in measured(width, sides, options.blocks):
             rows.append(row)
             print(json.dumps(row), file=sys.stderr, flush=True)
-            save(options.output, {"benchmark": "serve_router", **circumstances(), "rows": rows})
+            save(options.output, {"benchmark": "serve_router", "circumstances": circumstances(), "measured": rows})
     print(markdown_table(rows, COLUMNS))
 
 
