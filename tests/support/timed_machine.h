@@ -23,6 +23,7 @@ struct StepCost {
   double noise = 0;          // steps take up to this share more or less
   double hiccup_chance = 0;  // that a step takes ten times as long
   double slower_from_s = 1e9, slower = 1;
+  double prompt_pass_s = 0;  // of a step that has tokens of prompts, however many
 };
 
 class TimedExecutor : public FakeExecutor {
@@ -34,10 +35,13 @@ class TimedExecutor : public FakeExecutor {
     auto done = FakeExecutor::Run(runs, logits);
     if (!done) return done;
     double seconds = cost_.step_s;
+    int64_t prompts = 0;
     for (const TokenRun& run : runs) {
       const auto prompt = static_cast<double>(run.prompt), all = static_cast<double>(run.ids.size());
       seconds += prompt * cost_.prompt_token_s + (all - prompt) * cost_.text_s;
+      prompts += run.prompt;
     }
+    if (prompts > 0) seconds += cost_.prompt_pass_s;
     seconds *= 1 + cost_.noise * (2 * Uniform() - 1);
     if (Uniform() < cost_.hiccup_chance) seconds *= 10;
     if (static_cast<double>(*now_ns_) * 1e-9 > cost_.slower_from_s) seconds *= cost_.slower;

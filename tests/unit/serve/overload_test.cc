@@ -39,7 +39,8 @@ struct Case {
 };
 
 // Tokens are most of the time: prompts five times as long as texts, as long, and a fifth. Weights are most of it. A
-// machine that is uneven. One that becomes slower. A model without experts.
+// machine that is uneven. One that becomes slower. A model without experts. A machine where prompts have a pass of
+// their own, which costs more than the tokens in it, as on a GPU.
 const Case kCases[] = {
     {"long prompts", {0.005, 0.002, 0.0018}, 95, 20, 4'000, 78},
     {"even lengths", {0.005, 0.002, 0.0018}, 48, 48, 3'000, 78},
@@ -48,6 +49,8 @@ const Case kCases[] = {
     {"uneven", {0.005, 0.002, 0.0018, 0.4, 0.01}, 95, 20, 4'000, 78, 5, 0.7},
     {"slower", {0.005, 0.002, 0.0018, 0.2, 0, 15, 1.6}, 95, 20, 4'000, 110},
     {"dense", {0.005, 0.002, 0.0018}, 95, 20, 4'000, 78, 0},
+    {"prompts apart", {0.0033, 0.00017, 0.00009, 0, 0, 1e9, 1, 0.0085}, 95, 20, 900, 20},
+    {"prompts apart, long texts", {0.0033, 0.00017, 0.00009, 0, 0, 1e9, 1, 0.0085}, 48, 48, 900, 20},
 };
 
 enum class Goals : uint8_t { kNone, kFirst, kBoth, kBothAndEnd };
