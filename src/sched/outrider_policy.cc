@@ -94,20 +94,40 @@ class OutriderPlanner {
     return FfnBytes(snapshot_, with) - FfnBytes(snapshot_, plan_.experts());
   }
 
-  // Prompts that make the step longer wait, while decode items wait anyway: no longer than a few times what they add.
   void FillOrHoldPrompts() {
     PlanBuilder without = plan_;
     FillPrefillLane();
-    if (limits_.prompt_hold_max <= 0 || static_cast<int64_t>(decode_.size()) <= limits_.decode_tokens) return;
-    const double step_s = Seconds(without), added_s = Seconds(plan_) - step_s;
-    const double age_max = std::min(static_cast<double>(PromptHoldAge(limits_)), kHeldPerAdded * added_s / step_s);
+    if (limits_.prompt_hold_max <= 0 || without.Empty()) return;
     const std::vector<size_t> prompts = ItemsOf(snapshot_, Lane::kPrefill);
+    const auto most = static_cast<double>(PromptHoldAge(limits_));
+    const double age_max = MorePromptsPay(prompts) ? most : std::min(most, CrowdedAge(without));
     const auto urgent = [&](size_t item) {
       return At(item).priority > 0 || static_cast<double>(snapshot_.step - At(item).ready_since) >= age_max;
     };
     if (std::ranges::any_of(prompts, urgent)) return;
     plan_ = std::move(without);
     for (const size_t item : prompts) plan_.Hold(item);
+  }
+
+  // Prompts that make the step longer wait, while decode items wait anyway: no longer than a few times what they add.
+  double CrowdedAge(const PlanBuilder& without) const {
+    if (static_cast<int64_t>(decode_.size()) <= limits_.decode_tokens) return 0;
+    const double step_s = Seconds(without), added_s = Seconds(plan_) - step_s;
+    return kHeldPerAdded * added_s / step_s;
+  }
+
+  // A pass of prompts costs all that write its setup, once for all prompts that share it; those that wait for it pay
+  // with their time. So they wait while it is likely that another one comes before that is dearer, and no longer,
+  // together, than the setup is for the others: the most that waiting in vain may cost is what it may save.
+  bool MorePromptsPay(const std::vector<size_t>& prompts) const {
+    const PromptPass& pass = snapshot_.prompt_pass;
+    if (pass.setup_s <= 0 || plan_.Room(Lane::kPrefill) <= 0) return false;
+    const auto texts = static_cast<double>(decode_.size()), waiting = static_cast<double>(prompts.size());
+    if (waiting >= pass.prompts_per_s * pass.setup_s * (texts + waiting)) return false;
+    double waited_s = 0;
+    for (const size_t item : prompts)
+      waited_s += static_cast<double>(snapshot_.step - At(item).ready_since) * pass.step_s;
+    return waited_s < pass.setup_s * texts;
   }
 
   double Seconds(const PlanBuilder& plan) const {

@@ -12,7 +12,9 @@ namespace outrider::sched {
 // An item is passed over in at most DelayBound steps (holding.h).
 // Prefill lane, at most C tokens: overdue prompts, oldest first, then those that add the fewest bytes to what the
 // decode lane reads. It is empty while more decode items are ready than B, until a prompt has waited PromptHoldAge
-// steps or four times what the lane would add to the step, or has priority. A chunk ends where its next expert would
+// steps or four times what the lane would add to the step, or has priority. Where prompts have passes of their own, a
+// lane that is not full is empty, too, while waiting for more prompts pays: until they have waited together for as long
+// as the pass itself costs all that write, or one of them PromptHoldAge steps. A chunk ends where its next expert would
 // exceed ffn_bytes_max. Each step serves the oldest overdue prompt, so that of R_p prompts each gets tokens after at
 // most W_p + R_p - 1 steps without. Last, held decode items whose experts the prompts read anyway take the room that is
 // left.

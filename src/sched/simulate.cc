@@ -6,11 +6,14 @@
 #include <numeric>
 
 #include "base/check.h"
+#include "sched/rate_ewma.h"
 #include "sched/step_cost.h"
 #include "sched/violations.h"
 
 namespace outrider::sched {
 namespace {
+
+constexpr double kRateHalfLifeS = 2;
 
 struct Running {
   size_t arrival = 0;
@@ -30,6 +33,7 @@ class Replay {
     snapshot_.fixed_bytes = machine.fixed_bytes;
     snapshot_.bytes_per_s = machine.bytes_per_s;
     snapshot_.token_s = machine.token_s;
+    snapshot_.prompt_pass.setup_s = machine.prompt_pass_s;
     result_.requests.resize(arrivals.size());
   }
 
@@ -49,11 +53,15 @@ class Replay {
   void Admit() {
     if (running_.empty() && next_ < arrivals_.size()) now_s_ = std::max(now_s_, arrivals_[next_].time_s);
     const auto full = [&] { return static_cast<int64_t>(running_.size()) >= machine_.requests_max; };
+    const size_t before = next_;
     for (; next_ < arrivals_.size() && arrivals_[next_].time_s <= now_s_ && !full(); ++next_) {
       const Arrival& arrival = arrivals_[next_];
       OUTRIDER_CHECK(arrival.prompt_tokens > 0 && arrival.output_tokens > 0, "arrival ", next_, " has no tokens");
       running_.push_back({next_, 0, snapshot_.step, 0});
     }
+    rate_.Observe(static_cast<double>(next_ - before), now_s_ - admitted_s_);
+    admitted_s_ = now_s_;
+    snapshot_.prompt_pass.prompts_per_s = rate_.PerSecond();
   }
 
   ReadyItem ItemOf(const Running& running) const {
@@ -80,7 +88,10 @@ class Replay {
                    broken.empty() ? "nothing runs" : broken.front());
     int64_t tokens = 0;
     for (const Slice& slice : step.plan.slices) tokens += slice.tokens;
+    const bool prompts = std::ranges::count(step.plan.slices, Lane::kPrefill, &Slice::lane) > 0;
     step.seconds = machine_.step_s + StepSeconds(snapshot_, step.plan.experts, tokens);
+    snapshot_.prompt_pass.step_s = step.seconds;
+    if (prompts) step.seconds += machine_.prompt_pass_s;
     now_s_ += step.seconds;
     ++snapshot_.step;
     result_.tokens += tokens;
@@ -125,7 +136,8 @@ class Replay {
   Snapshot snapshot_;
   std::vector<Running> running_;  // by arrival
   size_t next_ = 0;               // arrival that was not admitted yet
-  double now_s_ = 0;
+  double now_s_ = 0, admitted_s_ = 0;
+  RateEwma rate_{kRateHalfLifeS};
   Simulation result_;
 };
 

@@ -27,6 +27,7 @@ struct Machine {
   double bytes_per_s = 1;  // above 0
   double token_s = 0;
   double step_s = 0;         // of every step, whatever it does
+  double prompt_pass_s = 0;  // of every step that has a token of a prompt
   int64_t requests_max = 1;  // running at once; later ones wait in order of arrival
 };
 

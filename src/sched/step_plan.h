@@ -35,12 +35,20 @@ struct StepLimits {
   int64_t distinct_experts = 0;  // K, of the decode lane; 0: no limit
   int64_t age_max = 0;           // W, steps: a decode item this old is overdue; 0: no decode item is held, K is void
   int64_t prefill_age_max = 0;   // W_p, steps: likewise for prompts; 0: prompts run in order of arrival
-  // Steps that prompts wait at most while more decode items are ready than B: a text more would only wait among them.
+  // Steps that prompts wait at most: while more decode items are ready than B, since a text more would only wait among
+  // them; and for others to share a pass of prompts, where that has a cost of its own. 0: they wait for neither.
   int64_t prompt_hold_max = 0;
   int64_t ffn_bytes_max = 0;  // of the experts of a step: chunks of prompts are cut there; 0: no limit
   // Where all decode items fit B and K, some are held only if the others alone give at least this many times the tokens
   // per second: what is held has to be read for later, and seldom joins enough others. 1: whenever it is more.
   double hold_gain_min = 1.5;
+};
+
+// Where prompts run in passes of their own, as measured; all 0 where they run with everyone else.
+struct PromptPass {
+  double setup_s = 0;        // of a pass, however few its tokens
+  double prompts_per_s = 0;  // that become ready
+  double step_s = 0;         // of a step without such a pass
 };
 
 struct Snapshot {
@@ -52,6 +60,7 @@ struct Snapshot {
   int64_t fixed_bytes = 0;             // read by every step
   double bytes_per_s = 0;              // measured rate of weight reading
   double token_s = 0;                  // measured time of one more token, weights apart
+  PromptPass prompt_pass;
 };
 
 struct Slice {

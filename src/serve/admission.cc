@@ -170,8 +170,9 @@ tl::expected<void, Rejection> CheckCaps(const Request& request, int64_t text_max
   load.backlog_tokens = stats.backlog_tokens + admitted.waiting_tokens;
   load.prefill_tokens_per_s = stats.prefill_tokens_per_s;
   load.goodput_tokens_per_s = stats.goodput_tokens_per_s;
-  load.hold_bound_s =
-      static_cast<double>(sched::PromptHoldSteps(options.limits, prompt, admitted.total.requests)) * stats.step_p95_s;
+  const int64_t held =
+      sched::PromptHoldSteps(options.limits, prompt, admitted.total.requests, stats.prompt_pass.setup_s > 0);
+  load.hold_bound_s = static_cast<double>(held) * stats.step_p95_s;
   if (options.tpot_goal_ms > 0 && stats.step_fit.Known()) {
     ForecastBySteps(admitted.waiting, stats, options, load);
     if (admitted.total.requests > 0)

@@ -46,7 +46,8 @@ EngineCore::EngineCore(Executor& executor, Pregate* pregate, const EngineOptions
       pages_(executor.shape(), options),
       ffn_bytes_(FfnBytesTable(executor)),
       limits_(options.limits),
-      step_model_(options.limits) {
+      step_model_(options.limits),
+      prompt_passes_(options.limits) {
   if (options.tpot_goal_ms > 0 && executor.shape().experts > 0) {
     goal_age_.emplace(TpotGoalS(), limits_.age_max,
                       sched::HoldingCase{.experts = executor.shape().experts,
@@ -91,10 +92,11 @@ bool EngineCore::Step() {
   }
   const int64_t prefill_before = stats_.prefill_tokens, decode_before = stats_.decode_tokens;
   const int64_t prompts_before = PromptTokensDone();
+  const double passes_before = stats_.prompt_pass_s;
   const double others_before = stats_.executor_s + stats_.router_s + stats_.policy_s;
   const int64_t start_ns = options_.now_ns();
   EndOverdue();
-  Admit();
+  prompt_passes_.Came(Admit(), start_ns);
   ReserveAhead();
   RouteAdmitted();
   const std::vector<sched::ReadyItem> items = ReadyItems(running_, pregate_ != nullptr);
@@ -115,6 +117,7 @@ bool EngineCore::Step() {
   if (prompts_wait) prefill_rate_.Observe(static_cast<double>(PromptTokensDone() - prompts_before), seconds);
   if (step_ % kCachedPagesEvery == 0) stats_.kv_pages_cached = pages_.KvCached();
   if (!items.empty()) ObserveStep(seconds, decode, prefill);
+  if (!items.empty()) prompt_passes_.Ran(prefill, stats_.prompt_pass_s - passes_before, seconds);
   stats_.step_seconds.Add(seconds);
   stats_.host_s += seconds - (stats_.executor_s + stats_.router_s + stats_.policy_s - others_before);
   ++stats_.steps;
@@ -178,8 +181,9 @@ RunningList::iterator EngineCore::NextQueued() {
   });
 }
 
-void EngineCore::Admit() {
+int64_t EngineCore::Admit() {
   const int64_t texts_max = TextsMax();
+  int64_t admitted = 0;
   while (!queue_.empty() && static_cast<int64_t>(running_.size()) < texts_max) {
     auto next = NextQueued();
     if (next == queue_.end()) next = queue_.begin();
@@ -187,7 +191,9 @@ void EngineCore::Admit() {
     (*next)->ready_since = step_;
     Insert(running_, std::move(*next));
     queue_.erase(next);
+    ++admitted;
   }
+  return admitted;
 }
 
 // Pages for the whole text so far, so that its chunks never wait for any. One page for each of the `others` that run
@@ -306,6 +312,7 @@ EngineStats EngineCore::Stats() const {
   out.hold_age_max = limits_.age_max;
   out.bytes_per_s = rates_.bytes_per_s();
   out.token_s = rates_.token_s();
+  out.prompt_pass = prompt_passes_.Measured();
   out.step_p95_s = step_times_.P95();
   out.prefill_tokens_per_s = prefill_rate_.PerSecond();
   out.goodput_tokens_per_s = goodput_rate_.PerSecond();

@@ -20,6 +20,7 @@
 #include "serve/goal_age.h"
 #include "serve/options.h"
 #include "serve/pages.h"
+#include "serve/prompt_passes.h"
 #include "serve/rates.h"
 #include "serve/request_state.h"
 #include "serve/router_pass.h"
@@ -60,7 +61,7 @@ class EngineCore {
   int64_t Writing() const;
   int64_t TextsMax() const;
   double TextTokens() const;
-  void Admit();
+  int64_t Admit();
   RunningList::iterator NextQueued();
   bool TakePages(RequestState& state, int64_t others);
   void ReserveAhead();
@@ -103,6 +104,7 @@ class EngineCore {
   std::optional<GoalAge> goal_age_;  // with a goal of time per token
   StepTimes step_times_;
   StepModel step_model_;
+  PromptPasses prompt_passes_;
   bool goal_has_room_ = true;
   TextLengths text_lengths_;
   sched::RateEwma prefill_rate_{kRateHalfLifeS}, goodput_rate_{kRateHalfLifeS};

@@ -20,7 +20,8 @@ base::Result<sched::StepPlan> EngineCore::Choose(std::span<const sched::ReadyIte
                                  .ffn_bytes = ffn_bytes_,
                                  .fixed_bytes = executor_.FixedBytes(),
                                  .bytes_per_s = rates_.bytes_per_s(),
-                                 .token_s = rates_.token_s()};
+                                 .token_s = rates_.token_s(),
+                                 .prompt_pass = prompt_passes_.Measured()};
   const int64_t start_ns = base::NowNs();
   sched::StepPlan plan = options_.policy(snapshot);
   stats_.policy_s += static_cast<double>(base::NowNs() - start_ns) * 1e-9;

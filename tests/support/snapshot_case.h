@@ -33,6 +33,7 @@ class SnapshotCase {
     snapshot.fixed_bytes = fixed_bytes;
     snapshot.bytes_per_s = bytes_per_s;
     snapshot.token_s = token_s;
+    snapshot.prompt_pass = prompt_pass;
     return snapshot;
   }
 
@@ -41,6 +42,7 @@ class SnapshotCase {
   int64_t fixed_bytes = 0;
   double bytes_per_s = 0;
   double token_s = 0;
+  PromptPass prompt_pass;
 
  private:
   SnapshotCase& Add(Lane lane, std::vector<uint8_t> experts, int64_t tokens, int64_t ready_since, int64_t priority) {

@@ -41,7 +41,11 @@ class TimedExecutor : public FakeExecutor {
       seconds += prompt * cost_.prompt_token_s + (all - prompt) * cost_.text_s;
       prompts += run.prompt;
     }
-    if (prompts > 0) seconds += cost_.prompt_pass_s;
+    const double pass_s = prompts > 0 && cost_.prompt_pass_s > 0
+                              ? cost_.prompt_pass_s + static_cast<double>(prompts) * cost_.prompt_token_s
+                              : 0;
+    if (pass_s > 0) seconds += cost_.prompt_pass_s;
+    done->prompt_seconds = pass_s;
     seconds *= 1 + cost_.noise * (2 * Uniform() - 1);
     if (Uniform() < cost_.hiccup_chance) seconds *= 10;
     if (static_cast<double>(*now_ns_) * 1e-9 > cost_.slower_from_s) seconds *= cost_.slower;

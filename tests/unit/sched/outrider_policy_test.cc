@@ -150,6 +150,44 @@ TEST(Outrider, PromptsWaitWhileMoreDecodeItemsAreReadyThanAStepTakes) {
   EXPECT_EQ(Plan(c.Prompt({0, 0}, 3)), "d0 d1 p3:2 | held | experts 1") << "overdue in its lane";
 }
 
+// A second of a pass for itself, beside three texts whose steps take half a second; a prompt a second comes.
+SnapshotCase Apart() {
+  SnapshotCase c = Overlapping();
+  c.step = 20;
+  c.limits.decode_tokens = 8;
+  c.limits.prefill_tokens = 4;
+  c.limits.prompt_hold_max = 10;
+  c.limits.prefill_age_max = 0;
+  c.prompt_pass = {.setup_s = 1, .prompts_per_s = 1, .step_s = 0.5};
+  c.Decode(0, 20).Decode(0, 20).Decode(0, 20);
+  return c;
+}
+
+TEST(Outrider, PromptsWaitForMoreToShareTheirPass) {
+  EXPECT_EQ(Plan(Apart().Prompt({0, 0}, 20)), "d0 d1 d2 | held 3 | experts 1");
+  EXPECT_EQ(Plan(Apart().Prompt({0, 0}, 15)), "d0 d1 d2 | held 3 | experts 1") << "2.5 s of 3";
+  EXPECT_EQ(Plan(Apart().Prompt({0, 0}, 14)), "d0 d1 d2 p3:2 | held | experts 1") << "as long as the pass costs them";
+  EXPECT_EQ(Plan(Apart().Prompt({0}, 17).Prompt({0}, 17)), "d0 d1 d2 p3:1 p4:1 | held | experts 1") << "both, together";
+  EXPECT_EQ(Plan(Apart().Prompt({0, 0, 0}, 20).Prompt({0}, 20)), "d0 d1 d2 p3:3 p4:1 | held | experts 1") << "full";
+  EXPECT_EQ(Plan(Apart().Prompt({0, 0}, 20, 1)), "d0 d1 d2 p3:2 | held | experts 1") << "it has priority";
+  SnapshotCase c = Apart();
+  c.prompt_pass.prompts_per_s = 0.25;
+  EXPECT_EQ(Plan(c.Prompt({0, 0}, 20)), "d0 d1 d2 p3:2 | held | experts 1") << "the next one comes too late";
+  c = Apart();
+  c.prompt_pass.setup_s = 100;
+  EXPECT_EQ(Plan(c.Prompt({0, 0}, 10)), "d0 d1 d2 p3:2 | held | experts 1") << "ten steps are the most";
+  c = Apart();
+  c.prompt_pass.setup_s = 0;
+  EXPECT_EQ(Plan(c.Prompt({0, 0}, 20)), "d0 d1 d2 p3:2 | held | experts 1") << "no pass of their own";
+  c = Apart();
+  c.limits.prompt_hold_max = 0;
+  EXPECT_EQ(Plan(c.Prompt({0, 0}, 20)), "d0 d1 d2 p3:2 | held | experts 1") << "switched off";
+  SnapshotCase nobody = Overlapping();
+  nobody.limits.prompt_hold_max = 10;
+  nobody.prompt_pass = {.setup_s = 1, .prompts_per_s = 100, .step_s = 0.5};
+  EXPECT_EQ(Plan(nobody.Prompt({0, 0}, 0)), "p0:2 | held | experts 1") << "nobody writes";
+}
+
 TEST(Outrider, DenseModelsAreServedInOrder) {
   SnapshotCase c(0, {100});
   c.limits = {.decode_tokens = 2, .prefill_tokens = 4, .distinct_experts = 1, .age_max = 3, .prefill_age_max = 3};
