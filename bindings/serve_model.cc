@@ -163,7 +163,7 @@ serve_gpu::KvBudget BudgetOf(const std::optional<serve::RouterSpec>& router, con
                              .texts_max = options.texts_max};
   if (!router) return budget;
   const int64_t pages = options.limits.route_pages, page = serve_gpu::RouterPageBytes(*router);
-  budget.beside_bytes = serve_gpu::RouterBytes(*router, 4) + pages * page;
+  budget.beside_bytes = serve_gpu::RouterBytes(*router) + pages * page;
   budget.beside_page_bytes = pages == 0 ? kRoutePagesEach * page : 0;
   return budget;
 }
@@ -251,6 +251,9 @@ base::Result<std::shared_ptr<LoadedModel>> LoadForServing(const ServingOptions& 
   if (!opened) return tl::unexpected(opened.error());
   if (!options.layer_router.empty()) {
     if (auto added = AddLayerRouter(options.layer_router, *opened); !added) return tl::unexpected(added.error());
+  }
+  if (options.device == "cuda" && opened->router) {
+    if (auto fits = serve_gpu::CheckCudaRouter(*opened->router); !fits) return tl::unexpected(fits.error());
   }
   auto loaded = std::make_shared<LoadedModel>(options.folder, options.device, format, *number, *std::move(opened));
   if (options.device == "cpu") return loaded;

@@ -43,8 +43,8 @@ struct LoadedModel;
 // E_MEMORY too little memory on the device; E_CONFIG what serving does not do; those of the model reader and of
 // moe::OpenArtifact.
 outrider::base::Result<std::shared_ptr<LoadedModel>> LoadForServing(const ServingOptions& options);
-// Of `options` the sizes and the threads count; the device is that of loading, and the router is there, too. One thread
-// calls both. Codes: E_MEMORY, E_CUDA, E_CONFIG, E_EXPERTS, E_LIMITS.
+// Of `options` the sizes and the threads count; the device is that of loading, with cuda that of the router, too. One
+// thread calls both. Codes: E_MEMORY, E_CUDA, E_CONFIG, E_EXPERTS, E_LIMITS.
 outrider::base::Result<ServedModel> Serve(LoadedModel& loaded, const ServingOptions& options);
 // Both in one.
 outrider::base::Result<ServedModel> OpenForServing(const ServingOptions& options);

@@ -104,6 +104,7 @@ def _about(one: dict[str, Any]) -> str:
     text += (
         f"{load['dropped']} rows of the trace left out as too long; {about['weights']}, {about['threads']} threads, "
     )
+    text += f"temperature {about.get('temperature', 0):g}, "
     text += f"{about['options']}. Saturation {one['saturation_requests_per_s']:.2f} requests/s. Goals: first token "
     text += (
         f"{one['goal']['ttft_s']:.2f} s ({alone['ttft_factor']:g} x p95 alone), then {one['goal']['tpot_s']:.3f} s a "

@@ -58,15 +58,15 @@ def measured(width, sides, blocks):
             if before:
                 router.run(before)
             logits.append(router.run(runs)[0])
-        worst = max(float(np.abs(other - logits[0]).max() / np.abs(logits[0]).max()) for other in logits)
+        worst = float(np.max([np.abs(other - logits[0]).max() for other in logits]) / np.abs(logits[0]).max())
         if not worst < TOLERANCE:
             raise SystemExit(f"sides differ by {worst:.3g} of the largest logit, expected less than {TOLERANCE}")
         times = interleave({name: side(router, runs) for name, router in routers.items()}, blocks)
-        slowest = float(np.median(times[sides[-1][0]]))
+        base = float(np.median(times[sides[-1][0]]))
         for name, found in times.items():
             middle = float(np.median(found))
             yield {"width": width, "texts": texts, "tokens": tokens, "behind": behind, "side": name, "ms": middle,
-                   "spread": spread(found), "times_as_fast": slowest / middle, "difference": worst}  # fmt: skip
+                   "spread": spread(found), "times_as_fast": base / middle, "difference": worst}  # fmt: skip
 
 
 def main():

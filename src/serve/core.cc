@@ -46,8 +46,7 @@ EngineCore::EngineCore(Executor& executor, Pregate* pregate, const EngineOptions
       pages_(executor.shape(), options),
       ffn_bytes_(FfnBytesTable(executor)),
       limits_(options.limits),
-      step_model_(options.limits),
-      prompt_passes_(options.limits) {
+      step_model_(options.limits) {
   if (options.tpot_goal_ms > 0 && executor.shape().experts > 0) {
     goal_age_.emplace(TpotGoalS(), limits_.age_max,
                       sched::HoldingCase{.experts = executor.shape().experts,

@@ -80,6 +80,7 @@ class EngineCore {
   // The step itself (core_step.cc).
   base::Result<sched::StepPlan> Choose(std::span<const sched::ReadyItem> items);
   void Run(std::span<const SliceRun> slices);
+  void NoteLost(const base::Error& error);
   void Tally(std::span<const SliceRun> slices, const RunCost& cost);
   std::vector<Drawn> DrawAll(std::span<const SliceRun> slices) const;
   Event Advance(const SliceRun& slice, Drawn drawn);

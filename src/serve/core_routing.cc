@@ -35,10 +35,11 @@ void EngineCore::RouteAdmitted() {
 base::Result<void> EngineCore::Route(RouteWork& work) {
   const auto done = work.Run(*pregate_);
   stats_.router_s += work.seconds();
-  if (!done) return done;
-  stats_.routed_tokens += work.tokens();
-  work.Apply();
-  return {};
+  if (done)
+    stats_.routed_tokens += work.tokens();
+  else
+    NoteLost(done.error());
+  return done;
 }
 
 // The experts of the new tokens, so that the next step is known in full.
@@ -65,7 +66,10 @@ void EngineCore::Confirm(const RequestState& state) {
   if (pregate_ == nullptr) return;
   RequestState probe;
   if (!pages_.GrowRoute(probe, static_cast<int64_t>(state.experts.size()))) return;
-  if (!ConfirmPlan(*pregate_, state, probe.route_pages, stats_)) ++stats_.degraded["plan could not be confirmed"];
+  if (const auto confirmed = ConfirmPlan(*pregate_, state, probe.route_pages, stats_); !confirmed) {
+    ++stats_.degraded["plan could not be confirmed"];
+    NoteLost(confirmed.error());
+  }
   pages_.ReleaseRoute(probe);
 }
 

@@ -53,7 +53,7 @@ void EngineCore::Run(std::span<const SliceRun> slices) {
   if (!cost) {
     ++stats_.failed_steps;
     for (const SliceRun& slice : slices) Close(*slice.state, Finish::kError, cost.error().Text());
-    if (cost.error().code == "E_DEVICE") stats_.device_error = cost.error().Text();
+    NoteLost(cost.error());
     return;
   }
   Tally(slices, *cost);
@@ -62,6 +62,11 @@ void EngineCore::Run(std::span<const SliceRun> slices) {
   for (size_t i = 0; i < slices.size(); ++i) events.push_back(Advance(slices[i], std::move(drawn[i])));
   RouteDrawn(slices, events);
   TellEvents(slices, std::move(events));
+}
+
+// A machine that is lost is so for good: the next step ends everyone.
+void EngineCore::NoteLost(const base::Error& error) {
+  if (error.code == "E_DEVICE" && stats_.device_error.empty()) stats_.device_error = error.Text();
 }
 
 void EngineCore::Tally(std::span<const SliceRun> slices, const RunCost& cost) {

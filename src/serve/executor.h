@@ -72,7 +72,8 @@ struct RouteRun {
 class Pregate {
  public:
   virtual ~Pregate() = default;
-  // Experts of all tokens of all runs, in order. Bits as in Executor::Run: of a text alone.
+  // Experts of all tokens of all runs, in order. Bits as in Executor::Run: of a text alone. E_DEVICE as there: the
+  // machine is lost.
   virtual base::Result<void> Route(std::span<const RouteRun> runs, std::span<ExpertId> experts) = 0;
 };
 

@@ -24,7 +24,7 @@ RouteWork::RouteWork(std::span<RequestState* const> states, int64_t tokens_max) 
   experts_.assign(static_cast<size_t>(tokens), kNoExpert);
 }
 
-base::Result<void> RouteWork::Run(Pregate& pregate) noexcept {
+base::Result<void> RouteWork::Run(Pregate& pregate) {
   if (states_.empty()) return {};
   const int64_t start_ns = base::NowNs();
   base::Result<void> done;
@@ -34,6 +34,7 @@ base::Result<void> RouteWork::Run(Pregate& pregate) noexcept {
     done = base::Fail("E_INTERNAL", std::string("the router: ") + e.what());
   }
   seconds_ = static_cast<double>(base::NowNs() - start_ns) * 1e-9;
+  if (done) Apply();
   return done;
 }
 

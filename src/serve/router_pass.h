@@ -15,22 +15,21 @@ namespace outrider::serve {
 // Tokens that one pass of the router reads.
 class RouteWork {
  public:
-  RouteWork() = default;
   // Those of `states` that have no expert, in order, `tokens_max` at most. Each state holds route pages for its whole
-  // text, and keeps text and pages until Apply.
+  // text, and keeps text and pages until Run.
   RouteWork(std::span<RequestState* const> states, int64_t tokens_max);
 
   std::span<RequestState* const> states() const { return states_; }  // whose tokens these are
   int64_t tokens() const { return std::ssize(experts_); }
   double seconds() const { return seconds_; }  // that Run took
 
-  // Changes nothing of the states. After a failure the router's pages of the tokens are undefined. Codes: those of the
-  // router; E_INTERNAL it threw.
-  base::Result<void> Run(Pregate& pregate) noexcept;
-  // The states get the experts that Run found.
-  void Apply();
+  // The states get their experts. A failure changes nothing of them, the router's pages of the tokens are undefined
+  // then. Codes: those of the router; E_INTERNAL it threw.
+  base::Result<void> Run(Pregate& pregate);
 
  private:
+  void Apply();
+
   std::vector<RequestState*> states_;
   std::vector<RouteRun> runs_;  // one each
   std::vector<ExpertId> experts_;

@@ -53,7 +53,7 @@ struct EngineStats {
   int64_t written_tokens = 0;
   int64_t prefix_hit_tokens = 0, plan_hit_tokens = 0;  // not computed, not routed, because another text had them
   int64_t routed_tokens = 0;
-  int64_t prompt_steps = 0;  // steps that ran tokens of prompts
+  int64_t prompt_steps = 0;  // steps that ran tokens which prefill_tokens counts
   int64_t held_items = 0;
   int64_t hold_steps_max = 0;          // the longest that an item was passed over
   int64_t hold_age_max = 0;            // now: the age at which an item is overdue, in steps; 0: none is held

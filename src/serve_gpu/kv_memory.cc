@@ -44,8 +44,9 @@ base::Result<int64_t> KvPages(const spec::Config& config, int64_t number_bytes, 
     const std::string advice = told && fit > 0
                                    ? "ask for at most kv_tokens=" + std::to_string(fit * kernels::kPageTokens)
                                    : "free memory of the device, or serve with the device cpu";
-    return base::Fail("E_MEMORY", "keys and values on the device: found " + Gigabytes(budget.free_bytes) +
-                                      " free beside the weights, expected at least " +
+    const std::string what = budget.beside_bytes > 0 ? "keys and values, and the router, on the device: found "
+                                                     : "keys and values on the device: found ";
+    return base::Fail("E_MEMORY", what + Gigabytes(budget.free_bytes) + " free beside the weights, expected at least " +
                                       Gigabytes(pass + (least + 1) * page) + " for " +
                                       std::to_string(least * kernels::kPageTokens) + " tokens; " + advice);
   }

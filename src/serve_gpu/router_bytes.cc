@@ -6,10 +6,10 @@ namespace outrider::serve_gpu {
 using serve::RouterContext;
 using serve::RouteStage;
 
-int64_t RouterBytes(const serve::RouterSpec& spec, int64_t table_number_bytes) {
+int64_t RouterBytes(const serve::RouterSpec& spec) {
   const int64_t matrices = (spec.context == RouterContext::kCausal ? 6 : 2) * spec.width + spec.experts;
   const int64_t launch = RouteStage::kTokensMax * (5 * spec.width + spec.experts);
-  return spec.vocab * spec.width * table_number_bytes + (matrices * spec.width + launch) * 4;
+  return (spec.vocab * spec.width + matrices * spec.width + launch) * 4;
 }
 
 int64_t RouterPageBytes(const serve::RouterSpec& spec) {

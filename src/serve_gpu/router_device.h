@@ -10,12 +10,15 @@
 
 namespace outrider::serve_gpu {
 
-// What it takes of the device: weights, tables and memory of a launch; keys and values of one page.
-int64_t RouterBytes(const serve::RouterSpec& spec, int64_t table_number_bytes);
+// What it takes of the device: weights, tables and memory of a launch, reckoned in fp32; keys and values of one page.
+int64_t RouterBytes(const serve::RouterSpec& spec);
 int64_t RouterPageBytes(const serve::RouterSpec& spec);
 
-// Copies the weights to the CUDA device of that number. Codes: E_CUDA no such device, or a router beyond what the
-// kernels take; E_MEMORY no memory there.
+// E_CUDA: a router beyond what the kernels take, or a build without CUDA.
+base::Result<void> CheckCudaRouter(const serve::RouterSpec& spec);
+
+// Copies the weights to the CUDA device of that number. Codes: those of CheckCudaRouter; E_CUDA no such device;
+// E_MEMORY no memory there.
 base::Result<std::unique_ptr<serve::RouterDevice>> MakeCudaRouter(const serve::RouterSpec& spec,
                                                                   const serve::RouterWeights& weights,
                                                                   const serve::ModelShape& shape, int device);

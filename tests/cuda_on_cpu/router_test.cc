@@ -121,6 +121,7 @@ void ExpectReference(const RouterSpec& spec, int64_t tokens) {
 TEST(CudaRouter, AgreesWithDoubleLoops) {
   for (const auto& [width, heads] : {std::pair<int64_t, int64_t>{40, 4}, {64, 1}, {96, 1}, {18, 3}, {136, 1}, {2, 1}})
     ExpectReference(WithHeads(width, heads), 40);
+  ExpectReference(WithHeads(264, 4), 10);  // more than one slab of weights
   ExpectReference(WithHeads(16, 2), 200);  // more pages than warps
   RouterSpec spec = TinySpec();
   spec.scale = ScoreScale::kSqrt;
@@ -149,6 +150,20 @@ TEST(CudaRouter, BitsDependOnTheTextAlone) {
       ASSERT_EQ(std::memcmp(logits.data() + 25, whole.data() + first * 5, static_cast<size_t>(count) * 20), 0) << size;
     }
   }
+}
+
+TEST(CudaRouter, BitsOfAWideRouterDependOnTheTextAlone) {
+  const RouterSpec spec = WithHeads(520, 4);
+  const Tensors weights = RandomRouter(spec, 3);
+  StagedRouter one = Emulated(spec, weights), two = Emulated(spec, weights);
+  const Text text = RandomText(101, 0, 20, 0, 4);
+  std::vector<float> whole(20 * 5), part(19 * 5), last(5);
+  const RouteRun run = RoutePiece(text, 0, 20), before = RoutePiece(text, 0, 19), behind = RoutePiece(text, 19, 1);
+  ASSERT_TRUE(one.Logits({&run, 1}, whole));
+  ASSERT_TRUE(two.Logits({&before, 1}, part));
+  ASSERT_TRUE(two.Logits({&behind, 1}, last));
+  EXPECT_EQ(std::memcmp(part.data(), whole.data(), part.size() * 4), 0);
+  EXPECT_EQ(std::memcmp(last.data(), whole.data() + 95, 20), 0);
 }
 
 TEST(CudaRouter, ANarrowTableIsExact) {

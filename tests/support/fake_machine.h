@@ -108,6 +108,8 @@ class FakeExecutor : public Executor {
     RunCost cost;
     cost.weight_bytes = FixedBytes();
     cost.seconds = 1e-5;
+    const bool prompts = std::ranges::any_of(runs, [](const TokenRun& run) { return run.prompt > 0; });
+    if (shape_.prompts_apart && prompts) cost.prompt_seconds = 6e-6;
     return cost;
   }
 
@@ -149,13 +151,14 @@ class FakePregate : public Pregate {
     }
     const bool told = fails_of > 0 && std::ssize(experts) == fails_of;
     if (told && throws) throw std::runtime_error("told to throw");
-    if (fails || told) return base::Fail("E_FAKE_ROUTER", "the router failed as told");
+    if (fails || told) return base::Fail(code, "the router failed as told");
     return {};
   }
 
   bool fails = false;
   int64_t fails_of = 0;  // calls of so many tokens
   bool throws = false;   // in place of failing of those
+  std::string code = "E_FAKE_ROUTER";
 
  private:
   const ModelShape shape_;

@@ -10,8 +10,8 @@
 
 namespace outrider::serve {
 
-// E_EXPERTS: sizes of another model than the backbone's; E_SHAPE a width that the heads do not divide, or that a tied
-// table of `backbone_width` columns does not have; E_LIMITS no page for the router.
+// E_EXPERTS: sizes of another model than the backbone's; E_SHAPE a width that twice the heads do not divide, or that a
+// tied table of `backbone_width` columns does not have; E_LIMITS no page for the router.
 base::Result<void> CheckRouter(const RouterSpec& spec, int64_t backbone_width, const ModelShape& shape);
 
 // Codes: E_EXPERTS an unknown previous expert, and those of PassTokens::Add.

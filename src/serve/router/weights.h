@@ -17,7 +17,7 @@ struct RouterMatrix {
 struct RouterWeights {
   std::vector<float> attn_norm, mlp_norm, norm;
   RouterMatrix qkv, o, w1, w2, head;  // qkv: queries, keys and values behind each other; without attention no qkv, no o
-  WeightRows table;                   // one row per token, of which the first `width` numbers count
+  WeightRows table;                   // one row per token, `width` numbers of it count; lives as long as the source
   std::vector<float> frequencies;     // radians per position, of half a head
 };
 

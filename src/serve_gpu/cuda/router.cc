@@ -1,4 +1,4 @@
-// The router's kernels, launched one behind the other: eight of them, over before a graph of them would pay.
+// The router's kernels, launched one behind the other: eight of them, and one wait.
 #include <cuda_runtime_api.h>
 
 #include <memory>
@@ -61,7 +61,7 @@ class CudaRouter final : public serve::RouterDevice {
     call_.pages = stage_ + RouteStage::kPages;
     host_stage_ = Pinned(numbers * 4);
     host_logits_ = Pinned(tokens * spec.experts * 4);
-    Do([&] { return cudaStreamSynchronize(stream_.get()); });
+    Do([] { return cudaDeviceSynchronize(); });  // weights were copied on another stream
   }
 
   cudaError_t status() const { return status_; }
@@ -167,21 +167,28 @@ class CudaRouter final : public serve::RouterDevice {
 
 }  // namespace
 
-base::Result<std::unique_ptr<serve::RouterDevice>> MakeCudaRouter(const RouterSpec& spec, const RouterWeights& weights,
-                                                                  const serve::ModelShape& shape, int device) {
+base::Result<void> CheckCudaRouter(const RouterSpec& spec) {
   if (spec.width > cuda::kRouterWidthMax || spec.head_dim() > cuda::kRouterHeadDimMax)
     return base::Fail("E_CUDA", "device cuda: router: found width " + std::to_string(spec.width) + " in " +
                                     std::to_string(spec.heads) + " heads, expected at most " +
                                     std::to_string(cuda::kRouterWidthMax) + ", and " +
                                     std::to_string(cuda::kRouterHeadDimMax) +
                                     " for each head; serve this model with the device cpu");
+  return {};
+}
+
+base::Result<std::unique_ptr<serve::RouterDevice>> MakeCudaRouter(const RouterSpec& spec, const RouterWeights& weights,
+                                                                  const serve::ModelShape& shape, int device) {
+  if (auto fits = CheckCudaRouter(spec); !fits) return tl::unexpected(fits.error());
   auto made = std::make_unique<CudaRouter>(spec, weights, shape, device);
   if (made->status() == cudaSuccess) return made;
-  const int64_t table = RouterBytes(spec, 4), pages = shape.route_pages * RouterPageBytes(spec);
-  return base::Fail(made->status() == cudaErrorMemoryAllocation ? "E_MEMORY" : "E_CUDA",
-                    std::string("device cuda: router: found ") + cudaGetErrorString(made->status()) +
-                        ", expected room for about " + std::to_string((table + pages) >> 20) +
-                        " MiB; free some, lower kv_memory_percent or kv_tokens, or serve with the device cpu");
+  (void)cudaGetLastError();  // told here; nobody else shall find it
+  const int64_t table = RouterBytes(spec), pages = shape.route_pages * RouterPageBytes(spec);
+  return base::Fail(
+      made->status() == cudaErrorMemoryAllocation ? "E_MEMORY" : "E_CUDA",
+      std::string("device cuda: router: found ") + cudaGetErrorString(made->status()) + ", expected room for about " +
+          std::to_string((table + pages) >> 20) +
+          " MiB; free some, lower kv_memory_percent, kv_tokens or route_tokens, or serve with the device cpu");
 }
 
 }  // namespace outrider::serve_gpu

@@ -164,6 +164,38 @@ TEST(CoreMachine, AFailureInALaterPieceOfAPromptEndsItAlone) {
   }
 }
 
+TEST(CoreMachine, ALostRouterIsTheEndOfAll) {
+  for (const int64_t tokens : {9, 2}) {  // of a prompt, of what both drew
+    CoreRun run;
+    const StreamId first = run.Submit(Plain(Counted(0, 6), 30));
+    run.Steps(2);
+    run.pregate.code = "E_DEVICE";
+    run.pregate.fails_of = tokens;
+    const StreamId second = run.Submit(Plain(Counted(3, 9), 5));
+    run.Steps(2);
+    EXPECT_EQ(run.core.Stats().device_error, "E_DEVICE: the router failed as told") << tokens;
+    EXPECT_TRUE(run.core.Idle());
+    for (const StreamId id : {first, second}) EXPECT_THAT(run.told[id].finishes, ElementsAre(Finish::kError)) << tokens;
+    ExpectClean(run);
+  }
+}
+
+TEST(CoreMachine, PassesOfPromptsAreTimedWhereTheyAreApart) {
+  for (const bool apart : {false, true}) {
+    ModelShape shape = FakeShape();
+    shape.prompts_apart = apart;
+    CoreRun run(TestOptions(), shape);
+    for (int i = 0; i < 3; ++i) {
+      run.Submit(Plain(Counted(i, 6 + i), 4));
+      ASSERT_TRUE(run.ToTheEnd());
+    }
+    const EngineStats stats = run.core.Stats();
+    EXPECT_EQ(stats.prompt_steps, 3);
+    EXPECT_DOUBLE_EQ(stats.prompt_pass_s, apart ? 3 * 6e-6 : 0);
+    EXPECT_NEAR(stats.prompt_pass.setup_s, apart ? 6e-6 : 0, 1e-9) << "of 6 tokens as of 8";
+  }
+}
+
 TEST(CoreMachine, AFailureOfTheRouterEndsThoseItRouted) {
   CoreRun run;
   const StreamId a = run.Submit(Plain(Counted(0, 9), 9));

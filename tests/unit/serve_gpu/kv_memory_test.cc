@@ -48,11 +48,11 @@ TEST(KvPages, BytesOfARouter) {
   serve::RouterSpec spec;
   spec.vocab = 1000, spec.experts = 5, spec.width = 64;
   EXPECT_EQ(RouterPageBytes(spec), 2 * 16 * 64 * 4);
-  const int64_t causal = RouterBytes(spec, 2);
-  EXPECT_EQ(causal, 1000 * 64 * 2 + ((6 * 64 + 5) * 64 + 512 * (5 * 64 + 5)) * 4);
+  const int64_t causal = RouterBytes(spec);
+  EXPECT_EQ(causal, (1000 * 64 + (6 * 64 + 5) * 64 + 512 * (5 * 64 + 5)) * 4);
   spec.context = serve::RouterContext::kToken;
   EXPECT_EQ(RouterPageBytes(spec), 0);
-  EXPECT_EQ(causal - RouterBytes(spec, 2), 4 * 64 * 64 * 4);
+  EXPECT_EQ(causal - RouterBytes(spec), 4 * 64 * 64 * 4);
 }
 
 TEST(KvPages, NoMoreThanRequestsCanFill) {

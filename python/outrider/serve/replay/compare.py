@@ -165,8 +165,8 @@ def _alone(plan: Plan) -> tuple[Goal, dict[str, float]]:
     rows = list(zip(plan.prepared.prompts, plan.prepared.load.rows, strict=True))[:ALONE]
     try:
         for prompt, row in rows:
-            lengths, about = [max(row.written_tokens, 2)], {"limit_s": 600, "temperature": plan.temperature}
-            record = run(engine, rejected, [prompt], lengths, [0.0], **about).records[0]
+            lengths, how = [max(row.written_tokens, 2)], {"limit_s": 600, "temperature": plan.temperature}
+            record = run(engine, rejected, [prompt], lengths, [0.0], **how).records[0]
             if record.first_s is not None:
                 ttft.append(record.first_s)
                 tpot.append(time_per_token(record) or 0.0)
@@ -200,8 +200,8 @@ def _run(plan: Plan, policy: str, prepared: Prepared, due_s: list[float], *, pat
     limit = 600 + LIMIT_FACTOR * due_s[-1]
     lengths = [row.written_tokens for row in prepared.load.rows]
     try:
-        about = {"limit_s": limit, "patient": patient, "temperature": plan.temperature}
-        return run(engine, rejected, prepared.prompts, lengths, due_s, **about)
+        how = {"limit_s": limit, "patient": patient, "temperature": plan.temperature}
+        return run(engine, rejected, prepared.prompts, lengths, due_s, **how)
     finally:
         engine.close()
 

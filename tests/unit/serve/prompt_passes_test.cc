@@ -1,0 +1,54 @@
+#include "serve/prompt_passes.h"
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+namespace outrider::serve {
+namespace {
+
+constexpr int64_t kSecond = 1'000'000'000;
+
+TEST(PromptPasses, TheSetupIsWhatIsLeftWithoutTokens) {
+  PromptPasses passes;
+  std::mt19937 random(3);
+  for (int i = 0; i < 12; ++i) {
+    const int64_t tokens = i % 2 == 0 ? 512 : 1 + random() % 512;
+    const double noise = 0.95 + 0.1 * static_cast<double>(random() % 1000) / 1000;
+    passes.Ran(tokens, noise * (0.009 + 12e-6 * static_cast<double>(tokens)), 0.03);
+  }
+  EXPECT_NEAR(passes.Measured().setup_s, 0.009, 0.0015);
+  for (int i = 0; i < 100; ++i) passes.Ran(512, 0.009 + 12e-6 * 512, 0.03);
+  EXPECT_NEAR(passes.Measured().setup_s, 0.009, 0.0015) << "passes all alike tell nothing of it";
+}
+
+TEST(PromptPasses, ThereIsNoneWhereTokensAreAllOfTheTimeOrNothingIsKnown) {
+  PromptPasses passes;
+  EXPECT_EQ(passes.Measured().setup_s, 0);
+  passes.Ran(512, 0.02, 0.03);
+  EXPECT_EQ(passes.Measured().setup_s, 0) << "one size";
+  for (const int64_t tokens : {100, 200, 300}) passes.Ran(tokens, 39.0625e-6 * static_cast<double>(tokens), 0.03);
+  EXPECT_NEAR(passes.Measured().setup_s, 0, 1e-9);
+  PromptPasses together;
+  for (int i = 0; i < 5; ++i) together.Ran(100 * i, 0, 0.01);
+  EXPECT_EQ(together.Measured().setup_s, 0) << "no pass of their own";
+  EXPECT_NEAR(together.Measured().step_s, 0.01, 1e-12);
+}
+
+TEST(PromptPasses, StepsAreTimedWithoutThem) {
+  PromptPasses passes;
+  for (int i = 0; i < 200; ++i) passes.Ran(i % 2 == 0 ? 300 : 0, i % 2 == 0 ? 0.015 : 0, i % 2 == 0 ? 0.023 : 0.008);
+  EXPECT_NEAR(passes.Measured().step_s, 0.008, 1e-6);
+}
+
+TEST(PromptPasses, ArrivalsCountOverAllTimeWithoutThem) {
+  PromptPasses passes;
+  EXPECT_EQ(passes.Measured().prompts_per_s, 0);
+  for (int64_t i = 1; i <= 40; ++i) passes.Came(2, i * kSecond);
+  EXPECT_NEAR(passes.Measured().prompts_per_s, 2, 0.01);
+  passes.Came(0, 44 * kSecond);
+  EXPECT_LT(passes.Measured().prompts_per_s, 0.6) << "two half-lives without one";
+}
+
+}  // namespace
+}  // namespace outrider::serve
