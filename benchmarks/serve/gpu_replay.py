@@ -89,7 +89,6 @@ def plan_of(given: argparse.Namespace, options: start.ServeOptions, prepared: Pr
     goal = Goal(given.ttft_ms / 1000, given.tpot_ms / 1000) if given.ttft_ms and given.tpot_ms else None
     policies = tuple(given.policy or compare.POLICIES)
     about = {**options.machine(), "threads": options.threads, "options": options.engine, "policies": list(policies)}
-    about |= {"temperature": given.temperature} if given.temperature else {}
     return compare.Plan(
         open_engine=lambda name: open_engine(replace(options, policy=name)),
         prepared=prepared,

@@ -120,8 +120,7 @@ def bench_serve(
             factors=(ttft_factor, tpot_factor),
             equal_times=equal_times,
             temperature=temperature,
-            about={**options.machine(), "threads": threads, "options": more, "policies": list(policies)}
-            | ({"temperature": temperature} if temperature else {}),
+            about={**options.machine(), "threads": threads, "options": more, "policies": list(policies)},
             say=_say,
         )
         late = lambda: 0 < seconds < time.monotonic() - began  # noqa: E731

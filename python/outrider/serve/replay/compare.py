@@ -41,6 +41,10 @@ class Plan:
     about: dict[str, Any] = field(default_factory=dict)  # a run that goes on has it in common with its beginning
     say: Callable[[str], None] = print
 
+    def told(self) -> dict[str, Any]:
+        """What results say of it."""
+        return self.about | ({"temperature": self.temperature} if self.temperature else {})
+
     def rows_at(self, share: float) -> int:
         rows = len(self.prepared.prompts)
         wanted = round(rows * share / max(RATES)) if self.equal_times else rows
@@ -107,7 +111,7 @@ def begin(plan: Plan) -> dict[str, Any]:
     plan.say(f"{BASE} does {most:.2f} requests/s at most")
     plan.say(f"goals: the first token after {goal.ttft_s:.3f} s, then {goal.tpot_s:.4f} s a token")
     return {
-        "about": plan.about,
+        "about": plan.told(),
         "load": plan.prepared.summary(),
         "machine": {"system": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()},
         "saturation_requests_per_s": most,
@@ -119,7 +123,7 @@ def begin(plan: Plan) -> dict[str, Any]:
 
 
 def _resumed(plan: Plan, found: dict[str, Any]) -> dict[str, Any]:
-    for name, expected in (("about", plan.about), ("load", plan.prepared.summary())):
+    for name, expected in (("about", plan.told()), ("load", plan.prepared.summary())):
         if found.get(name) != expected:
             what = {key: value for key, value in (found.get(name) or {}).items() if expected.get(key) != value}
             raise InputError("E_USAGE", "outrider bench serve", f"results so far: {name}", str(what)[:200], "the same")
