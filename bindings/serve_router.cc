@@ -3,7 +3,6 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
-#include <functional>
 #include <map>
 #include <memory>
 #include <random>
@@ -71,17 +70,15 @@ class RouterPasses {
     const serve::ModelShape shape{.vocab = vocab, .context = context, .experts = experts, .route_pages = pages};
     const RandomTensors tensors(spec, seed);
     if (device == "cpu") {
-      std::shared_ptr<serve::CpuRouter> router = Unwrap(
+      router_ = Unwrap(
           serve::CpuRouter::Make(spec, tensors.source(), width, shape, std::make_shared<kernels::Workers>(threads)));
-      logits_ = [router](const auto& runs, std::span<float> to) { return router->Logits(runs, to); };
       return;
     }
     if (device != "cuda") throw py::value_error("error E_OPTION: device: found " + device + ", expected cpu or cuda");
     Unwrap(serve::CheckRouter(spec, width, shape));
     const auto weights = Unwrap(serve::ReadRouter(spec, tensors.source(), width));
-    auto router = std::make_shared<serve::StagedRouter>(
+    router_ = std::make_unique<serve::StagedRouter>(
         spec, shape, Unwrap(outrider::serve_gpu::MakeCudaRouter(spec, weights, shape, /*device=*/0)));
-    logits_ = [router](const auto& runs, std::span<float> to) { return router->Logits(runs, to); };
   }
 
   py::tuple Run(const Runs& passed) {
@@ -97,7 +94,7 @@ class RouterPasses {
     auto done = [&] {
       const py::gil_scoped_release unlocked;
       const int64_t start = base::NowNs();
-      auto result = logits_(runs, to);
+      auto result = router_->Logits(runs, to);
       seconds = static_cast<double>(base::NowNs() - start) * 1e-9;
       return result;
     }();
@@ -107,7 +104,7 @@ class RouterPasses {
 
  private:
   int64_t experts_;
-  std::function<base::Result<void>(const std::vector<serve::RouteRun>&, std::span<float>)> logits_;
+  std::unique_ptr<serve::LogitsRouter> router_;
 };
 
 }  // namespace

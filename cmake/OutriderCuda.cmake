@@ -112,7 +112,7 @@ function(outrider_cuda_rounding)
   set_tests_properties(cuda_rounding PROPERTIES LABELS torch-free TIMEOUT 600)
 endfunction()
 
-# Test cuda_on_cpu: device code of the decoding step compiled as C++, without a GPU; tests/support/cuda_on_cpu has what
+# Test cuda_on_cpu: device code of the decoding step and the router compiled as C++, without a GPU; tests/support/cuda_on_cpu has what
 # stands for the device. Needs the toolkit's headers.
 function(outrider_cuda_on_cpu)
   if(NOT CUDAToolkit_FOUND OR OUTRIDER_SANITIZE)

@@ -8,7 +8,7 @@
 namespace outrider::serve {
 namespace {
 
-constexpr int64_t kRoutedPerChunk = 2;  // chunks of prompts that a step routes
+constexpr int64_t kRoutedPerChunk = 2;  // chunks of prompts that a step routes: one runs, a policy has a choice
 
 }  // namespace
 

@@ -1,6 +1,6 @@
 #pragma once
-// Instructions of sm_90a that the kernels of a decoding step use and that CUDA C++ has no function for. Tests replace
-// this header by one that runs on the CPU.
+// Instructions of sm_90a that the kernels of a decoding step and the router use and that CUDA C++ has no function for.
+// Tests replace this header by one that runs on the CPU.
 
 #include <cooperative_groups.h>
 #include <cuda_bf16.h>

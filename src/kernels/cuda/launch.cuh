@@ -1,5 +1,5 @@
 #pragma once
-// Launches of the kernels of a decoding step. Tests replace this header by one that runs on the CPU.
+// Launches of the kernels of a decoding step and of the router. Tests replace this header by one that runs on the CPU.
 
 #include <cuda_runtime.h>
 

@@ -6,7 +6,6 @@
 
 #include "kernels/cpu.h"
 #include "kernels/linear.h"
-#include "serve/router/input.h"
 
 namespace outrider::serve {
 namespace {
@@ -54,9 +53,8 @@ base::Result<std::unique_ptr<CpuRouter>> CpuRouter::Make(const RouterSpec& spec,
 
 CpuRouter::CpuRouter(const RouterSpec& spec, Packed weights, std::vector<float> frequencies, const ModelShape& shape,
                      std::shared_ptr<kernels::Workers> workers)
-    : spec_(spec),
+    : LogitsRouter(spec, shape),
       weights_(std::move(weights)),
-      shape_(shape),
       workers_(std::move(workers)),
       rotary_(std::move(frequencies)) {
   if (spec.context == RouterContext::kCausal)
@@ -110,22 +108,11 @@ void CpuRouter::Block(int64_t first, int64_t count, float* logits) {
 }
 
 base::Result<void> CpuRouter::Logits(std::span<const RouteRun> runs, std::span<float> logits) {
-  auto taken = TakeRoutes(runs, spec_, shape_);
+  auto taken = Take(runs, logits.size());
   if (!taken) return tl::unexpected(taken.error());
   tokens_ = *std::move(taken);
-  if (static_cast<int64_t>(logits.size()) != tokens_.count() * spec_.experts)
-    return base::Fail("E_SHAPE", "found room for " + std::to_string(logits.size()) + " logits, expected " +
-                                     std::to_string(tokens_.count()) + " rows of " + std::to_string(spec_.experts));
   for (int64_t first = 0; first < tokens_.count(); first += kBlockTokens)
     Block(first, std::min(kBlockTokens, tokens_.count() - first), logits.data() + first * spec_.experts);
-  return {};
-}
-
-base::Result<void> CpuRouter::Route(std::span<const RouteRun> runs, std::span<ExpertId> experts) {
-  if (auto fits = CheckExperts(runs, experts); !fits) return fits;
-  logits_.resize(experts.size() * static_cast<size_t>(spec_.experts));
-  if (auto ok = Logits(runs, logits_); !ok) return ok;
-  ChooseExperts(runs, logits_, spec_, experts);
   return {};
 }
 

@@ -13,22 +13,19 @@
 #include "kernels/workers.h"
 #include "serve/cpu/paged_cache.h"
 #include "serve/executor.h"
-#include "serve/router/spec.h"
+#include "serve/router/logits_router.h"
 #include "serve/router/weights.h"
 
 namespace outrider::serve {
 
-class CpuRouter : public Pregate {
+class CpuRouter : public LogitsRouter {
  public:
   // Codes: those of CheckRouter and ReadRouter. Throws std::bad_alloc.
   static base::Result<std::unique_ptr<CpuRouter>> Make(const RouterSpec& spec, const WeightSource& source,
                                                        int64_t backbone_width, const ModelShape& shape,
                                                        std::shared_ptr<kernels::Workers> workers);
 
-  // Codes: E_SHAPE, E_EXPERTS an unknown previous expert, and those of PassTokens::Add.
-  base::Result<void> Route(std::span<const RouteRun> runs, std::span<ExpertId> experts) override;
-  // Logits [tokens, experts] of tokens behind those in the pages, for tests and measurements.
-  base::Result<void> Logits(std::span<const RouteRun> runs, std::span<float> logits);
+  base::Result<void> Logits(std::span<const RouteRun> runs, std::span<float> logits) override;
 
   int64_t WeightBytes() const;  // read by every call, rows of the table apart
 
@@ -44,9 +41,7 @@ class CpuRouter : public Pregate {
   static Packed Pack(const RouterSpec& spec, const RouterWeights& weights);
   void Block(int64_t first, int64_t count, float* logits);
 
-  RouterSpec spec_;
   Packed weights_;
-  ModelShape shape_;
   std::shared_ptr<kernels::Workers> workers_;
   std::vector<PagedCache> cache_;  // one, or none without attention
   RotaryTable rotary_;
@@ -55,7 +50,6 @@ class CpuRouter : public Pregate {
   // Of the call that runs.
   PassTokens tokens_;
   std::vector<float> x_, normed_, qkv_, inner_;
-  std::vector<float> logits_;
 };
 
 }  // namespace outrider::serve

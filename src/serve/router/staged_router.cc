@@ -1,7 +1,7 @@
 #include "serve/router/staged_router.h"
 
 #include <algorithm>
-#include <string>
+#include <vector>
 
 #include "kernels/engine.h"
 
@@ -47,11 +47,8 @@ RouteStage StagedRouter::Stage(const PassTokens& tokens, int64_t first) {
 }
 
 base::Result<void> StagedRouter::Logits(std::span<const RouteRun> runs, std::span<float> logits) {
-  const auto tokens = TakeRoutes(runs, spec_, shape_);
+  const auto tokens = Take(runs, logits.size());
   if (!tokens) return tl::unexpected(tokens.error());
-  if (std::ssize(logits) != tokens->count() * spec_.experts)
-    return base::Fail("E_SHAPE", "found room for " + std::to_string(logits.size()) + " logits, expected " +
-                                     std::to_string(tokens->count()) + " rows of " + std::to_string(spec_.experts));
   for (int64_t first = 0; first < tokens->count();) {
     const RouteStage stage = Stage(*tokens, first);
     const auto found = device_->Run(stage);
@@ -59,14 +56,6 @@ base::Result<void> StagedRouter::Logits(std::span<const RouteRun> runs, std::spa
     std::copy_n(*found, stage.tokens * spec_.experts, logits.data() + first * spec_.experts);
     first += stage.tokens;
   }
-  return {};
-}
-
-base::Result<void> StagedRouter::Route(std::span<const RouteRun> runs, std::span<ExpertId> experts) {
-  if (auto fits = CheckExperts(runs, experts); !fits) return fits;
-  logits_.resize(experts.size() * static_cast<size_t>(spec_.experts));
-  if (auto done = Logits(runs, logits_); !done) return done;
-  ChooseExperts(runs, logits_, spec_, experts);
   return {};
 }
 

@@ -5,11 +5,10 @@
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <vector>
+#include <utility>
 
 #include "serve/executor.h"
-#include "serve/router/input.h"
-#include "serve/router/spec.h"
+#include "serve/router/logits_router.h"
 
 namespace outrider::serve {
 
@@ -35,23 +34,17 @@ class RouterDevice {
   virtual base::Result<const float*> Run(const RouteStage& stage) = 0;
 };
 
-class StagedRouter : public Pregate {
+class StagedRouter : public LogitsRouter {
  public:
   StagedRouter(const RouterSpec& spec, const ModelShape& shape, std::unique_ptr<RouterDevice> device)
-      : spec_(spec), shape_(shape), device_(std::move(device)) {}
+      : LogitsRouter(spec, shape), device_(std::move(device)) {}
 
-  // Codes: E_SHAPE, E_EXPERTS an unknown previous expert, those of PassTokens::Add, and E_DEVICE.
-  base::Result<void> Route(std::span<const RouteRun> runs, std::span<ExpertId> experts) override;
-  // Logits [tokens, experts] of tokens behind those in the pages, for tests and measurements.
-  base::Result<void> Logits(std::span<const RouteRun> runs, std::span<float> logits);
+  base::Result<void> Logits(std::span<const RouteRun> runs, std::span<float> logits) override;
 
  private:
   RouteStage Stage(const PassTokens& tokens, int64_t first);
 
-  RouterSpec spec_;
-  ModelShape shape_;
-  std::unique_ptr<RouterDevice> device_;
-  std::vector<float> logits_;
+  const std::unique_ptr<RouterDevice> device_;
 };
 
 }  // namespace outrider::serve

@@ -1,7 +1,8 @@
 #pragma once
-// CUDA kernels of the decoding step on the CPU, for tests without a GPU: a thread of a block is a fiber that gives way
-// where it waits for others, a block an OS thread, and what blocks share lies in that thread's own memory. Index
-// arithmetic and collective operations are those of the device; time, caches and the order of fibers are not.
+// CUDA kernels of the decoding step and the router on the CPU, for tests without a GPU: a thread of a block is a fiber
+// that gives way where it waits for others, a block an OS thread, and what blocks share lies in that thread's own
+// memory. Index arithmetic and collective operations are those of the device; time, caches and the order of fibers are
+// not.
 
 // longjmp goes from one stack to another here, which the fortified form takes for an error.
 #undef _FORTIFY_SOURCE

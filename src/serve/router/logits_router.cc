@@ -1,4 +1,4 @@
-#include "serve/router/input.h"
+#include "serve/router/logits_router.h"
 
 #include <cmath>
 #include <string>
@@ -33,38 +33,39 @@ base::Result<void> CheckRouter(const RouterSpec& spec, int64_t backbone_width, c
   return {};
 }
 
-base::Result<PassTokens> TakeRoutes(std::span<const RouteRun> runs, const RouterSpec& spec, const ModelShape& shape) {
+base::Result<PassTokens> LogitsRouter::Take(std::span<const RouteRun> runs, size_t logits) const {
   PassTokens tokens;
   for (size_t r = 0; r < runs.size(); ++r) {
-    if (runs[r].previous != kNoExpert && runs[r].previous >= spec.experts)
+    if (runs[r].previous != kNoExpert && runs[r].previous >= spec_.experts)
       return base::Fail("E_EXPERTS", "run " + std::to_string(r) + ": previous: found " +
                                          std::to_string(runs[r].previous) + ", expected 0 to " +
-                                         std::to_string(spec.experts - 1) + ", or none");
-    const PassTokens::Limits limits{spec.vocab, shape.context, shape.route_pages};
+                                         std::to_string(spec_.experts - 1) + ", or none");
+    const PassTokens::Limits limits{spec_.vocab, shape_.context, shape_.route_pages};
     if (auto ok = tokens.Add(r, runs[r].ids, runs[r].position, runs[r].route_pages, limits); !ok)
       return tl::unexpected(ok.error());
   }
+  if (static_cast<int64_t>(logits) != tokens.count() * spec_.experts)
+    return base::Fail("E_SHAPE", "found room for " + std::to_string(logits) + " logits, expected " +
+                                     std::to_string(tokens.count()) + " rows of " + std::to_string(spec_.experts));
   return tokens;
 }
 
-base::Result<void> CheckExperts(std::span<const RouteRun> runs, std::span<const ExpertId> experts) {
+base::Result<void> LogitsRouter::Route(std::span<const RouteRun> runs, std::span<ExpertId> experts) {
   size_t count = 0;
   for (const RouteRun& run : runs) count += run.ids.size();
   if (experts.size() != count)
     return base::Fail("E_SHAPE", "found room for " + std::to_string(experts.size()) +
                                      " experts, expected one for each of " + std::to_string(count) + " tokens");
-  return {};
-}
-
-void ChooseExperts(std::span<const RouteRun> runs, std::span<const float> logits, const RouterSpec& spec,
-                   std::span<ExpertId> experts) {
-  const auto columns = static_cast<size_t>(spec.experts);
+  const auto columns = static_cast<size_t>(spec_.experts);
+  logits_.resize(count * columns);
+  if (auto done = Logits(runs, logits_); !done) return done;
   size_t at = 0;
   for (const RouteRun& run : runs) {
     ExpertId previous = run.previous;
     for (size_t i = 0; i < run.ids.size(); ++i, ++at)
-      experts[at] = previous = ChooseExpert(logits.subspan(at * columns, columns), spec.tau, previous);
+      experts[at] = previous = ChooseExpert(std::span(logits_).subspan(at * columns, columns), spec_.tau, previous);
   }
+  return {};
 }
 
 }  // namespace outrider::serve
