@@ -44,9 +44,9 @@ struct StepLimits {
   double hold_gain_min = 1.5;
 };
 
-// Where prompts run in passes of their own, as measured; all 0 where they run with everyone else.
+// Passes that prompts have for themselves, as measured.
 struct PromptPass {
-  double setup_s = 0;        // of a pass, however few its tokens
+  double setup_s = 0;        // of a pass, however few its tokens; 0: prompts run with everyone else
   double prompts_per_s = 0;  // that become ready
   double step_s = 0;         // of a step without such a pass
 };
