@@ -7,12 +7,16 @@
 
 namespace outrider::sched {
 
-// Seconds of a step: a part of its own, one per text that writes a token, one per token of a prompt.
+// Seconds of a step: a part of its own, one per text that writes a token, one per token of a prompt, and one for having
+// any, where prompts have passes of their own.
 struct StepFit {
-  double step_s = 0, text_s = 0, prompt_token_s = 0;  // none below 0; all 0: nothing is measured
+  double step_s = 0, text_s = 0, prompt_token_s = 0, setup_s = 0;  // none below 0; all 0: nothing is measured
 
+  double PromptSeconds(int64_t tokens) const {
+    return tokens > 0 ? setup_s + static_cast<double>(tokens) * prompt_token_s : 0;
+  }
   double Seconds(int64_t texts, int64_t prompt_tokens) const {
-    return step_s + static_cast<double>(texts) * text_s + static_cast<double>(prompt_tokens) * prompt_token_s;
+    return step_s + static_cast<double>(texts) * text_s + PromptSeconds(prompt_tokens);
   }
   bool Known() const { return step_s > 0 || text_s > 0 || prompt_token_s > 0; }
 };
@@ -29,14 +33,20 @@ constexpr double kWaitShare = 0.9;
 int64_t PromptTokensLeast(const StepLimits& limits);
 
 // Tokens of prompts in a step beside `texts` that write: as many as the goal has room for, PromptTokensLeast at least.
-// The whole lane without a goal, a fit or a text: nobody waits for the step then.
+// The whole lane without a goal, a fit or a text: nobody waits for the step then. For machines without a setup, where
+// each step has its share.
 int64_t PromptTokensWithin(const StepFit& fit, double tpot_goal_s, int64_t texts, const StepLimits& limits);
 
-// Texts at once, so that a step of them all and of PromptTokensLeast is within the goal; 1 to B. `most` without a goal
-// or a fit.
+// Seconds that a step beside `texts` may spend on prompts: what PromptTokensWithin takes. With a setup on average,
+// since a goal is one of the mean: what steps leave over pays for a pass once in a while (serve/prompt_budget.h), a
+// whole lane in eight steps at least.
+double PromptSecondsWithin(const StepFit& fit, double tpot_goal_s, int64_t texts, const StepLimits& limits);
+
+// Texts at once, so that a step of them all and of the least for prompts is within the goal; 1 to B. `most` without a
+// goal or a fit.
 int64_t TextsWithin(const StepFit& fit, double tpot_goal_s, int64_t most, const StepLimits& limits);
 
-// Whether a step of one text and PromptTokensLeast is within the goal.
+// Whether a step of one text and the least for prompts is within the goal.
 bool GoalHasRoom(const StepFit& fit, double tpot_goal_s, const StepLimits& limits);
 
 // At what rate prompts run beside `texts`; 0 without a fit.

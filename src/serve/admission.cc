@@ -101,21 +101,21 @@ int64_t FirstTokenMs(const Request& request, bool idle, const EngineOptions& opt
   return std::min(request.deadline_ms, goal_ms);
 }
 
-// With a goal of time per token the steps to come are known: no more texts run than a step takes, so no prompt is held
-// for them, and prompts get what the goal leaves.
+// With a goal of time per token the steps to come are known: no more texts run than a step takes, so prompts are held
+// for each other alone, where they have passes of their own, and they get what the goal leaves.
 void ForecastBySteps(int64_t waiting, const EngineStats& stats, const EngineOptions& options, sched::Load& load) {
   const double goal_s = static_cast<double>(options.tpot_goal_ms) * 1e-3;
-  const int64_t prompt_tokens =
-      load.prefill_tokens > 0 ? sched::PromptTokensWithin(stats.step_fit, goal_s, stats.writing, options.limits) : 0;
+  const sched::StepFit& fit = stats.step_fit;
+  const double prompt_s =
+      load.prefill_tokens > 0 ? sched::PromptSecondsWithin(fit, goal_s, stats.writing, options.limits) : 0;
   load.prefill_tokens_per_s =
-      sched::PromptTokensPerS(stats.step_fit, goal_s, stats.writing, options.limits) / sched::kForecastFactor;
-  load.hold_bound_s = 0;
-  load.place_wait_s =
-      sched::kForecastFactor * sched::PlaceWaitS({.running = stats.running,
-                                                  .texts_max = stats.texts_max,
-                                                  .ahead = stats.queued + waiting,
-                                                  .text_tokens = stats.text_tokens,
-                                                  .step_s = stats.step_fit.Seconds(stats.writing, prompt_tokens)});
+      sched::PromptTokensPerS(fit, goal_s, stats.writing, options.limits) / sched::kForecastFactor;
+  load.hold_bound_s = fit.setup_s * static_cast<double>(stats.writing);
+  load.place_wait_s = sched::kForecastFactor * sched::PlaceWaitS({.running = stats.running,
+                                                                  .texts_max = stats.texts_max,
+                                                                  .ahead = stats.queued + waiting,
+                                                                  .text_tokens = stats.text_tokens,
+                                                                  .step_s = fit.Seconds(stats.writing, 0) + prompt_s});
 }
 
 // "0: no cap", as the caps of a tenant are.

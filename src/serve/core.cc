@@ -115,8 +115,7 @@ bool EngineCore::Step() {
   goodput_rate_.Observe(static_cast<double>(prefill + decode), seconds);
   if (prompts_wait) prefill_rate_.Observe(static_cast<double>(PromptTokensDone() - prompts_before), seconds);
   if (step_ % kCachedPagesEvery == 0) stats_.kv_pages_cached = pages_.KvCached();
-  if (!items.empty()) ObserveStep(seconds, decode, prefill);
-  if (!items.empty()) prompt_passes_.Ran(prefill, stats_.prompt_pass_s - passes_before, seconds);
+  if (!items.empty()) ObserveStep(seconds, stats_.prompt_pass_s - passes_before, decode, prefill);
   stats_.step_seconds.Add(seconds);
   stats_.host_s += seconds - (stats_.executor_s + stats_.router_s + stats_.policy_s - others_before);
   ++stats_.steps;
@@ -124,11 +123,13 @@ bool EngineCore::Step() {
   return true;
 }
 
-void EngineCore::ObserveStep(double seconds, int64_t texts, int64_t prompt_tokens) {
+void EngineCore::ObserveStep(double seconds, double prompt_pass_s, int64_t texts, int64_t prompt_tokens) {
   step_times_.Add(seconds);
-  step_model_.Add(texts, prompt_tokens, seconds);
+  step_model_.Add(texts, prompt_pass_s > 0 ? 0 : prompt_tokens, seconds - prompt_pass_s);
+  prompt_passes_.Ran(prompt_tokens, prompt_pass_s, seconds);
+  prompt_budget_.Spent(prompt_pass_s);
   if (step_times_.steps() % kRoomEvery == 0) {
-    const bool had = std::exchange(goal_has_room_, sched::GoalHasRoom(step_model_.fit(), TpotGoalS(), options_.limits));
+    const bool had = std::exchange(goal_has_room_, sched::GoalHasRoom(Fit(), TpotGoalS(), options_.limits));
     if (had && !goal_has_room_) ++stats_.degraded["a step of one text takes longer than the goal of time per token"];
   }
   if (!goal_age_) return;
@@ -146,7 +147,7 @@ void EngineCore::FailStep(const std::string& error) {
 
 void EngineCore::EndOverdue() {
   const int64_t now_ns = options_.now_ns();
-  const double rate = sched::PromptTokensPerS(step_model_.fit(), TpotGoalS(), Writing(), options_.limits);
+  const double rate = sched::PromptTokensPerS(Fit(), TpotGoalS(), Writing(), options_.limits);
   for (RunningList* list : {&queue_, &running_}) {
     for (auto& state : *list) {
       const bool late = FirstTokenIsLate(*state, now_ns, rate);
@@ -170,7 +171,7 @@ int64_t EngineCore::Writing() const {
 }
 
 int64_t EngineCore::TextsMax() const {
-  return sched::TextsWithin(step_model_.fit(), TpotGoalS(), options_.running_max, options_.limits);
+  return sched::TextsWithin(Fit(), TpotGoalS(), options_.running_max, options_.limits);
 }
 
 // The oldest of the highest class; a request of the lower class that waited long enough counts as one of the higher.
@@ -306,7 +307,7 @@ EngineStats EngineCore::Stats() const {
   }
   out.writing = Writing();
   out.texts_max = TextsMax();
-  out.step_fit = step_model_.fit();
+  out.step_fit = Fit();
   out.text_tokens = TextTokens();
   out.hold_age_max = limits_.age_max;
   out.bytes_per_s = rates_.bytes_per_s();

@@ -20,6 +20,7 @@
 #include "serve/goal_age.h"
 #include "serve/options.h"
 #include "serve/pages.h"
+#include "serve/prompt_budget.h"
 #include "serve/prompt_passes.h"
 #include "serve/rates.h"
 #include "serve/request_state.h"
@@ -87,8 +88,9 @@ class EngineCore {
   void Take(RequestState& state, Drawn drawn, Event& event);
   void TellEvents(std::span<const SliceRun> slices, std::vector<Event> events);
   int64_t PromptTokensDone() const { return stats_.prefill_tokens + stats_.prefix_hit_tokens; }
-  sched::StepLimits LimitsBeside(std::span<const sched::ReadyItem> items) const;
-  void ObserveStep(double seconds, int64_t texts, int64_t prompt_tokens);
+  sched::StepLimits LimitsBeside(std::span<const sched::ReadyItem> items);
+  void ObserveStep(double seconds, double prompt_pass_s, int64_t texts, int64_t prompt_tokens);
+  sched::StepFit Fit() const { return prompt_passes_.With(step_model_.fit()); }
   double TpotGoalS() const { return static_cast<double>(options_.tpot_goal_ms) * 1e-3; }
   void Count(const std::vector<std::string>& violations);
 
@@ -106,6 +108,7 @@ class EngineCore {
   StepTimes step_times_;
   StepModel step_model_;
   PromptPasses prompt_passes_;
+  PromptBudget prompt_budget_;
   bool goal_has_room_ = true;
   TextLengths text_lengths_;
   sched::RateEwma prefill_rate_{kRateHalfLifeS}, goodput_rate_{kRateHalfLifeS};

@@ -40,11 +40,18 @@ base::Result<sched::StepPlan> EngineCore::Choose(std::span<const sched::ReadyIte
 }
 
 // Prompts get what the goal of time per token leaves of a step beside the texts that wait for it.
-sched::StepLimits EngineCore::LimitsBeside(std::span<const sched::ReadyItem> items) const {
-  const int64_t texts = std::ranges::count(items, sched::Lane::kDecode, &sched::ReadyItem::lane);
+sched::StepLimits EngineCore::LimitsBeside(std::span<const sched::ReadyItem> items) {
+  int64_t texts = 0, waiting = 0;
+  for (const sched::ReadyItem& item : items) (item.lane == sched::Lane::kDecode ? texts : waiting) += item.tokens;
+  const sched::StepFit fit = Fit();
   sched::StepLimits limits = limits_;
-  limits.prefill_tokens =
-      sched::PromptTokensWithin(step_model_.fit(), TpotGoalS(), std::min(texts, limits.decode_tokens), options_.limits);
+  texts = std::min(texts, limits.decode_tokens);
+  if (fit.setup_s > 0) {
+    const double each_s = sched::PromptSecondsWithin(fit, TpotGoalS(), texts, options_.limits);
+    limits.prefill_tokens = prompt_budget_.Next(each_s, fit, waiting, options_.limits);
+  } else {
+    limits.prefill_tokens = sched::PromptTokensWithin(fit, TpotGoalS(), texts, options_.limits);
+  }
   return limits;
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "sched/rate_ewma.h"
+#include "sched/step_fit.h"
 #include "sched/step_plan.h"
 
 namespace outrider::serve {
@@ -26,6 +27,11 @@ class PromptPasses {
   sched::PromptPass Measured() const {
     return {.setup_s = setup_s_, .prompts_per_s = rate_.PerSecond(), .step_s = step_s_};
   }
+  // What steps take: `together`, which knows them without such passes, and these, if there were any.
+  sched::StepFit With(sched::StepFit together) const {
+    if (weight_ > 0) together.prompt_token_s = token_s_, together.setup_s = setup_s_;
+    return together;
+  }
 
  private:
   static constexpr double kHalfLifeS = 2;
@@ -42,14 +48,17 @@ class PromptPasses {
     squares_ += tokens * tokens;
     products_ += tokens * seconds;
     const double mean = tokens_ / weight_, mean_s = seconds_ / weight_, variance = squares_ / weight_ - mean * mean;
-    if (variance < kSpread * kSpread * mean * mean) return;
-    const double token_s = std::max(0.0, (products_ / weight_ - mean * mean_s) / variance);
-    setup_s_ = std::max(0.0, mean_s - token_s * mean);
+    if (variance >= kSpread * kSpread * mean * mean) {
+      token_s_ = std::max(0.0, (products_ / weight_ - mean * mean_s) / variance);
+      setup_s_ = std::max(0.0, mean_s - token_s_ * mean);
+    } else if (setup_s_ == 0) {
+      token_s_ = mean_s / mean;
+    }
   }
 
   sched::RateEwma rate_{kHalfLifeS};
   double weight_ = 0, tokens_ = 0, seconds_ = 0, squares_ = 0, products_ = 0;  // of passes, the newest weigh most
-  double setup_s_ = 0, step_s_ = 0;
+  double setup_s_ = 0, token_s_ = 0, step_s_ = 0;
   int64_t last_ns_ = 0;
 };
 

@@ -63,6 +63,25 @@ TEST(StepFit, TheRateOfPrompts) {
   EXPECT_EQ(PromptTokensPerS({}, kGoal, 20, kLimits), 0);
 }
 
+// A pass of prompts takes 10 ms and 0.1 ms a token: 16.4 for the lane, of which an eighth is 2.05.
+constexpr StepFit kApart{0.010, 0.002, 0.0001, 0.010};
+
+TEST(StepFit, PassesWithASetupArePaidByManySteps) {
+  EXPECT_DOUBLE_EQ(kApart.Seconds(5, 0), 0.020);
+  EXPECT_DOUBLE_EQ(kApart.Seconds(5, 10), 0.031);
+  EXPECT_NEAR(PromptSecondsWithin(kApart, kGoal, 32, kLimits), 0.080 - 0.074, 1e-12);
+  EXPECT_DOUBLE_EQ(PromptSecondsWithin(kApart, kGoal, 5, kLimits), 0.0164) << "a whole lane in each step";
+  EXPECT_DOUBLE_EQ(PromptSecondsWithin(kApart, 0.001, 5, kLimits), 0.0164 / 8) << "whatever the goal";
+  EXPECT_DOUBLE_EQ(PromptSecondsWithin(kApart, 0, 5, kLimits), 0.0164) << "no goal";
+  EXPECT_DOUBLE_EQ(PromptSecondsWithin(kApart, 0.001, 0, kLimits), 0.0164) << "nobody writes";
+  EXPECT_DOUBLE_EQ(PromptSecondsWithin(kFit, kGoal, 20, kLimits), 0.030) << "without a setup each step has its own";
+  EXPECT_EQ(TextsWithin(kApart, 0.05, 64, kLimits), 13) << "(40 - 10 - 2.05) / 2";
+  EXPECT_TRUE(GoalHasRoom(kApart, 0.0176, kLimits));
+  EXPECT_FALSE(GoalHasRoom(kApart, 0.0175, kLimits)) << "10 + 2 + 2.05 of 0.8 of it";
+  EXPECT_NEAR(PromptTokensPerS(kApart, kGoal, 32, kLimits), 64 * (6 / 16.4) / 0.080, 1e-9);
+  EXPECT_NEAR(PromptTokensPerS(kApart, 0, 5, kLimits), 64 / 0.0364, 1e-9);
+}
+
 TEST(StepFit, PlacesAreFreeAsTextsEnd) {
   Line line{.running = 10, .texts_max = 12, .ahead = 1, .text_tokens = 50, .step_s = 0.1};
   EXPECT_EQ(PlaceWaitS(line), 0) << "the twelfth";

@@ -182,6 +182,18 @@ TEST(OverloadFairness, LongPromptsAreTakenAsShortOnes) {
   EXPECT_GT(answered[1] / asked[1], 0.75 * answered[0] / asked[0]);
 }
 
+// Steps that may not be long for a pass of prompts save for one, instead of paying its setup for small pieces: with
+// pieces 498 of 682 tokens per second were kept, and 1,113 of 1,880.
+TEST(OverloadApart, StepsSaveForWholePasses) {
+  for (const Case& c : kCases) {
+    if (c.cost.prompt_pass_s == 0) continue;
+    const double most = Saturation(c);
+    const Figures found = Offer(c, most, Goals::kBoth);
+    EXPECT_GT(found.goodput, 0.85 * most * c.written_mean) << c.name << ": " << most << " a second, " << Text(found);
+    EXPECT_EQ(found.kept, 1) << Text(found);
+  }
+}
+
 // The test can tell: a goal of the first token alone lets steps become longer than the other allows.
 TEST(OverloadBefore, AGoalOfTheFirstTokenAloneLosesMostOfIt) {
   const Case& c = kCases[0];

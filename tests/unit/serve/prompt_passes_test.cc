@@ -35,6 +35,20 @@ TEST(PromptPasses, ThereIsNoneWhereTokensAreAllOfTheTimeOrNothingIsKnown) {
   EXPECT_NEAR(together.Measured().step_s, 0.01, 1e-12);
 }
 
+TEST(PromptPasses, ComplementWhatStepsTakeTogether) {
+  PromptPasses passes;
+  const sched::StepFit together{0.004, 0.0002, 0.001};
+  EXPECT_EQ(passes.With(together).prompt_token_s, 0.001) << "none so far";
+  passes.Ran(100, 0.011, 0.02);
+  EXPECT_DOUBLE_EQ(passes.With(together).prompt_token_s, 0.00011) << "of one pass all is said of its tokens";
+  passes.Ran(300, 0.013, 0.02);
+  const sched::StepFit found = passes.With(together);
+  EXPECT_EQ(found.step_s, 0.004);
+  EXPECT_EQ(found.text_s, 0.0002);
+  EXPECT_NEAR(found.prompt_token_s, 0.00001, 1e-12);
+  EXPECT_NEAR(found.setup_s, 0.010, 1e-12);
+}
+
 TEST(PromptPasses, StepsAreTimedWithoutThem) {
   PromptPasses passes;
   for (int i = 0; i < 200; ++i) passes.Ran(i % 2 == 0 ? 300 : 0, i % 2 == 0 ? 0.015 : 0, i % 2 == 0 ? 0.023 : 0.008);

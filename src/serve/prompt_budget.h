@@ -1,0 +1,27 @@
+#pragma once
+// When prompts may run beside texts under a goal of time per token, where their passes have a setup: small pieces in
+// each step would pay it again and again, so steps save until a whole pass is paid for.
+
+#include <algorithm>
+#include <cstdint>
+
+#include "sched/step_fit.h"
+
+namespace outrider::serve {
+
+class PromptBudget {
+ public:
+  // Of the next step: tokens that it may take of `waiting`. The whole lane once the seconds that steps may spend on
+  // prompts (`each_s` of this one) pay for all of them that fit it, none before.
+  int64_t Next(double each_s, const sched::StepFit& fit, int64_t waiting, const sched::StepLimits& limits) {
+    const int64_t lane = limits.prefill_tokens;
+    saved_s_ = std::min(saved_s_ + each_s, fit.PromptSeconds(lane));
+    return saved_s_ >= fit.PromptSeconds(std::min(waiting, lane)) ? lane : 0;
+  }
+  void Spent(double seconds) { saved_s_ = std::max(0.0, saved_s_ - seconds); }
+
+ private:
+  double saved_s_ = 0;
+};
+
+}  // namespace outrider::serve
