@@ -109,7 +109,7 @@ class FakeExecutor : public Executor {
     cost.weight_bytes = FixedBytes();
     cost.seconds = 1e-5;
     const bool prompts = std::ranges::any_of(runs, [](const TokenRun& run) { return run.prompt > 0; });
-    if (shape_.prompts_apart && prompts) cost.prompt_seconds = 6e-6;
+    if (shape_.prompts_apart && prompts) cost.prompt_seconds = prompt_pass_s;
     return cost;
   }
 
@@ -126,7 +126,8 @@ class FakeExecutor : public Executor {
   int64_t passes = 0, greedy_passes = 0;
   bool fails = false;  // the next passes
   std::string code = "E_FAKE";
-  float bad_logit = 0;  // of id 7, unless 0
+  float bad_logit = 0;          // of id 7, unless 0
+  double prompt_pass_s = 6e-6;  // of a pass that prompts have for themselves, whatever its length
 
  private:
   const ModelShape shape_;

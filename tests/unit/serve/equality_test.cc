@@ -121,6 +121,33 @@ TEST(Equality, GoalsBoundStepsAndNoText) {
   }
 }
 
+// 30 ms for having a prompt at all, a millisecond a token: steps have no prompt, or all that wait.
+TEST(Equality, GoalsThatSaveForPassesBoundNoText) {
+  const std::vector<Request> requests = RandomRequests(9, 24);
+  for (const sched::NamedPolicy& named : sched::Policies()) {
+    Setting setting;
+    setting.policy = named.name;
+    setting.prompts_apart = true;
+    EngineOptions options = OptionsOf(setting);
+    options.tpot_goal_ms = 20;
+    int64_t* now_ns = nullptr;
+    int64_t closed = 0, whole = 0;
+    options.policy = [&](const sched::Snapshot& snapshot) {
+      (snapshot.limits.prefill_tokens == 0 ? closed : whole) += 1;
+      sched::StepPlan plan = named.policy(snapshot);
+      for (const sched::Slice& slice : plan.slices) *now_ns += slice.tokens * 1'000'000;
+      *now_ns += std::ranges::count(plan.slices, sched::Lane::kPrefill, &sched::Slice::lane) > 0 ? 30'000'000 : 0;
+      return plan;
+    };
+    CoreRun run(options, ShapeOf(setting));
+    now_ns = &run.now_ns;
+    run.executor.prompt_pass_s = 0.030;
+    ExpectTexts(run, setting, requests, 9);
+    EXPECT_GT(closed, 10) << named.name;
+    EXPECT_GT(whole, 10) << named.name;
+  }
+}
+
 TEST(Equality, EveryPolicyChunkAndBatch) {
   const std::vector<Request> requests = RandomRequests(1, 10);
   for (const sched::NamedPolicy& named : sched::Policies()) {
