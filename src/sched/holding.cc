@@ -30,9 +30,9 @@ int64_t PromptHoldAge(const StepLimits& limits) {
   return limits.prefill_age_max > 0 ? std::min(limits.prompt_hold_max, limits.prefill_age_max) : limits.prompt_hold_max;
 }
 
-int64_t PromptHoldSteps(const StepLimits& limits, int64_t prompt_tokens, int64_t before, bool apart) {
+int64_t PromptHoldSteps(const StepLimits& limits, int64_t prompt_tokens, int64_t before) {
   OUTRIDER_CHECK(limits.prefill_tokens > 0, "a prefill lane of ", limits.prefill_tokens, " tokens");
-  if (before <= limits.decode_tokens) return apart && before > 0 ? PromptHoldAge(limits) : 0;
+  if (before <= limits.decode_tokens) return 0;
   const int64_t chunks = (prompt_tokens + limits.prefill_tokens - 1) / limits.prefill_tokens;
   return chunks * PromptHoldAge(limits);
 }

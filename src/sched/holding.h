@@ -26,9 +26,8 @@ int64_t HoldingAge(double tpot_goal_s, double step_p95_s, const HoldingCase& of)
 int64_t PromptHoldAge(const StepLimits& limits);
 
 // Steps that the policy `outrider` may hold a prompt of so many tokens, chunk by chunk, while `before` other requests
-// are admitted. It is 0 where these cannot be more than a step's decode items; where prompts have passes of their own
-// (`apart`), the last chunk may be held beside any other request. Chunks that `ffn_bytes_max` cuts short
+// are admitted. It is 0 where these cannot be more than a step's decode items. Chunks that `ffn_bytes_max` cuts short
 // are not counted.
-int64_t PromptHoldSteps(const StepLimits& limits, int64_t prompt_tokens, int64_t before, bool apart = false);
+int64_t PromptHoldSteps(const StepLimits& limits, int64_t prompt_tokens, int64_t before);
 
 }  // namespace outrider::sched

@@ -121,7 +121,8 @@ class OutriderPlanner {
   // together, than the setup is for the others: the most that waiting in vain may cost is what it may save.
   bool MorePromptsPay(const std::vector<size_t>& prompts) const {
     const PromptPass& pass = snapshot_.prompt_pass;
-    if (pass.setup_s <= 0 || plan_.Room(Lane::kPrefill) <= 0) return false;
+    const auto cut = [&](size_t item) { return plan_.Taken(item) < At(item).tokens; };
+    if (pass.setup_s <= 0 || plan_.Room(Lane::kPrefill) <= 0 || std::ranges::any_of(prompts, cut)) return false;
     const auto texts = static_cast<double>(decode_.size()), waiting = static_cast<double>(prompts.size());
     if (waiting >= pass.prompts_per_s * pass.setup_s * (texts + waiting)) return false;
     double waited_s = 0;

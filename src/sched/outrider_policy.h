@@ -16,8 +16,8 @@ namespace outrider::sched {
 // lane that is not full is empty, too, while waiting for more prompts pays: until they have waited together for as long
 // as the pass itself costs all that write, or one of them PromptHoldAge steps. A chunk ends where its next expert would
 // exceed ffn_bytes_max. Each step serves the oldest overdue prompt, so that of R_p prompts each gets tokens after at
-// most W_p + R_p - 1 steps without. Last, held decode items whose experts the prompts read anyway take the room that is
-// left.
+// most W_p + R_p - 1 steps without that have a lane for prompts. Last, held decode items whose experts the prompts read
+// anyway take the room that is left.
 StepPlan PlanOutrider(const Snapshot& snapshot);
 
 }  // namespace outrider::sched

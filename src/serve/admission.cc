@@ -101,21 +101,29 @@ int64_t FirstTokenMs(const Request& request, bool idle, const EngineOptions& opt
   return std::min(request.deadline_ms, goal_ms);
 }
 
+// What the policy may hold a prompt for others that share its pass (sched/outrider_policy.h).
+double SharingBoundS(const EngineStats& stats, const EngineOptions& options) {
+  const double steps_s = static_cast<double>(sched::PromptHoldAge(options.limits)) * stats.step_p95_s;
+  return std::min(steps_s, stats.prompt_pass.setup_s * static_cast<double>(stats.writing));
+}
+
 // With a goal of time per token the steps to come are known: no more texts run than a step takes, so prompts are held
 // for each other alone, where they have passes of their own, and they get what the goal leaves.
 void ForecastBySteps(int64_t waiting, const EngineStats& stats, const EngineOptions& options, sched::Load& load) {
   const double goal_s = static_cast<double>(options.tpot_goal_ms) * 1e-3;
   const sched::StepFit& fit = stats.step_fit;
-  const double prompt_s =
-      load.prefill_tokens > 0 ? sched::PromptSecondsWithin(fit, goal_s, stats.writing, options.limits) : 0;
+  const double each_s = sched::PromptSecondsWithin(fit, goal_s, stats.writing, options.limits);
+  const double rest_s = fit.Seconds(stats.writing, 0);
   load.prefill_tokens_per_s =
       sched::PromptTokensPerS(fit, goal_s, stats.writing, options.limits) / sched::kForecastFactor;
-  load.hold_bound_s = fit.setup_s * static_cast<double>(stats.writing);
-  load.place_wait_s = sched::kForecastFactor * sched::PlaceWaitS({.running = stats.running,
-                                                                  .texts_max = stats.texts_max,
-                                                                  .ahead = stats.queued + waiting,
-                                                                  .text_tokens = stats.text_tokens,
-                                                                  .step_s = fit.Seconds(stats.writing, 0) + prompt_s});
+  load.hold_bound_s = SharingBoundS(stats, options);
+  if (fit.setup_s > 0) load.hold_bound_s += fit.setup_s / each_s * (rest_s + each_s);  // until it is saved
+  load.place_wait_s =
+      sched::kForecastFactor * sched::PlaceWaitS({.running = stats.running,
+                                                  .texts_max = stats.texts_max,
+                                                  .ahead = stats.queued + waiting,
+                                                  .text_tokens = stats.text_tokens,
+                                                  .step_s = rest_s + (load.prefill_tokens > 0 ? each_s : 0)});
 }
 
 // "0: no cap", as the caps of a tenant are.
@@ -170,9 +178,8 @@ tl::expected<void, Rejection> CheckCaps(const Request& request, int64_t text_max
   load.backlog_tokens = stats.backlog_tokens + admitted.waiting_tokens;
   load.prefill_tokens_per_s = stats.prefill_tokens_per_s;
   load.goodput_tokens_per_s = stats.goodput_tokens_per_s;
-  const int64_t held =
-      sched::PromptHoldSteps(options.limits, prompt, admitted.total.requests, stats.prompt_pass.setup_s > 0);
-  load.hold_bound_s = static_cast<double>(held) * stats.step_p95_s;
+  const int64_t held = sched::PromptHoldSteps(options.limits, prompt, admitted.total.requests);
+  load.hold_bound_s = std::max(static_cast<double>(held) * stats.step_p95_s, SharingBoundS(stats, options));
   if (options.tpot_goal_ms > 0 && stats.step_fit.Known()) {
     ForecastBySteps(admitted.waiting, stats, options, load);
     if (admitted.total.requests > 0)

@@ -91,11 +91,11 @@ bool EngineCore::Step() {
   }
   const int64_t prefill_before = stats_.prefill_tokens, decode_before = stats_.decode_tokens;
   const int64_t prompts_before = PromptTokensDone();
-  const double passes_before = stats_.prompt_pass_s;
+  step_cost_ = {};
   const double others_before = stats_.executor_s + stats_.router_s + stats_.policy_s;
   const int64_t start_ns = options_.now_ns();
   EndOverdue();
-  prompt_passes_.Came(Admit(), start_ns);
+  prompt_passes_.Arrived(Admit(), start_ns);
   ReserveAhead();
   RouteAdmitted();
   const std::vector<sched::ReadyItem> items = ReadyItems(running_, pregate_ != nullptr);
@@ -115,7 +115,7 @@ bool EngineCore::Step() {
   goodput_rate_.Observe(static_cast<double>(prefill + decode), seconds);
   if (prompts_wait) prefill_rate_.Observe(static_cast<double>(PromptTokensDone() - prompts_before), seconds);
   if (step_ % kCachedPagesEvery == 0) stats_.kv_pages_cached = pages_.KvCached();
-  if (!items.empty()) ObserveStep(seconds, stats_.prompt_pass_s - passes_before, decode, prefill);
+  if (!items.empty()) ObserveStep(seconds, decode, prefill);
   stats_.step_seconds.Add(seconds);
   stats_.host_s += seconds - (stats_.executor_s + stats_.router_s + stats_.policy_s - others_before);
   ++stats_.steps;
@@ -123,11 +123,13 @@ bool EngineCore::Step() {
   return true;
 }
 
-void EngineCore::ObserveStep(double seconds, double prompt_pass_s, int64_t texts, int64_t prompt_tokens) {
+void EngineCore::ObserveStep(double seconds, int64_t texts, int64_t prompt_tokens) {
+  const double pass_s = step_cost_.prompt_seconds;
   step_times_.Add(seconds);
-  step_model_.Add(texts, prompt_pass_s > 0 ? 0 : prompt_tokens, seconds - prompt_pass_s);
-  prompt_passes_.Ran(prompt_tokens, prompt_pass_s, seconds);
-  prompt_budget_.Spent(prompt_pass_s);
+  step_model_.Add(texts, pass_s > 0 ? 0 : prompt_tokens, seconds - pass_s);
+  prompt_passes_.AddPass(step_cost_.prompt_tokens, pass_s);
+  if (texts > 0) prompt_passes_.AddRest(seconds - pass_s);
+  prompt_budget_.Spent(pass_s);
   if (step_times_.steps() % kRoomEvery == 0) {
     const bool had = std::exchange(goal_has_room_, sched::GoalHasRoom(Fit(), TpotGoalS(), options_.limits));
     if (had && !goal_has_room_) ++stats_.degraded["a step of one text takes longer than the goal of time per token"];
@@ -159,10 +161,12 @@ void EngineCore::EndOverdue() {
   EraseEnded();
 }
 
-// Even if its prompt ran from now on, and alone.
+// Even if its prompt ran from now on, and alone. Where prompts have passes of their own, a lane of it may run at once.
 bool EngineCore::FirstTokenIsLate(const RequestState& state, int64_t now_ns, double prompt_tokens_per_s) const {
   if (state.first_by_ns == 0 || state.draws > 0) return false;
-  const double own_s = prompt_tokens_per_s > 0 ? static_cast<double>(state.rest()) / prompt_tokens_per_s : 0;
+  const int64_t at_once = prompt_passes_.Measured().setup_s > 0 ? options_.limits.prefill_tokens : 0;
+  const auto later = static_cast<double>(std::max<int64_t>(0, state.rest() - at_once));
+  const double own_s = prompt_tokens_per_s > 0 ? later / prompt_tokens_per_s : 0;
   return static_cast<double>(now_ns) + own_s * 1e9 >= static_cast<double>(state.first_by_ns);
 }
 

@@ -89,8 +89,8 @@ class EngineCore {
   void TellEvents(std::span<const SliceRun> slices, std::vector<Event> events);
   int64_t PromptTokensDone() const { return stats_.prefill_tokens + stats_.prefix_hit_tokens; }
   sched::StepLimits LimitsBeside(std::span<const sched::ReadyItem> items);
-  void ObserveStep(double seconds, double prompt_pass_s, int64_t texts, int64_t prompt_tokens);
-  sched::StepFit Fit() const { return prompt_passes_.With(step_model_.fit()); }
+  void ObserveStep(double seconds, int64_t texts, int64_t prompt_tokens);
+  sched::StepFit Fit() const { return prompt_passes_.Complete(step_model_.fit()); }
   double TpotGoalS() const { return static_cast<double>(options_.tpot_goal_ms) * 1e-3; }
   void Count(const std::vector<std::string>& violations);
 
@@ -109,6 +109,7 @@ class EngineCore {
   StepModel step_model_;
   PromptPasses prompt_passes_;
   PromptBudget prompt_budget_;
+  RunCost step_cost_;  // of the step that runs
   bool goal_has_room_ = true;
   TextLengths text_lengths_;
   sched::RateEwma prefill_rate_{kRateHalfLifeS}, goodput_rate_{kRateHalfLifeS};

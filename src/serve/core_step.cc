@@ -42,13 +42,18 @@ base::Result<sched::StepPlan> EngineCore::Choose(std::span<const sched::ReadyIte
 // Prompts get what the goal of time per token leaves of a step beside the texts that wait for it.
 sched::StepLimits EngineCore::LimitsBeside(std::span<const sched::ReadyItem> items) {
   int64_t texts = 0, waiting = 0;
-  for (const sched::ReadyItem& item : items) (item.lane == sched::Lane::kDecode ? texts : waiting) += item.tokens;
+  bool urgent = false;
+  for (const sched::ReadyItem& item : items) {
+    (item.lane == sched::Lane::kDecode ? texts : waiting) += item.tokens;
+    urgent |= item.lane == sched::Lane::kPrefill && item.priority > 0;
+  }
   const sched::StepFit fit = Fit();
   sched::StepLimits limits = limits_;
   texts = std::min(texts, limits.decode_tokens);
   if (fit.setup_s > 0) {
     const double each_s = sched::PromptSecondsWithin(fit, TpotGoalS(), texts, options_.limits);
-    limits.prefill_tokens = prompt_budget_.Next(each_s, fit, waiting, options_.limits);
+    const int64_t saved_for = prompt_budget_.Next(each_s, fit, waiting, options_.limits);
+    limits.prefill_tokens = urgent || texts == 0 ? options_.limits.prefill_tokens : saved_for;
   } else {
     limits.prefill_tokens = sched::PromptTokensWithin(fit, TpotGoalS(), texts, options_.limits);
   }
@@ -63,6 +68,7 @@ void EngineCore::Run(std::span<const SliceRun> slices) {
     NoteLost(cost.error());
     return;
   }
+  step_cost_ = *cost;
   Tally(slices, *cost);
   std::vector<Drawn> drawn = DrawAll(slices);
   std::vector<Event> events;

@@ -40,7 +40,9 @@ struct RunCost {
   int64_t weight_bytes = 0;  // read from memory, each stored byte counted once per pass that touches it
   int64_t ffn_bytes = 0;     // the part of it that depends on the experts
   double seconds = 0;
-  double prompt_seconds = 0;  // the part of it that prompts had for themselves; 0 where they run with all others
+  // Of passes that prompts had for themselves, a part of the above; 0 where they run with all others.
+  double prompt_seconds = 0;
+  int64_t prompt_tokens = 0;
 };
 
 class Executor {

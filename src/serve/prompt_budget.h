@@ -15,13 +15,15 @@ class PromptBudget {
   // prompts (`each_s` of this one) pay for all of them that fit it, none before.
   int64_t Next(double each_s, const sched::StepFit& fit, int64_t waiting, const sched::StepLimits& limits) {
     const int64_t lane = limits.prefill_tokens;
-    saved_s_ = std::min(saved_s_ + each_s, fit.PromptSeconds(lane));
+    lane_s_ = fit.PromptSeconds(lane);
+    saved_s_ = std::min(saved_s_ + each_s, lane_s_);
     return saved_s_ >= fit.PromptSeconds(std::min(waiting, lane)) ? lane : 0;
   }
-  void Spent(double seconds) { saved_s_ = std::max(0.0, saved_s_ - seconds); }
+  // A pass that took longer than predicted is paid back, up to one more.
+  void Spent(double seconds) { saved_s_ = std::max(-lane_s_, saved_s_ - seconds); }
 
  private:
-  double saved_s_ = 0;
+  double saved_s_ = 0, lane_s_ = 0;
 };
 
 }  // namespace outrider::serve

@@ -21,14 +21,15 @@ class StepModel {
   void Add(int64_t texts, int64_t prompt_tokens, double seconds) {
     const int64_t tokens = texts + prompt_tokens;
     if (!(seconds > 0) || tokens <= 0) return;
-    if (!fit_.Known()) {
-      fit_.text_s = fit_.prompt_token_s = seconds / static_cast<double>(tokens);
-      return;
-    }
     const double t = static_cast<double>(texts) / texts_max_;
     const double p = static_cast<double>(prompt_tokens) / prompt_tokens_max_;
     const double predicted = fit_.Seconds(texts, prompt_tokens);
-    const double error = std::min(seconds - predicted, predicted);
+    if (!fit_.Known() && prompt_tokens > 0) {
+      fit_.text_s = fit_.prompt_token_s = seconds / static_cast<double>(tokens);
+      return;
+    }
+    // A first step of texts alone is fitted whole: few texts say little of what one more costs.
+    const double error = fit_.Known() ? std::min(seconds - predicted, predicted) : seconds / kPace;
     const double move = kPace * error / (1 + t * t + p * p);
     fit_.step_s = std::max(0.0, fit_.step_s + move);
     fit_.text_s = std::max(0.0, fit_.text_s + move * t / texts_max_);

@@ -160,7 +160,8 @@ base::Result<RunCost> GpuExecutor::Pass(std::span<const TokenRun> runs, const Ou
   cost_ = {};
   try {
     RunPrompts(out);
-    if (input_.prompt.tokens.count() > 0) cost_.prompt_seconds = static_cast<double>(base::NowNs() - start) * 1e-9;
+    cost_.prompt_tokens = input_.prompt.tokens.count();
+    if (cost_.prompt_tokens > 0) cost_.prompt_seconds = static_cast<double>(base::NowNs() - start) * 1e-9;
     RunWritten(out);
   } catch (const c10::Error& error) {
     lost_ = std::string("a pass failed: ") + error.what_without_backtrace();

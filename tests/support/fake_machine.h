@@ -108,8 +108,9 @@ class FakeExecutor : public Executor {
     RunCost cost;
     cost.weight_bytes = FixedBytes();
     cost.seconds = 1e-5;
-    const bool prompts = std::ranges::any_of(runs, [](const TokenRun& run) { return run.prompt > 0; });
-    if (shape_.prompts_apart && prompts) cost.prompt_seconds = prompt_pass_s;
+    if (!shape_.prompts_apart) return cost;
+    for (const TokenRun& run : runs) cost.prompt_tokens += run.prompt;
+    if (cost.prompt_tokens > 0) cost.prompt_seconds = prompt_pass_s;
     return cost;
   }
 

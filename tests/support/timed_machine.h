@@ -45,10 +45,12 @@ class TimedExecutor : public FakeExecutor {
                               ? cost_.prompt_pass_s + static_cast<double>(prompts) * cost_.prompt_token_s
                               : 0;
     if (pass_s > 0) seconds += cost_.prompt_pass_s;
-    done->prompt_seconds = pass_s;
-    seconds *= 1 + cost_.noise * (2 * Uniform() - 1);
-    if (Uniform() < cost_.hiccup_chance) seconds *= 10;
-    if (static_cast<double>(*now_ns_) * 1e-9 > cost_.slower_from_s) seconds *= cost_.slower;
+    double factor = 1 + cost_.noise * (2 * Uniform() - 1);
+    if (Uniform() < cost_.hiccup_chance) factor *= 10;
+    if (static_cast<double>(*now_ns_) * 1e-9 > cost_.slower_from_s) factor *= cost_.slower;
+    seconds *= factor;
+    done->prompt_seconds = factor * pass_s;
+    done->prompt_tokens = pass_s > 0 ? prompts : 0;
     *now_ns_ += static_cast<int64_t>(seconds * 1e9);
     done->seconds = seconds;
     return done;

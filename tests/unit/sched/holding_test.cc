@@ -35,8 +35,6 @@ TEST(Holding, PromptsAreHeldByTheChunkAndOnlyBehindOthers) {
   EXPECT_EQ(PromptHoldSteps(limits, 100, 17), 8);
   EXPECT_EQ(PromptHoldSteps(limits, 101, 17), 16);
   EXPECT_EQ(PromptHoldSteps(limits, 101, 16), 0) << "all that run before it fit one step";
-  EXPECT_EQ(PromptHoldSteps(limits, 101, 16, true), 8) << "its last chunk may wait for other prompts";
-  EXPECT_EQ(PromptHoldSteps(limits, 101, 0, true), 0) << "nobody to wait for";
   limits.prefill_age_max = 5;
   EXPECT_EQ(PromptHoldSteps(limits, 101, 17), 10);
   limits.prefill_age_max = 50;

@@ -50,6 +50,26 @@ TEST(Admission, NothingIsHeldWhileAllThatRunFitAStepOrThePolicyHoldsNothing) {
   EXPECT_EQ(asking.Code(), "");
 }
 
+// As long as a pass of 0.05 s costs ten texts, but no longer than 16 steps of 0.1 s; nothing without holding.
+TEST(Admission, APromptMayWaitForOthersThatShareItsPass) {
+  Asking asking;
+  asking.admitted.total.requests = 11;
+  asking.stats.writing = 10;
+  asking.stats.prompt_pass.setup_s = 0.05;
+  asking.request.deadline_ms = 3'499;
+  EXPECT_EQ(asking.Code(), "E_BUSY");
+  asking.request.deadline_ms = 3'501;
+  EXPECT_EQ(asking.Code(), "");
+  asking.stats.prompt_pass.setup_s = 1;
+  asking.request.deadline_ms = 4'599;
+  EXPECT_EQ(asking.Code(), "E_BUSY");
+  asking.request.deadline_ms = 4'601;
+  EXPECT_EQ(asking.Code(), "");
+  asking.options.limits.prompt_hold_max = 0;
+  asking.request.deadline_ms = 3'001;
+  EXPECT_EQ(asking.Code(), "");
+}
+
 TEST(Admission, AGoalForTheFirstTokenIsADeadlineOfIt) {
   Asking asking;
   asking.options.ttft_goal_ms = 6'199;
@@ -96,6 +116,21 @@ TEST(Admission, WithBothGoalsTheStepsToComeAreForecast) {
   goals.options.ttft_goal_ms = 1'119;
   EXPECT_EQ(goals.Code(), "E_BUSY");
   goals.options.ttft_goal_ms = 1'121;
+  EXPECT_EQ(goals.Code(), "");
+}
+
+// A pass of 10 ms and 0.1 ms a token, 16.4 for the lane: twenty texts leave 30 ms of a step, so each has a whole lane.
+// (200 + 100) tokens at 64 a step of 66.4 ms, 1.4 times as long; 10 / 16.4 of a step until the setup is saved, and 0.2
+// s beside twenty texts for prompts that share the pass.
+TEST(Admission, TheForecastKnowsWhatPassesOfPromptsCost) {
+  Goals goals;
+  goals.stats.step_fit = {0.010, 0.002, 0.0001, 0.010};
+  goals.stats.prompt_pass.setup_s = 0.010;
+  goals.request.deadline_ms = 60'000;
+  const double first_s = 1.4 * 300 * 0.0664 / 64 + 0.010 / 0.0164 * 0.0664 + 0.2;
+  goals.options.ttft_goal_ms = static_cast<int64_t>(1e3 * first_s) - 1;
+  EXPECT_EQ(goals.Code(), "E_BUSY");
+  goals.options.ttft_goal_ms += 2;
   EXPECT_EQ(goals.Code(), "");
 }
 

@@ -134,6 +134,9 @@ TEST(Equality, GoalsThatSaveForPassesBoundNoText) {
     int64_t closed = 0, whole = 0;
     options.policy = [&](const sched::Snapshot& snapshot) {
       (snapshot.limits.prefill_tokens == 0 ? closed : whole) += 1;
+      if (snapshot.prompt_pass.setup_s > 0) {
+        EXPECT_TRUE(snapshot.limits.prefill_tokens == 0 || snapshot.limits.prefill_tokens == setting.prefill_tokens);
+      }
       sched::StepPlan plan = named.policy(snapshot);
       for (const sched::Slice& slice : plan.slices) *now_ns += slice.tokens * 1'000'000;
       *now_ns += std::ranges::count(plan.slices, sched::Lane::kPrefill, &sched::Slice::lane) > 0 ? 30'000'000 : 0;

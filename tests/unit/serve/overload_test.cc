@@ -50,6 +50,8 @@ const Case kCases[] = {
     {"slower", {0.005, 0.002, 0.0018, 0.2, 0, 15, 1.6}, 95, 20, 4'000, 110},
     {"dense", {0.005, 0.002, 0.0018}, 95, 20, 4'000, 78, 0},
     {"prompts apart", {0.0033, 0.00017, 0.00009, 0, 0, 1e9, 1, 0.0085}, 95, 20, 900, 20},
+    {"prompts apart, uneven", {0.0033, 0.00017, 0.00009, 0.3, 0.01, 1e9, 1, 0.0085}, 95, 20, 900, 20, 5, 0.7},
+    {"prompts apart, slower", {0.0033, 0.00017, 0.00009, 0.2, 0, 15, 1.6, 0.0085}, 95, 20, 900, 30},
     {"prompts apart, long texts", {0.0033, 0.00017, 0.00009, 0, 0, 1e9, 1, 0.0085}, 48, 48, 900, 20},
 };
 
@@ -186,11 +188,24 @@ TEST(OverloadFairness, LongPromptsAreTakenAsShortOnes) {
 // pieces 498 of 682 tokens per second were kept, and 1,113 of 1,880.
 TEST(OverloadApart, StepsSaveForWholePasses) {
   for (const Case& c : kCases) {
-    if (c.cost.prompt_pass_s == 0) continue;
+    if (c.cost.prompt_pass_s == 0 || c.cost.noise > 0) continue;
     const double most = Saturation(c);
     const Figures found = Offer(c, most, Goals::kBoth);
     EXPECT_GT(found.goodput, 0.85 * most * c.written_mean) << c.name << ": " << most << " a second, " << Text(found);
     EXPECT_EQ(found.kept, 1) << Text(found);
+  }
+}
+
+// A text that ran alone says nothing of what a text more costs: 27 and all 32 fit.
+TEST(OverloadApart, MoreTextsThanTheFirstAreTaken) {
+  for (const int64_t goal_ms : {15, 20}) {
+    const Case c{"alone first", {0.007, 0.00011, 0.00009, 0, 0, 1e9, 1, 0.0094}, 95, 20, 900, goal_ms};
+    std::vector<Due> load = PoissonLoad(2 * Saturation(c), 20, c.prompt_mean, c.written_mean);
+    for (Due& due : load) due.at_s += 3;
+    load.insert(load.begin(), {.at_s = 0.1, .prompt_tokens = 20, .written_tokens = 30});
+    TimedRun run(Options(c, Goals::kBoth), Shape(c.experts), c.cost);
+    run.Serve(load);
+    EXPECT_GT(run.Stats().texts_max, 20) << goal_ms;
   }
 }
 

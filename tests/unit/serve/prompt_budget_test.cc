@@ -31,7 +31,8 @@ TEST(PromptBudget, NoMoreThanOnePassIsSaved) {
   budget.Spent(0.0164);
   EXPECT_EQ(budget.Next(0.001, kFit, 64, kLimits), 0);
   budget.Spent(0.5);
-  EXPECT_EQ(budget.Next(0.0164, kFit, 64, kLimits), 64) << "a pass that took long leaves no debt";
+  EXPECT_EQ(budget.Next(0.0164, kFit, 64, kLimits), 0) << "a pass that took long is paid back";
+  EXPECT_EQ(budget.Next(0.0164, kFit, 64, kLimits), 64) << "as far as one more pass";
 }
 
 TEST(PromptBudget, WithoutABoundEachStepMayHaveOne) {

@@ -26,6 +26,14 @@ TEST(StepModel, TheFirstStepIsSharedByItsTokens) {
   EXPECT_EQ(model.fit().step_s, 0);
 }
 
+TEST(StepModel, AFirstTextAloneIsNotAllOfItsStep) {
+  StepModel model(kLimits);
+  model.Add(1, 0, 0.01);
+  EXPECT_DOUBLE_EQ(model.fit().Seconds(1, 0), 0.01);
+  EXPECT_LT(model.fit().text_s, 0.001);
+  EXPECT_EQ(model.fit().prompt_token_s, 0);
+}
+
 TEST(StepModel, LearnsAMachineFromStepsOfAllKinds) {
   StepModel model(kLimits);
   std::mt19937_64 random(3);
