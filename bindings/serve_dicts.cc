@@ -94,7 +94,7 @@ py::dict ToDict(const serve::EngineStats& stats) {
       {"fit_step_s", stats.step_fit.step_s},
       {"fit_text_s", stats.step_fit.text_s},
       {"fit_prompt_token_s", stats.step_fit.prompt_token_s},
-      {"fit_prompt_pass_s", stats.prompt_pass.setup_s},
+      {"fit_prompt_pass_s", stats.step_fit.setup_s},
       {"text_tokens", stats.text_tokens},
       {"prefill_tokens_per_s", stats.prefill_tokens_per_s},
       {"goodput_tokens_per_s", stats.goodput_tokens_per_s},

@@ -5,6 +5,8 @@
 
 namespace outrider::sched {
 
+constexpr double kArrivalHalfLifeS = 2;  // of the rate at which prompts come
+
 class RateEwma {
  public:
   explicit RateEwma(double half_life_s) : half_life_s_(half_life_s) {}

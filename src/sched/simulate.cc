@@ -13,8 +13,6 @@
 namespace outrider::sched {
 namespace {
 
-constexpr double kRateHalfLifeS = 2;
-
 struct Running {
   size_t arrival = 0;
   int64_t done = 0;  // tokens run, of prompt and output
@@ -137,7 +135,7 @@ class Replay {
   std::vector<Running> running_;  // by arrival
   size_t next_ = 0;               // arrival that was not admitted yet
   double now_s_ = 0, admitted_s_ = 0;
-  RateEwma rate_{kRateHalfLifeS};
+  RateEwma rate_{kArrivalHalfLifeS};
   Simulation result_;
 };
 

@@ -52,8 +52,8 @@ bool GoalHasRoom(const StepFit& fit, double tpot_goal_s, const StepLimits& limit
 
 double PromptTokensPerS(const StepFit& fit, double tpot_goal_s, int64_t texts, const StepLimits& limits) {
   if (!fit.Known()) return 0;
-  const double prompt_s = PromptSecondsWithin(fit, tpot_goal_s, texts, limits),
-               step_s = fit.Seconds(texts, 0) + prompt_s;
+  const double prompt_s = PromptSecondsWithin(fit, tpot_goal_s, texts, limits);
+  const double step_s = fit.Seconds(texts, 0) + prompt_s;
   const double tokens =
       fit.setup_s > 0 ? static_cast<double>(limits.prefill_tokens) * prompt_s / fit.PromptSeconds(limits.prefill_tokens)
                       : static_cast<double>(PromptTokensWithin(fit, tpot_goal_s, texts, limits));

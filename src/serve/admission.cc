@@ -104,7 +104,7 @@ int64_t FirstTokenMs(const Request& request, bool idle, const EngineOptions& opt
 // What the policy may hold a prompt for others that share its pass (sched/outrider_policy.h).
 double SharingBoundS(const EngineStats& stats, const EngineOptions& options) {
   const double steps_s = static_cast<double>(sched::PromptHoldAge(options.limits)) * stats.step_p95_s;
-  return std::min(steps_s, stats.prompt_pass.setup_s * static_cast<double>(stats.writing));
+  return std::min(steps_s, stats.step_fit.setup_s * static_cast<double>(stats.writing));
 }
 
 // With a goal of time per token the steps to come are known: no more texts run than a step takes, so prompts are held

@@ -164,7 +164,7 @@ void EngineCore::EndOverdue() {
 // Even if its prompt ran from now on, and alone. Where prompts have passes of their own, a lane of it may run at once.
 bool EngineCore::FirstTokenIsLate(const RequestState& state, int64_t now_ns, double prompt_tokens_per_s) const {
   if (state.first_by_ns == 0 || state.draws > 0) return false;
-  const int64_t at_once = prompt_passes_.Measured().setup_s > 0 ? options_.limits.prefill_tokens : 0;
+  const int64_t at_once = Fit().setup_s > 0 ? options_.limits.prefill_tokens : 0;
   const auto later = static_cast<double>(std::max<int64_t>(0, state.rest() - at_once));
   const double own_s = prompt_tokens_per_s > 0 ? later / prompt_tokens_per_s : 0;
   return static_cast<double>(now_ns) + own_s * 1e9 >= static_cast<double>(state.first_by_ns);
@@ -316,7 +316,6 @@ EngineStats EngineCore::Stats() const {
   out.hold_age_max = limits_.age_max;
   out.bytes_per_s = rates_.bytes_per_s();
   out.token_s = rates_.token_s();
-  out.prompt_pass = prompt_passes_.Measured();
   out.step_p95_s = step_times_.P95();
   out.prefill_tokens_per_s = prefill_rate_.PerSecond();
   out.goodput_tokens_per_s = goodput_rate_.PerSecond();

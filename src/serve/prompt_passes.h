@@ -27,7 +27,7 @@ class PromptPasses {
   // So many became ready since the last call. A long time without any says no more than a few half-lives.
   void Arrived(int64_t prompts, int64_t now_ns) {
     const double since_s = static_cast<double>(now_ns - last_ns_) * 1e-9;
-    if (last_ns_ > 0) rate_.Observe(static_cast<double>(prompts), std::min(since_s, 4 * kHalfLifeS));
+    if (last_ns_ > 0) rate_.Observe(static_cast<double>(prompts), std::min(since_s, 4 * sched::kArrivalHalfLifeS));
     last_ns_ = now_ns;
   }
 
@@ -41,7 +41,6 @@ class PromptPasses {
   }
 
  private:
-  static constexpr double kHalfLifeS = 2;
   static constexpr double kNew = 0.1;    // weight of the newest step
   static constexpr double kKept = 0.98;  // of what a pass weighs, with each further one
   static constexpr double kSpread =
@@ -66,7 +65,7 @@ class PromptPasses {
     token_s_ = predicted > 0 ? token_s_ * scale : mean_s / mean;
   }
 
-  sched::RateEwma rate_{kHalfLifeS};
+  sched::RateEwma rate_{sched::kArrivalHalfLifeS};
   double weight_ = 0, tokens_ = 0, seconds_ = 0, squares_ = 0, products_ = 0;  // of passes, the newest weigh most
   double setup_s_ = 0, token_s_ = 0, step_s_ = 0;
   int64_t last_ns_ = 0;

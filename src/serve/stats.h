@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "sched/step_fit.h"
-#include "sched/step_plan.h"
 
 namespace outrider::serve {
 
@@ -74,7 +73,6 @@ struct EngineStats {
 
   // Measured, for policies and admission; 0: not yet.
   double bytes_per_s = 0, token_s = 0, goodput_tokens_per_s = 0;
-  sched::PromptPass prompt_pass;
   double prefill_tokens_per_s = 0;  // of prompts, cached tokens included, over the time that some wait
   double step_p95_s = 0;            // of the last steps
   sched::StepFit step_fit;

@@ -1,7 +1,6 @@
 #include "serve/cpu/cpu_router.h"
 
 #include <algorithm>
-#include <string>
 #include <utility>
 
 #include "kernels/cpu.h"

@@ -55,12 +55,12 @@ TEST(Admission, APromptMayWaitForOthersThatShareItsPass) {
   Asking asking;
   asking.admitted.total.requests = 11;
   asking.stats.writing = 10;
-  asking.stats.prompt_pass.setup_s = 0.05;
+  asking.stats.step_fit.setup_s = 0.05;
   asking.request.deadline_ms = 3'499;
   EXPECT_EQ(asking.Code(), "E_BUSY");
   asking.request.deadline_ms = 3'501;
   EXPECT_EQ(asking.Code(), "");
-  asking.stats.prompt_pass.setup_s = 1;
+  asking.stats.step_fit.setup_s = 1;
   asking.request.deadline_ms = 4'599;
   EXPECT_EQ(asking.Code(), "E_BUSY");
   asking.request.deadline_ms = 4'601;
@@ -125,7 +125,6 @@ TEST(Admission, WithBothGoalsTheStepsToComeAreForecast) {
 TEST(Admission, TheForecastKnowsWhatPassesOfPromptsCost) {
   Goals goals;
   goals.stats.step_fit = {0.010, 0.002, 0.0001, 0.010};
-  goals.stats.prompt_pass.setup_s = 0.010;
   goals.request.deadline_ms = 60'000;
   const double first_s = 1.4 * 300 * 0.0664 / 64 + 0.010 / 0.0164 * 0.0664 + 0.2;
   goals.options.ttft_goal_ms = static_cast<int64_t>(1e3 * first_s) - 1;

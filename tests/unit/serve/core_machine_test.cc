@@ -192,7 +192,7 @@ TEST(CoreMachine, PassesOfPromptsAreTimedWhereTheyAreApart) {
     const EngineStats stats = run.core.Stats();
     EXPECT_EQ(stats.prompt_steps, 3);
     EXPECT_DOUBLE_EQ(stats.prompt_pass_s, apart ? 3 * 6e-6 : 0);
-    EXPECT_NEAR(stats.prompt_pass.setup_s, apart ? 6e-6 : 0, 1e-9) << "of 6 tokens as of 8";
+    EXPECT_NEAR(stats.step_fit.setup_s, apart ? 6e-6 : 0, 1e-9) << "of 6 tokens as of 8";
   }
 }
 
