@@ -42,6 +42,28 @@ def test_a_client_that_leaves_cancels_its_request(folder, stream):
         wait_for(lambda: b'outcome="disconnected"} 1.0' in server.request("GET", "/metrics")[2])
 
 
+def test_a_reader_is_cancelled_though_an_event_comes_in_the_same_turn_of_the_loop():
+    async def one() -> None:
+        mailbox = hub.Mailbox(OneStream())
+        mailbox.submit(0, [1], {})
+        reading = asyncio.create_task(mailbox.next())
+        for _ in range(5):  # until it waits
+            await asyncio.sleep(0)
+        mailbox.put({"stream": 1, "tokens": [5], "finish": None})
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+
+    asyncio.run(one())
+
+
+class OneStream:
+    """A hub as far as a mailbox needs one."""
+
+    def submit(self, *_) -> int:
+        return 1
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_before_the_first_chunk(folder, stream):
     """Its work ends before it began, so nothing but the response can count it."""

@@ -12,7 +12,6 @@ _log = logging.getLogger("outrider.serve")
 POLL_EVENTS = 256
 # Tokens of one choice that wait for its connection; a client that reads more slowly loses its request.
 WAITING_TOKENS_MAX = 4096
-WAKE_S = 60.0
 STALL_S = 10.0
 WATCH_S = 0.5
 
@@ -64,10 +63,8 @@ class Mailbox:
             if not self._open:
                 return None
             self._wake.clear()
-            try:
-                await asyncio.wait_for(self._wake.wait(), WAKE_S)
-            except TimeoutError:
-                continue
+            # Not wait_for: before Python 3.12 it drops a cancellation that comes together with an event.
+            await self._wake.wait()
         index, event = self._events.popleft()
         self._waiting_tokens -= len(event["tokens"])
         return index, event
