@@ -30,6 +30,11 @@ class CpuPasses {
                             [&](const auto& runs, std::span<float> to) { return served_.executor->Run(runs, to); });
   }
 
+  py::tuple Greedy(const std::vector<PassRun>& passed) {
+    return TimedPass<int64_t>(
+        passed, 1, [&](const auto& runs, std::span<int64_t> to) { return served_.executor->RunGreedy(runs, to); });
+  }
+
   Experts RouteTokens(const std::vector<Route>& passed) {
     if (served_.pregate == nullptr) throw py::value_error("error E_MODEL: found a dense model, expected a router");
     std::vector<serve::RouteRun> runs;
@@ -92,6 +97,8 @@ void DefineCpuPasses(py::module_& m) {
       .def(py::init(&Open), py::arg("folder"), py::arg("parent") = "", py::arg("format") = "f32",
            py::arg("threads") = 1, py::arg("context") = 0, py::arg("pages") = 64, py::arg("step_tokens") = 256)
       .def("run", &CpuPasses::RunPass, py::arg("runs"), "Logits [wanted tokens, V] and the cost of one pass.")
+      .def("greedy", &CpuPasses::Greedy, py::arg("runs"),
+           "Likeliest ids [wanted tokens, 1], -1 where logits are not finite, and the cost of one pass.")
       .def("route", &CpuPasses::RouteTokens, py::arg("runs"), "Experts uint8 [tokens].")
       .def("ffn_bytes", &CpuPasses::FfnBytes, py::arg("experts"))
       .def_property_readonly("fixed_bytes", &CpuPasses::FixedBytes)

@@ -20,19 +20,41 @@ namespace {
 
 using Experts = py::array_t<uint8_t, py::array::c_style | py::array::forcecast>;
 
-sched::StepLimits Limits(const std::map<std::string, int64_t>& given) {
-  sched::StepLimits limits;
-  const std::map<std::string, int64_t*> fields = {
-      {"decode_tokens", &limits.decode_tokens},       {"prefill_tokens", &limits.prefill_tokens},
-      {"distinct_experts", &limits.distinct_experts}, {"age_max", &limits.age_max},
-      {"prefill_age_max", &limits.prefill_age_max},   {"prompt_hold_max", &limits.prompt_hold_max},
-      {"ffn_bytes_max", &limits.ffn_bytes_max}};
+template <class Value>
+using Fields = std::map<std::string, Value*>;
+
+template <class Value>
+void Fill(const Fields<Value>& fields, const std::map<std::string, Value>& given, const std::string& what) {
   for (const auto& [name, value] : given) {
     const auto field = fields.find(name);
-    if (field == fields.end()) throw py::value_error("simulate_serving: unknown limit " + name);
+    if (field == fields.end()) throw py::value_error("simulate_serving: unknown " + what + " " + name);
     *field->second = value;
   }
+}
+
+sched::StepLimits Limits(const std::map<std::string, int64_t>& given) {
+  sched::StepLimits limits;
+  Fill<int64_t>({{"decode_tokens", &limits.decode_tokens},
+                 {"prefill_tokens", &limits.prefill_tokens},
+                 {"distinct_experts", &limits.distinct_experts},
+                 {"age_max", &limits.age_max},
+                 {"prefill_age_max", &limits.prefill_age_max},
+                 {"prompt_hold_max", &limits.prompt_hold_max},
+                 {"ffn_bytes_max", &limits.ffn_bytes_max}},
+                given, "limit");
   return limits;
+}
+
+sched::Machine Machine(const std::map<std::string, double>& given) {
+  sched::Machine machine;
+  Fill<double>({{"bytes_per_s", &machine.bytes_per_s},
+                {"token_s", &machine.token_s},
+                {"step_s", &machine.step_s},
+                {"text_s", &machine.text_s},
+                {"context_token_s", &machine.context_token_s},
+                {"prompt_pass_s", &machine.prompt_pass_s}},
+               given, "number of the machine");
+  return machine;
 }
 
 bool HasPrompts(const sched::SimulatedStep& step) {
@@ -61,8 +83,8 @@ py::dict ToDict(const sched::Simulation& run) {
 }
 
 py::dict SimulateServing(const std::vector<std::tuple<double, int64_t, int64_t, Experts>>& rows, int64_t experts,
-                         const std::vector<int64_t>& ffn_bytes, int64_t fixed_bytes, double bytes_per_s, double token_s,
-                         double step_s, int64_t requests_max, const std::string& policy,
+                         const std::vector<int64_t>& ffn_bytes, int64_t fixed_bytes,
+                         const std::map<std::string, double>& seconds, int64_t requests_max, const std::string& policy,
                          const std::map<std::string, int64_t>& limits) {
   const sched::Policy chosen = sched::FindPolicy(policy);
   if (chosen == nullptr) throw py::value_error("simulate_serving: unknown policy " + policy);
@@ -75,13 +97,11 @@ py::dict SimulateServing(const std::vector<std::tuple<double, int64_t, int64_t, 
                         .output_tokens = output,
                         .experts = {ids.data(), static_cast<size_t>(ids.size())}});
   }
-  const sched::Machine machine{.experts = experts,
-                               .ffn_bytes = ffn_bytes,
-                               .fixed_bytes = fixed_bytes,
-                               .bytes_per_s = bytes_per_s,
-                               .token_s = token_s,
-                               .step_s = step_s,
-                               .requests_max = requests_max};
+  sched::Machine machine = Machine(seconds);
+  machine.experts = experts;
+  machine.ffn_bytes = ffn_bytes;
+  machine.fixed_bytes = fixed_bytes;
+  machine.requests_max = requests_max;
   try {
     return ToDict(sched::Simulate(arrivals, machine, Limits(limits), chosen));
   } catch (const outrider::base::CheckError& error) {
@@ -92,9 +112,8 @@ py::dict SimulateServing(const std::vector<std::tuple<double, int64_t, int64_t, 
 }  // namespace
 
 void DefineSimulate(py::module_& m) {
-  m.def(
-      "simulate_serving", &SimulateServing, py::arg("rows"), py::arg("experts"), py::arg("ffn_bytes"),
-      py::arg("fixed_bytes"), py::arg("bytes_per_s"), py::arg("token_s"), py::arg("step_s"), py::arg("requests_max"),
-      py::arg("policy"), py::arg("limits"),
-      "A replay on a virtual clock (src/sched/simulate.h). rows: (arrival_s, prompt tokens, output tokens, experts).");
+  m.def("simulate_serving", &SimulateServing, py::arg("rows"), py::arg("experts"), py::arg("ffn_bytes"),
+        py::arg("fixed_bytes"), py::arg("machine"), py::arg("requests_max"), py::arg("policy"), py::arg("limits"),
+        "A replay on a virtual clock. rows: (arrival_s, prompt tokens, output tokens, experts); machine: bytes_per_s, "
+        "token_s, step_s, text_s, context_token_s and prompt_pass_s as in src/sched/simulate.h.");
 }

@@ -6,7 +6,8 @@
 `--text`: held-out tokens of the parent's vocabulary, uint16 (`outrider data` writes them as tokens/*.test.bin). All
 sides write the same number of tokens behind the same prompts from the text. Where `llama_cpp` can be imported,
 llama.cpp runs the dense parent in the same rounds, F32 beside f32 and Q8_0 beside int8, with and without flash
-attention; the faster of the two is what ours are compared with. The machine should be quiet.
+attention; the faster of the two is what ours are compared with. "all logits": ours, too, computes every logit of each
+step and takes the largest; the texts have to be the same. The machine should be quiet.
 """
 
 import argparse
@@ -46,9 +47,12 @@ def make_sides(args, form, batch, files):
             write_llama_file(args.model, path, LLAMA_FORMS[form])
         sides["llama.cpp"] = Llama(path, args.threads, batch, context, flash_attention=False)
         sides["llama.cpp, flash attention"] = Llama(path, args.threads, batch, context, flash_attention=True)
-    sides["ours, dense"] = Ours(args.model, "", form, args.threads, batch, context)
-    for name, folder in args.refactored:
-        sides[f"ours, {name}"] = Ours(folder, parent_of(args, folder), form, args.threads, batch, context)
+    for name, folder in [("dense", args.model), *args.refactored]:
+        parent = parent_of(args, folder) if folder != args.model else ""
+        sides[f"ours, {name}"] = Ours(folder, parent, form, args.threads, batch, context)
+        if form != "int8":  # whose head is in whole numbers already
+            everything = Ours(folder, parent, form, args.threads, batch, context, all_logits=True)
+            sides[f"ours, {name}, all logits"] = everything
     return sides
 
 
@@ -75,6 +79,8 @@ def rows_of(form, batch, sides, times, texts):
             row["experts_a_step"] = statistics.mean(side.distinct)
         if name == "ours, dense":
             row["tokens_as_rival"] = float((texts[name] == texts[base]).mean())
+        if f"{name}, all logits" in texts and not (texts[name] == texts[f"{name}, all logits"]).all():
+            raise SystemExit(f"{name}, {form}, batch {batch}: another text than from all logits")
         yield row
 
 

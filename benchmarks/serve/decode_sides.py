@@ -16,10 +16,10 @@ def pieces(texts, size):
 
 
 class Ours:
-    """Texts of at most `context` tokens, `batch` of them at once."""
+    """Texts of at most `context` tokens, `batch` of them at once. all_logits: greedy tokens are taken from them."""
 
-    def __init__(self, folder, parent, form, threads, batch, context, step_tokens=32):
-        self.batch, self.step_tokens = batch, step_tokens
+    def __init__(self, folder, parent, form, threads, batch, context, step_tokens=32, all_logits=False):
+        self.batch, self.step_tokens, self.all_logits = batch, step_tokens, all_logits
         pages = -(-context // PAGE)
         self.pages = [np.arange(pages, dtype=np.int32) + pages * b for b in range(batch)]
         self.passes = _core.CpuPasses(
@@ -34,30 +34,41 @@ class Ours:
         self.previous = [-1] * self.batch
         self.costs, self.distinct = [], []
 
-    def step(self, texts, position, logits_from):
-        """Logits, one row for each token of `texts` from number `logits_from` on; texts are as long as each other."""
+    def runs(self, texts, position, logits_from):
         if not self.experts:
             experts = [np.zeros(0, np.uint8)] * self.batch
         else:
             runs = map(_core.CpuRoute, texts, [position] * self.batch, self.pages, self.previous)
             experts = np.split(self.passes.route(list(runs)), np.cumsum([len(ids) for ids in texts])[:-1])
             self.previous = [int(e[-1]) for e in experts]
-        runs = [
+        self.distinct.append(len({int(e) for chosen in experts for e in chosen}))
+        return [
             _core.PassRun(ids, chosen, position, pages, logits_from)
             for ids, chosen, pages in zip(texts, experts, self.pages, strict=True)
         ]
-        rows, cost = self.passes.run(runs)
+
+    def step(self, texts, position, logits_from):
+        """Logits, one row for each token of `texts` from number `logits_from` on; texts are as long as each other."""
+        rows, cost = self.passes.run(self.runs(texts, position, logits_from))
         self.costs.append(cost)
-        self.distinct.append(len({int(e) for chosen in experts for e in chosen}))
         return rows
 
+    def choose(self, texts, position):
+        """The token that each text goes on with."""
+        last = len(texts[0]) - 1
+        if self.all_logits:
+            return self.step(texts, position, last).argmax(axis=1)
+        ids, cost = self.passes.greedy(self.runs(texts, position, last))
+        self.costs.append(cost)
+        return ids[:, 0]
+
     def read_prompts(self, prompts):
-        """Logits of the last token of each prompt."""
+        """The token that each prompt goes on with."""
         self.begin()
         for position, texts in pieces(prompts, self.step_tokens):
-            rows = self.step(texts, position, len(texts[0]) - 1)
+            chosen = self.choose(texts, position)
         self.costs, self.distinct = [], []
-        return rows
+        return chosen
 
 
 class Llama:
@@ -85,8 +96,8 @@ class Llama:
         self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.tokens = llama_cpp.llama_batch_init(512 * batch, 0, 1)
 
-    def step(self, texts, position):
-        """Logits of the last token of each text."""
+    def choose(self, texts, position):
+        """The token that each text goes on with, from the logits of its last one."""
         tokens, count = self.tokens, 0
         last = []
         for sequence, ids in enumerate(texts):
@@ -102,22 +113,19 @@ class Llama:
         if self.api.llama_decode(self.context, tokens) != 0:
             raise RuntimeError("llama_decode failed")
         pointers = [self.api.llama_get_logits_ith(self.context, row) for row in last]
-        return [np.ctypeslib.as_array(pointer, shape=(self.vocab,)) for pointer in pointers]
+        return [np.ctypeslib.as_array(pointer, shape=(self.vocab,)).argmax() for pointer in pointers]
 
     def read_prompts(self, prompts):
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
-        return self.step(prompts, 0)
+        return self.choose(prompts, 0)
 
 
 def greedy(side, prompts, count):
     """Milliseconds per step, the prompts apart but the choice of tokens included, and the texts [batch, count]."""
-    rows = side.read_prompts(prompts)
-    first = len(prompts[0])
     texts = np.zeros((len(prompts), count), np.int32)
+    chosen = side.read_prompts(prompts)
     start = time.perf_counter()
     for at in range(count):
-        for b, row in enumerate(rows):
-            texts[b, at] = row.argmax()
-        next_tokens = list(texts[:, at : at + 1])
-        rows = side.step(next_tokens, first + at, 0) if isinstance(side, Ours) else side.step(next_tokens, first + at)
+        texts[:, at] = chosen
+        chosen = side.choose(list(texts[:, at : at + 1]), len(prompts[0]) + at)
     return 1e3 * (time.perf_counter() - start) / count, texts

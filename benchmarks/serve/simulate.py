@@ -11,7 +11,8 @@ import argparse
 import json
 import math
 import sys
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,45 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "coexec"))
 from measure import circumstances
 
 POLICIES = ("chunked_fcfs", "decode_first", "prefill_first", "readme_greedy", "outrider")
-BYTES_PER_S, STEP_S = 12e9, 1e-3
-TOKEN_S = {"weights are all of the time": 2e-5, "between": 2e-4, "tokens are most of the time": 6e-4}
-DECODE, RATE = 32, 1.2
-PAGES = 256
+DECODE = 32
+PAGES, WHOLE_CONTEXT = 512, 8192
 LIMITS = {"decode_tokens": DECODE, "age_max": 64, "prompt_hold_max": 16}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Seconds as in sched::Machine; with `weights_s`, that is what reading all weights takes."""
+
+    name: str
+    seconds: dict[str, float]
+    settings: tuple[tuple[int, int], ...] = ((512, 32), (512, 64), (512, 256), (128, 64))  # chunk, requests at once
+    rates: tuple[float, ...] = (1.2,)  # of what first come, first served keeps up with
+    whole: bool = False  # texts have the trace's own lengths
+
+
+def on_cores(name: str, token_s: float) -> Machine:
+    return Machine(name, {"step_s": 1e-3, "bytes_per_s": 12e9, "token_s": token_s})
+
+
+# The last one has the costs that were fitted to runs of 7B shapes (docs/design/0011-serving-engine.md).
+MACHINES = (
+    on_cores("weights are all of the time", 2e-5),
+    on_cores("between", 2e-4),
+    on_cores("tokens are most of the time", 6e-4),
+    Machine(
+        "prompts have passes of their own",
+        {
+            "weights_s": 3e-3,
+            "prompt_pass_s": 9.4e-3,
+            "token_s": 1.15e-5,
+            "text_s": 1e-4,
+            "context_token_s": 1.9e-7,
+        },
+        ((512, 64),),
+        (0.3, 0.9, 1.2),
+        True,
+    ),
+)
 
 
 def routed(core: Any, artifact: Path, parent: Path, rows: list[load.Row], ids: list[list[int]]) -> dict[str, Any]:
@@ -64,22 +99,19 @@ def simulate(
     model: dict[str, Any],
     arrivals: list[Any],
     policy: str,
-    *,
-    token_s: float,
+    machine: dict[str, float],
     running: int,
-    limits: dict[str, int],
+    **limits,
 ) -> dict[str, float]:
     run = core.simulate_serving(
         arrivals,
         model["experts"],
         model["ffn_bytes"],
         model["fixed_bytes"],
-        BYTES_PER_S,
-        token_s,
-        STEP_S,
+        machine,
         running,
         policy,
-        limits,
+        LIMITS | limits,
     )
     latency = sorted(run["latency_s"])
     return {
@@ -95,79 +127,88 @@ def simulate(
     }
 
 
-def cases(core: Any, model: dict[str, Any]) -> list[dict[str, Any]]:
-    """By machine, chunk and requests at once: every policy at RATE times what FCFS keeps up with."""
-    out = []
+def cases(core: Any, model: dict[str, Any], machine: Machine) -> Iterator[dict[str, Any]]:
+    """By chunk, requests at once and rate: every policy."""
     arrivals = model["arrivals"]
     own = (len(arrivals) - 1) / arrivals[-1][0]
-    for machine, token_s in TOKEN_S.items():
-        for chunk, running in ((512, 32), (512, 64), (512, 256), (128, 64)):
-            limits = LIMITS | {"prefill_tokens": chunk}
-            setting: dict[str, Any] = {"token_s": token_s, "running": running, "limits": limits}
-            at_once = [(0.0, *rest) for _, *rest in arrivals]
-            rate = RATE * simulate(core, model, at_once, "chunked_fcfs", **setting)["requests_per_s"]
-            due = [(time_s * own / rate, *rest) for time_s, *rest in arrivals]
-            rows = {policy: simulate(core, model, due, policy, **setting) for policy in POLICIES}
-            free = setting | {"limits": limits | {"prompt_hold_max": 0}}
-            rows["outrider, prompts not held"] = simulate(core, model, due, "outrider", **free)
-            out.append(
-                {"machine": machine, "token_ms": 1000 * token_s, "chunk": chunk, "running": running, "rows": rows}
-            )
-    return out
+    seconds = dict(machine.seconds)
+    if "weights_s" in seconds:
+        seconds["bytes_per_s"] = (model["fixed_bytes"] + model["ffn_bytes"][-1]) / seconds.pop("weights_s")
+    for chunk, running in machine.settings:
+        of = lambda due, policy, c=chunk, r=running, **more: simulate(  # noqa: E731
+            core, model, due, policy, seconds, r, prefill_tokens=c, **more
+        )
+        most = of([(0.0, *rest) for _, *rest in arrivals], "chunked_fcfs")["requests_per_s"]
+        for rate in machine.rates:
+            due = [(time_s * own / (rate * most), *rest) for time_s, *rest in arrivals]
+            rows = {policy: of(due, policy) for policy in POLICIES}
+            rows["outrider, prompts not held"] = of(due, "outrider", prompt_hold_max=0)
+            about = {"machine": machine.name, "chunk": chunk, "running": running, "rate": rate}
+            yield about | {"requests_per_s_at_most": most, "rows": rows}
 
 
 def table(found: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "| machine | chunk | at once | policy | MB/token | mean latency s | p95 | TTFT s | experts/step | steps "
+        "| machine | chunk | at once | rate | policy | MB/token | mean latency s | p95 | TTFT s | experts/step | steps "
         "without prompts |"
     ]
-    lines.append("| --- | ---: | ---: | --- |" + " ---: |" * 6)
+    lines.append("| --- | ---: | ---: | ---: | --- |" + " ---: |" * 6)
     for case in found:
         for policy, row in case["rows"].items():
             numbers = [f"{row['mb_per_token']:.3f}", f"{row['latency_s_mean']:.3f}", f"{row['latency_s_p95']:.3f}"]
             numbers += [f"{row['ttft_s_mean']:.3f}", f"{row['experts_per_step']:.2f}"]
             numbers.append(f"{row['steps_without_prompts']} of {row['steps']}")
-            head = f"| {case['machine']} | {case['chunk']} | {case['running']} | {policy} | "
+            head = f"| {case['machine']} | {case['chunk']} | {case['running']} | {case['rate']} | {policy} | "
             lines.append(head + " | ".join(numbers) + " |")
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("artifacts", nargs="+", help="NAME=FOLDER")
-    parser.add_argument("--parent", type=Path, required=True)
-    parser.add_argument("--trace", type=Path, required=True)
-    parser.add_argument("--texts", type=Path, required=True)
-    parser.add_argument("--rows", type=int, default=400)
-    parser.add_argument("--scale-lengths", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="without suffix: .json and .md are written")
-    given = parser.parse_args()
-    core, tokenizer = _runtime.core(), ServeTokenizer(given.parent)
-    shaped = load.shape(
-        given.trace.name,
-        load.read_trace(given.trace),
-        count=given.rows,
-        scale=given.scale_lengths,
-        context=2048,
-        seed=given.seed,
-    )
-    whole = [replace(row, prompt_tokens=row.prompt_tokens + row.written_tokens) for row in shaped.rows]
+def loads(given: argparse.Namespace, tokenizer: ServeTokenizer) -> dict[bool, tuple[list[load.Row], list[list[int]]]]:
+    """Rows and the ids of their prompts and outputs, of the trace's own lengths (True) and of shorter ones."""
+    trace = list(load.read_trace(given.trace))
     domains = texts.domain_tokens(given.texts, lambda text: tokenizer.encode(text, special=False))
-    ids = texts.prompts_of(load.Load(shaped.name, whole), domains, given.seed)
-    about = {"trace": shaped.name, "rows": len(whole), "scale_lengths": given.scale_lengths, "seed": given.seed}
-    about |= {"rate": RATE, "decode_tokens": DECODE, "bytes_per_s": BYTES_PER_S, "step_s": STEP_S}
+    found = {}
+    for whole in (False, True):
+        scale, context = (1, WHOLE_CONTEXT) if whole else (given.scale_lengths, 2048)
+        rows = given.whole_rows if whole else given.rows
+        shaped = load.shape(given.trace.name, trace, count=rows, scale=scale, context=context, seed=given.seed)
+        both = [replace(row, prompt_tokens=row.prompt_tokens + row.written_tokens) for row in shaped.rows]
+        found[whole] = shaped.rows, texts.prompts_of(load.Load(shaped.name, both), domains, given.seed)
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    out = argparse.ArgumentParser()
+    out.add_argument("artifacts", nargs="+", help="NAME=FOLDER")
+    out.add_argument("--parent", type=Path, required=True)
+    out.add_argument("--trace", type=Path, required=True)
+    out.add_argument("--texts", type=Path, required=True)
+    out.add_argument("--rows", type=int, default=400)
+    out.add_argument("--scale-lengths", type=int, default=8)
+    out.add_argument("--whole-rows", type=int, default=200, help="of the trace's own lengths")
+    out.add_argument("--seed", type=int, default=0)
+    out.add_argument("--out", type=Path, required=True, help="without suffix: .json and .md are written")
+    return out
+
+
+def main() -> None:
+    given = parser().parse_args()
+    core = _runtime.core()
+    prepared = loads(given, ServeTokenizer(given.parent))
+    about = {"trace": given.trace.name, "rows": given.rows, "scale_lengths": given.scale_lengths}
+    about |= {"whole_rows": given.whole_rows, "seed": given.seed, "decode_tokens": DECODE}
+    about["machines"] = {machine.name: machine.seconds for machine in MACHINES}
     result: dict[str, Any] = {"circumstances": circumstances(), "about": about, "models": {}}
     lines = ["# Serving, simulated", "", "Written by `benchmarks/serve/simulate.py`: " + str(about) + ".", ""]
     lines.append(
-        "A step takes 1 ms, its bytes at 12 GB/s, and the time of its tokens. `bytes_of_n_experts`: share of all "
-        "weights that a step of 1, 2, ... experts reads, the mean over sets."
+        "Rates are shares of what first come, first served keeps up with. `bytes_of_n_experts`: share of all weights "
+        "that a step of 1, 2, ... experts reads, the mean over sets."
     )
     for name, _, folder in (one.partition("=") for one in given.artifacts):
-        model = routed(core, Path(folder), given.parent, shaped.rows, ids)
-        found = cases(core, model)
-        result["models"][name] = model["about"] | {"cases": found}
-        lines += ["", f"## {name}", "", str(model["about"]), "", *table(found)]
+        models = {whole: routed(core, Path(folder), given.parent, *of) for whole, of in prepared.items()}
+        found = [case for machine in MACHINES for case in cases(core, models[machine.whole], machine)]
+        result["models"][name] = models[False]["about"] | {"cases": found}
+        lines += ["", f"## {name}", "", str(models[False]["about"]), "", *table(found)]
     write_file(given.out.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
     write_file(given.out.with_suffix(".md"), "\n".join(lines) + "\n")
 

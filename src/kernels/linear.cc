@@ -38,6 +38,10 @@ TokenBlocks Stage(const Matrix& matrix, const LinearCall& call, const LinearEngi
   return {.x = pad ? x : call.x, .stride = padded, .count = call.tokens, .q = q, .scales = scales};
 }
 
+PanelView ViewOf(const Matrix& matrix) {
+  return {matrix.data(), matrix.panel_bytes(), matrix.padded_columns(), matrix.rows(), matrix.bias()};
+}
+
 }  // namespace
 
 void Linear(const Matrix& matrix, const LinearCall& call, const LinearEngine& engine, Scratch& scratch,
@@ -46,7 +50,7 @@ void Linear(const Matrix& matrix, const LinearCall& call, const LinearEngine& en
   OUTRIDER_CHECK(call.stride >= matrix.rows(), "rows of ", call.stride, " numbers for ", matrix.rows());
   if (call.tokens == 0) return;
   const TokenBlocks tokens = Stage(matrix, call, engine, scratch, workers);
-  const PanelView view{matrix.data(), matrix.panel_bytes(), matrix.padded_columns(), matrix.rows(), matrix.bias()};
+  const PanelView view = ViewOf(matrix);
   const LinearOutput output{call.y, call.stride, call.into == Into::kAdd};
   const int64_t panels = matrix.panels();
   const int64_t tasks = std::min<int64_t>(panels, workers.threads() == 1 ? 1 : workers.threads() * kTasksPerThread);
@@ -57,6 +61,14 @@ void Linear(const Matrix& matrix, const LinearCall& call, const LinearEngine& en
 
 void Linear(const Matrix& matrix, const LinearCall& call, Scratch& scratch, Workers& workers) {
   Linear(matrix, call, *LinearEngines(matrix.number()).front(), scratch, workers);
+}
+
+void LinearPanel(const Matrix& matrix, const LinearCall& call, int64_t panel) {
+  OUTRIDER_CHECK(matrix.number() != Number::kI8 && matrix.columns() == matrix.padded_columns() && call.tokens == 1);
+  const TokenBlocks token{.x = call.x, .stride = matrix.columns(), .count = 1};
+  LinearEngines(matrix.number())
+      .front()
+      ->walk(ViewOf(matrix), token, panel, panel + 1, {call.y, call.stride, call.into == Into::kAdd});
 }
 
 }  // namespace outrider::kernels

@@ -26,4 +26,8 @@ void Linear(const Matrix& matrix, const LinearCall& call, const LinearEngine& en
 // With the fastest engine of this processor.
 void Linear(const Matrix& matrix, const LinearCall& call, Scratch& scratch, Workers& workers);
 
+// Rows of one panel, for one token and by the calling thread: the same bits. The matrix has whole blocks of columns and
+// no whole numbers.
+void LinearPanel(const Matrix& matrix, const LinearCall& call, int64_t panel);
+
 }  // namespace outrider::kernels

@@ -87,7 +87,7 @@ class Replay {
     int64_t tokens = 0;
     for (const Slice& slice : step.plan.slices) tokens += slice.tokens;
     const bool prompts = std::ranges::count(step.plan.slices, Lane::kPrefill, &Slice::lane) > 0;
-    step.seconds = machine_.step_s + StepSeconds(snapshot_, step.plan.experts, tokens);
+    step.seconds = machine_.step_s + StepSeconds(snapshot_, step.plan.experts, tokens) + TextSeconds(step.plan);
     snapshot_.prompt_pass.step_s = step.seconds;
     if (prompts) step.seconds += machine_.prompt_pass_s;
     now_s_ += step.seconds;
@@ -99,13 +99,25 @@ class Replay {
     result_.steps.push_back(std::move(step));
   }
 
+  size_t PlaceOf(const Slice& slice) const {
+    const auto found = std::find_if(running_.begin(), running_.end(),
+                                    [&](const Running& r) { return r.arrival == slice.request.value; });
+    return static_cast<size_t>(found - running_.begin());
+  }
+
+  double TextSeconds(const StepPlan& plan) const {
+    if (machine_.text_s == 0 && machine_.context_token_s == 0) return 0;
+    double seconds = 0;
+    for (const Slice& slice : plan.slices) {
+      if (slice.lane == Lane::kPrefill) continue;
+      seconds += machine_.text_s + machine_.context_token_s * static_cast<double>(running_[PlaceOf(slice)].done);
+    }
+    return seconds;
+  }
+
   void Advance(const StepPlan& plan) {
     std::vector<int64_t> ran(running_.size(), 0);
-    for (const Slice& slice : plan.slices) {
-      const auto found = std::find_if(running_.begin(), running_.end(),
-                                      [&](const Running& r) { return r.arrival == slice.request.value; });
-      ran[static_cast<size_t>(found - running_.begin())] = slice.tokens;
-    }
+    for (const Slice& slice : plan.slices) ran[PlaceOf(slice)] = slice.tokens;
     for (size_t i = 0; i < running_.size(); ++i) AdvanceOne(running_[i], ran[i]);
     std::erase_if(running_, [&](const Running& running) {
       // The last output token is written, not run.

@@ -26,9 +26,11 @@ struct Machine {
   int64_t fixed_bytes = 0;
   double bytes_per_s = 1;  // above 0
   double token_s = 0;
-  double step_s = 0;         // of every step, whatever it does
-  double prompt_pass_s = 0;  // of every step that has a token of a prompt
-  int64_t requests_max = 1;  // running at once; later ones wait in order of arrival
+  double step_s = 0;           // of every step, whatever it does
+  double text_s = 0;           // of each decode item, beside token_s
+  double context_token_s = 0;  // of each token of prompt and output that a decode item has behind it
+  double prompt_pass_s = 0;    // of every step that has a token of a prompt
+  int64_t requests_max = 1;    // running at once; later ones wait in order of arrival
 };
 
 struct RequestTimes {

@@ -148,6 +148,25 @@ def test_bits_do_not_depend_on_pieces_or_threads(form: str, tmp_path: Path) -> N
     assert np.concatenate(pieces).tobytes() == whole.tobytes()
 
 
+@pytest.mark.parametrize("form", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_greedy_ids_are_the_largest_of_all_logits(form: str, tied: bool, tmp_path: Path) -> None:
+    sizes = WIDE | {"vocab_size": 3001, "tie_word_embeddings": tied}
+    make_model(transformers.LlamaConfig(**sizes, num_attention_heads=4), tmp_path)
+    passes = open_passes(tmp_path, form)
+    ids = some_ids(2, TOKENS).numpy().astype(np.int32)
+    runs = [_core.PassRun(row, [], 0, some_pages(i), 5) for i, row in enumerate(ids)]
+    logits, chosen = passes.run(runs)[0], passes.greedy(runs)[0]
+    assert chosen.shape == (2 * (TOKENS - 5), 1)
+    assert chosen[:, 0].tolist() == logits.argmax(axis=1).tolist()
+    last = [_core.PassRun(ids[0], [], 0, some_pages(0), TOKENS - 1)]
+    whole, cost = passes.run(last)[1], passes.greedy(last)[1]
+    if form == "int8":
+        assert cost["weight_bytes"] == whole["weight_bytes"]
+    else:
+        assert cost["weight_bytes"] < whole["weight_bytes"] - 3001 * 64 * (2 if form == "f32" else 0.5)
+
+
 def test_what_cannot_be_served_is_named(tmp_path: Path) -> None:
     biased = transformers.LlamaConfig(**WIDE, num_attention_heads=4, mlp_bias=True)
     make_model(biased, tmp_path)

@@ -40,8 +40,8 @@ def _means(policy: str, token_s: float) -> Means:
 
         def run(share: float, policy: str, arrivals=arrivals, own=own) -> dict:
             due = [(time_s * share, *rest) for time_s, *rest in arrivals]
-            model = (EXPERTS, FFN_BYTES, 50_000_000, 12e9, token_s, 1e-3)
-            return _core.simulate_serving(due, *model, 64, policy, LIMITS)
+            machine = {"bytes_per_s": 12e9, "token_s": token_s, "step_s": 1e-3}
+            return _core.simulate_serving(due, EXPERTS, FFN_BYTES, 50_000_000, machine, 64, policy, LIMITS)
 
         most = len(arrivals) / run(0, "chunked_fcfs")["seconds"]
         calm, crowd = (run(own / (share * most), of) for share, of in ((CALM, "chunked_fcfs"), (RATE, policy)))

@@ -45,6 +45,22 @@ base::Result<RunCost> CpuExecutor::Run(std::span<const TokenRun> runs, std::span
   if (auto taken = input_.Take(runs, shape_); !taken) return tl::unexpected(taken.error());
   if (auto fits = input_.CheckRows(logits.size(), shape_.vocab); !fits) return tl::unexpected(fits.error());
   if (input_.tokens.count() == 0) return RunCost{};
+  Layers();
+  if (!input_.wanted.empty()) Head(logits);
+  return Cost(input_.wanted.empty() ? 0 : model_.HeadBytes(), start);
+}
+
+base::Result<RunCost> CpuExecutor::RunGreedy(std::span<const TokenRun> runs, std::span<int64_t> best) {
+  const int64_t start = base::NowNs();
+  const size_t logits = best.size() * static_cast<size_t>(shape_.vocab);
+  if (auto taken = input_.Take(runs, shape_); !taken) return tl::unexpected(taken.error());
+  if (auto fits = input_.CheckRows(logits, shape_.vocab); !fits) return tl::unexpected(fits.error());
+  if (input_.tokens.count() == 0) return RunCost{};
+  Layers();
+  return Cost(input_.wanted.empty() ? 0 : HeadOfLikeliest(best), start);
+}
+
+void CpuExecutor::Layers() {
   rotary_.Fill(input_.tokens.positions);
   if (!model_.layerwise()) OrderForFfn();
   chosen_bytes_ = 0;
@@ -53,24 +69,6 @@ base::Result<RunCost> CpuExecutor::Run(std::span<const TokenRun> runs, std::span
     Attention(model_.layers()[i], i);
     Ffn(model_.layers()[i]);
   }
-  if (!input_.wanted.empty()) Head(logits);
-  RunCost cost = Cost();
-  cost.seconds = static_cast<double>(base::NowNs() - start) * 1e-9;
-  return cost;
-}
-
-base::Result<RunCost> CpuExecutor::RunGreedy(std::span<const TokenRun> runs, std::span<int64_t> best) {
-  const int64_t start = base::NowNs();
-  const auto vocab = static_cast<size_t>(shape_.vocab);
-  if (logits_.size() < best.size() * vocab) logits_.resize(best.size() * vocab);
-  const std::span<float> logits = std::span(logits_).first(best.size() * vocab);
-  auto cost = Run(runs, logits);
-  if (!cost) return cost;
-  workers_->Run(std::ssize(best), [&](int64_t row, int) {
-    best[static_cast<size_t>(row)] = sampling::LikeliestId(logits.subspan(static_cast<size_t>(row) * vocab, vocab));
-  });
-  cost->seconds = static_cast<double>(base::NowNs() - start) * 1e-9;
-  return cost;
 }
 
 void CpuExecutor::Embed() {
@@ -156,26 +154,50 @@ void CpuExecutor::Ffn(const CpuLayer& layer) {
   });
 }
 
-void CpuExecutor::Head(std::span<float> logits) {
+// Into normed_: the rows whose logits are wanted, as the head takes them.
+void CpuExecutor::NormWanted() {
   const int64_t width = model_.config().hidden_size;
-  const auto rows = static_cast<int64_t>(input_.wanted.size());
-  for (int64_t r = 0; r < rows; ++r)
-    std::copy_n(x_.data() + input_.wanted[static_cast<size_t>(r)] * width, width, normed_.data() + r * width);
-  Norm(normed_.data(), model_.norm().data(), rows, normed_.data());
-  kernels::Linear(model_.head(), {normed_.data(), rows, logits.data(), shape_.vocab}, scratch_, *workers_);
+  for (size_t r = 0; r < input_.wanted.size(); ++r)
+    std::copy_n(x_.data() + input_.wanted[r] * width, width, normed_.data() + static_cast<int64_t>(r) * width);
+  Norm(normed_.data(), model_.norm().data(), std::ssize(input_.wanted), normed_.data());
 }
 
-RunCost CpuExecutor::Cost() const {
+void CpuExecutor::Head(std::span<float> logits) {
+  NormWanted();
+  kernels::Linear(model_.head(), {normed_.data(), std::ssize(input_.wanted), logits.data(), shape_.vocab}, scratch_,
+                  *workers_);
+}
+
+// Returns the bytes that were read.
+int64_t CpuExecutor::HeadOfLikeliest(std::span<int64_t> best) {
+  const HeadScreen& screen = model_.head_screen();
+  if (screen.on()) {
+    NormWanted();
+    if (const auto read = screen.Likeliest(model_.head(), normed_.data(), best, screen_memory_, *workers_))
+      return *read + screen.bytes() + std::ssize(model_.norm()) * 4;
+  }
+  const auto vocab = static_cast<size_t>(shape_.vocab);
+  if (logits_.size() < best.size() * vocab) logits_.resize(best.size() * vocab);
+  const std::span<float> logits = std::span(logits_).first(best.size() * vocab);
+  Head(logits);
+  workers_->Run(std::ssize(best), [&](int64_t row, int) {
+    best[static_cast<size_t>(row)] = sampling::LikeliestId(logits.subspan(static_cast<size_t>(row) * vocab, vocab));
+  });
+  return model_.HeadBytes();
+}
+
+// head_bytes: read of the head or its copy.
+RunCost CpuExecutor::Cost(int64_t head_bytes, int64_t start_ns) const {
   uint16_t set = 0;
   for (const uint8_t e : input_.experts) set = static_cast<uint16_t>(set | 1U << e);
   RunCost cost;
   cost.ffn_bytes = model_.layerwise() ? chosen_bytes_ : model_.FfnBytes(set);
-  cost.weight_bytes = cost.ffn_bytes + model_.LayerBytes();
-  if (!input_.wanted.empty()) cost.weight_bytes += model_.HeadBytes();
-  if (input_.wanted.empty() || !model_.config().tied) {
+  cost.weight_bytes = cost.ffn_bytes + model_.LayerBytes() + head_bytes;
+  if (head_bytes < model_.HeadBytes() || !model_.config().tied) {
     const std::set<int32_t> rows(input_.tokens.ids.begin(), input_.tokens.ids.end());
     cost.weight_bytes += static_cast<int64_t>(rows.size()) * model_.embedding().row_bytes();
   }
+  cost.seconds = static_cast<double>(base::NowNs() - start_ns) * 1e-9;
   return cost;
 }
 

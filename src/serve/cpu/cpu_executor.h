@@ -24,7 +24,8 @@ class CpuExecutor : public Executor {
 
   const ModelShape& shape() const override { return shape_; }
   int64_t FfnBytes(uint16_t experts) const override { return model_.FfnBytes(experts); }
-  // Layers without experts, and the head; a pass that wants no logits does not read the head.
+  // Layers without experts, and the head. A pass that wants no logits does not read the head, and one that wants only
+  // the likeliest ids reads a smaller copy and little of the head itself (head_screen.h).
   int64_t FixedBytes() const override { return model_.LayerBytes() + model_.HeadBytes(); }
   // Codes: E_SHAPE wrong sizes, E_EXPERTS, and those of PassTokens::Add. No page is touched then.
   base::Result<RunCost> Run(std::span<const TokenRun> runs, std::span<float> logits) override;
@@ -37,9 +38,12 @@ class CpuExecutor : public Executor {
   void ChooseExperts(const CpuLayer& layer);
   void OrderForFfn();
   void Ffn(const CpuLayer& layer);
+  void Layers();
+  void NormWanted();
   void Head(std::span<float> logits);
+  int64_t HeadOfLikeliest(std::span<int64_t> best);
   void Norm(const float* from, const float* weight, int64_t rows, float* to);
-  RunCost Cost() const;
+  RunCost Cost(int64_t head_bytes, int64_t start_ns) const;
 
   CpuModel model_;
   ModelShape shape_;
@@ -56,6 +60,7 @@ class CpuExecutor : public Executor {
   int64_t chosen_bytes_ = 0;                     // of FFNs, of the experts that the layers chose
   std::vector<float> x_, normed_, qkv_, mixed_;  // [step_tokens_max, ...]
   std::vector<float> logits_;                    // where nobody else wants them
+  ScreenMemory screen_memory_;
 };
 
 // Radians per position of each pair of a head, fp32.

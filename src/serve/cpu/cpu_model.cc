@@ -143,6 +143,7 @@ base::Result<CpuModel> CpuModel::Pack(const spec::Config& config, const ExpertMa
   model.head_ = packer.Stack({{config.tied ? "model.embed_tokens" : "lm_head", config.vocab}}, width, false);
   if (!config.tied) model.embedding_ = packer.Stack({{"model.embed_tokens", config.vocab}}, width, false);
   if (packer.failed()) return tl::unexpected(packer.error());
+  model.head_screen_ = HeadScreen::Of(model.head_);
   model.CountBytes();
   return model;
 }

@@ -8,6 +8,7 @@
 #include "base/result.h"
 #include "kernels/channel_store.h"
 #include "kernels/matrix.h"
+#include "serve/cpu/head_screen.h"
 #include "serve/cpu/weights.h"
 #include "serve/expert_map.h"
 #include "spec/config.h"
@@ -39,6 +40,7 @@ class CpuModel {
   std::span<const CpuLayer> layers() const { return layers_; }
   std::span<const float> norm() const { return norm_; }
   const kernels::Matrix& head() const { return head_; }
+  const HeadScreen& head_screen() const { return head_screen_; }
   const kernels::Matrix& embedding() const { return config_.tied ? head_ : embedding_; }
 
   // Bytes of FFN weights of the channels that any of these experts has, summed over layers. A dense model has one set.
@@ -63,6 +65,7 @@ class CpuModel {
   std::vector<CpuLayer> layers_;
   std::vector<float> norm_;
   kernels::Matrix head_, embedding_;
+  HeadScreen head_screen_;
   std::vector<int64_t> ffn_bytes_;  // by set of experts
   int64_t layer_bytes_ = 0;
 };

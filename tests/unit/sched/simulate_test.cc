@@ -45,6 +45,20 @@ TEST(Simulate, KeepsTimeByTheModel) {
   EXPECT_DOUBLE_EQ(run.seconds, 3 + run.requests[0].latency_s);
 }
 
+TEST(Simulate, TextsAndTheirContextTakeTime) {
+  Small small;
+  small.machine.text_s = 8;
+  small.machine.context_token_s = 16;
+  small.machine.prompt_pass_s = 128;
+  const std::vector<uint8_t> experts{0, 0, 1, 1, 0};
+  const std::vector<Arrival> arrivals{{.time_s = 0, .prompt_tokens = 2, .output_tokens = 3, .experts = experts}};
+  const Simulation run = Simulate(arrivals, small.machine, small.limits, PlanChunkedFcfs);
+  ASSERT_EQ(run.steps.size(), 3);
+  EXPECT_DOUBLE_EQ(run.steps[0].seconds, 0.25 + 1.1 + 2 * 0.5 + 128);
+  EXPECT_DOUBLE_EQ(run.steps[1].seconds, 0.25 + 1.1 + 0.5 + 8 + 2 * 16);
+  EXPECT_DOUBLE_EQ(run.steps[2].seconds, 0.25 + 1.1 + 0.5 + 8 + 3 * 16);
+}
+
 TEST(Simulate, WaitsForArrivalsAndForRoom) {
   Small small;
   small.machine.requests_max = 1;

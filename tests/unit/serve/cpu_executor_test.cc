@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <limits>
 
 #include "cpu_support.h"
 
@@ -112,27 +113,75 @@ TEST(CpuExecutor, CostsAreBytesTouched) {
 }
 
 TEST(CpuExecutor, GreedyIdsAreThoseOfTheLogits) {
-  const Form form = Forms()[1];
-  Tensors weights = RandomWeights(form.config, 1);
-  const auto executor =
-      MakeExecutor(form.config, RandomExperts(form.config, form.experts, 2), weights, Number::kF32, 2);
-  const Text text = RandomText(form.config.vocab, form.experts, 40, 0, 3);
-  const auto logits = RunWhole(*executor, text);
-  TokenRun run = Piece(text, 0, 40);
-  for (const int64_t from : {0, 39, 40}) {
-    run.logits_from = from;
-    std::vector<int64_t> best(static_cast<size_t>(40 - from));
-    const auto cost = executor->RunGreedy({&run, 1}, best);
-    ASSERT_TRUE(cost) << cost.error().message;
-    EXPECT_GT(cost->seconds, 0);
-    for (size_t i = 0; i < best.size(); ++i) {
-      const auto row = logits.begin() + (from + static_cast<int64_t>(i)) * 101;
-      EXPECT_EQ(best[i], std::max_element(row, row + 101) - row) << from << " " << i;
+  for (const Form& form : Forms()) {
+    const Tensors weights = RandomWeights(form.config, 1);
+    const ExpertMap map = form.experts > 0 ? RandomExperts(form.config, form.experts, 2) : ExpertMap{};
+    for (const Number number : kAll) {
+      const auto executor = MakeExecutor(form.config, map, weights, number, 2);
+      const Text text = RandomText(form.config.vocab, form.experts, 40, 0, 3);
+      const auto logits = RunWhole(*executor, text);
+      TokenRun run = Piece(text, 0, 40);
+      for (const int64_t from : {0, 39, 40}) {
+        run.logits_from = from;
+        std::vector<int64_t> best(static_cast<size_t>(40 - from));
+        const auto cost = executor->RunGreedy({&run, 1}, best);
+        ASSERT_TRUE(cost) << cost.error().message;
+        EXPECT_GT(cost->seconds, 0);
+        for (size_t i = 0; i < best.size(); ++i) {
+          const auto row = logits.begin() + (from + static_cast<int64_t>(i)) * form.config.vocab;
+          EXPECT_EQ(best[i], std::max_element(row, row + form.config.vocab) - row) << form.name << from << " " << i;
+        }
+      }
+      std::vector<int64_t> short_of_one(39);
+      run.logits_from = 0;
+      EXPECT_EQ(executor->RunGreedy({&run, 1}, short_of_one).error().code, "E_SHAPE");
     }
   }
-  std::vector<int64_t> short_of_one(39);
-  run.logits_from = 0;
-  EXPECT_EQ(executor->RunGreedy({&run, 1}, short_of_one).error().code, "E_SHAPE");
+}
+
+// What a greedy pass reads: a copy of the head instead of the head, of which only rows in doubt.
+TEST(CpuExecutor, GreedyPassesReadLittleOfTheHead) {
+  const Form form = Forms()[1];
+  Tensors weights = RandomWeights(form.config, 1);
+  const ExpertMap map = RandomExperts(form.config, form.experts, 2);
+  const Text text = RandomText(form.config.vocab, form.experts, 4, 0, 3);
+  for (const Number number : kAll) {
+    const auto executor = MakeExecutor(form.config, map, weights, number, 1);
+    TokenRun run = Piece(text, 0, 4);
+    run.logits_from = 3;
+    std::vector<float> logits(101);
+    std::vector<int64_t> best(1);
+    const int64_t whole = executor->Run({&run, 1}, logits)->weight_bytes;
+    const int64_t greedy = executor->RunGreedy({&run, 1}, best)->weight_bytes;
+    if (number == Number::kI8) {
+      EXPECT_EQ(greedy, whole);
+      continue;
+    }
+    // Four panels of 32 rows: bytes and two scales in each, a bound for each of the 101 rows.
+    const int64_t panel = 32 * 64 * kernels::BytesOf(number), copy = 4 * (32 * 64 + 2 * 32 * 2) + 101 * 4;
+    const int64_t of_head = greedy - (whole - 4 * panel) - copy;
+    EXPECT_GE(of_head, 0);
+    EXPECT_EQ(of_head % panel, 0);
+    EXPECT_LT(of_head, 4 * panel);
+  }
+}
+
+TEST(CpuExecutor, GreedyRowsThatAreNotFinite) {
+  const Form form = Forms()[1];
+  for (const char* const where : {"model.norm.weight", "lm_head.weight", "model.embed_tokens.weight"}) {
+    Tensors weights = RandomWeights(form.config, 1);
+    if (!weights.values.contains(where)) continue;
+    weights.values[where][7] = std::numeric_limits<float>::quiet_NaN();
+    const auto executor =
+        MakeExecutor(form.config, RandomExperts(form.config, form.experts, 2), weights, Number::kF32, 2);
+    Text text = RandomText(form.config.vocab, form.experts, 4, 0, 3);
+    text.ids = {1, 0, 2, 3};
+    TokenRun run = Piece(text, 0, 4);
+    run.logits_from = 3;
+    std::vector<int64_t> best(1);
+    ASSERT_TRUE(executor->RunGreedy({&run, 1}, best));
+    EXPECT_EQ(best[0], kNoId) << where;
+  }
 }
 
 // Routers in the layers that choose by their bias alone: expert 3 in the first layer, expert 1 in the second.
