@@ -81,7 +81,11 @@ Settings Parse(const py::kwargs& keywords) {
     const auto name = py::cast<std::string>(key);
     const auto field = std::find_if(fields.begin(), fields.end(), [&name](const auto& f) { return name == f.first; });
     if (field == fields.end()) throw py::type_error("ServeEngine: unknown keyword " + name);
-    *field->second = py::cast<int64_t>(value);
+    try {
+      *field->second = py::cast<int64_t>(value);
+    } catch (const py::cast_error&) {
+      throw py::type_error("ServeEngine: " + name + " is no whole number of 64 bits");
+    }
   }
   using Options = serve::EngineOptions;
   settings.options.prefix_cache = settings.prefix_cache != 0 ? Options::PrefixCache::kOn : Options::PrefixCache::kOff;

@@ -10,6 +10,13 @@ namespace serve = outrider::serve;
 
 namespace {
 
+// Messages of libraries may hold anything.
+py::object Text(const std::string& text) {
+  PyObject* decoded = PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "replace");
+  if (decoded == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(decoded);
+}
+
 py::object Name(serve::Finish finish) {
   static constexpr const char* kNames[] = {"", "stop", "length", "cancelled", "deadline", "error"};
   if (finish == serve::Finish::kNone) return py::none();
@@ -73,7 +80,7 @@ py::dict ToDict(const serve::Event& event) {
     logprobs.append(py::make_tuple(row.token, row.logprob, py::cast(row.top)));
   out["logprobs"] = logprobs;
   out["finish"] = Name(event.finish);
-  out["error"] = event.error;
+  out["error"] = Text(event.error);
   out["prompt_tokens"] = event.prompt_tokens;
   out["cached_tokens"] = event.cached_tokens;
   out["written_tokens"] = event.written_tokens;
@@ -117,7 +124,7 @@ py::dict ToDict(const serve::EngineStats& stats) {
   out["rejected"] = stats.rejected;
   out["degraded"] = stats.degraded;
   out["draining"] = stats.draining;
-  out["device_error"] = stats.device_error;
+  out["device_error"] = Text(stats.device_error);
   out["first_violation"] = stats.first_violation;
   return out;
 }

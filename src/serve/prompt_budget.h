@@ -16,10 +16,10 @@ class PromptBudget {
   int64_t Next(double each_s, const sched::StepFit& fit, int64_t waiting, const sched::StepLimits& limits) {
     const int64_t lane = limits.prefill_tokens;
     lane_s_ = fit.PromptSeconds(lane);
-    saved_s_ = std::min(saved_s_ + each_s, lane_s_);
+    saved_s_ = each_s >= lane_s_ ? lane_s_ : std::min(saved_s_ + each_s, lane_s_);
     return saved_s_ >= fit.PromptSeconds(std::min(waiting, lane)) ? lane : 0;
   }
-  // A pass that took longer than predicted is paid back, up to one more.
+  // A pass that took longer than predicted is paid back, up to one more; not where each step may have a whole one.
   void Spent(double seconds) { saved_s_ = std::max(-lane_s_, saved_s_ - seconds); }
 
  private:

@@ -69,8 +69,9 @@ async def plain_completions(request: Request) -> Response:
     state, asked = _state(request), schema.parse_completion(await read_json(request))
     state.check_model(asked.model)
     prompts = []
+    chars = sum(len(prompt) for prompt in asked.prompts if isinstance(prompt, str))
     for prompt in asked.prompts:
-        ids = await _beside(state.tokenizer.encode, prompt, len(prompt)) if isinstance(prompt, str) else prompt
+        ids = await _beside(state.tokenizer.encode, prompt, chars) if isinstance(prompt, str) else prompt
         state.check_vocabulary(ids)
         prompts.append(ids)
     run = completions.start_completion(state, asked, prompts, _engine_keywords(request))
@@ -168,7 +169,10 @@ def _model(state: ServeState) -> dict[str, Any]:
 
 async def _answer(request: Request, run: Run, work: Awaitable[dict[str, Any]]) -> Response:
     try:
-        return JSONResponse(await unless_gone(request, work))
+        answer = await unless_gone(request, work)
+        if run.request.logprobs:  # may be megabytes, while others are written to
+            return await asyncio.to_thread(JSONResponse, answer)
+        return JSONResponse(answer)
     finally:
         run.close("disconnected")  # unless the work was begun and said how it ended
 

@@ -34,7 +34,7 @@ class Keys:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._keys = read_keys(path)
-        self._seen = _stamp(path)
+        self._seen = self._refused = _stamp(path)
 
     def check(self, authorization: str | None, *, admin: bool) -> Key:
         """The key of an `Authorization: Bearer KEY` header.
@@ -61,12 +61,16 @@ class Keys:
         stamp = _stamp(self.path)
         if stamp == self._seen:
             return
-        self._seen = stamp
         try:
             self._keys = read_keys(self.path)
             _log.info("%d API keys read from %s", len(self._keys), self.path)
         except InputError as error:
-            _log.warning("the changed API keys are not used: %s", error)
+            if stamp != self._refused:
+                _log.warning("the changed API keys are not used: %s", error)
+            self._refused = stamp
+            if isinstance(error.__context__, OSError):  # which may pass: the next request looks again
+                return
+        self._seen = stamp
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
@@ -107,7 +111,7 @@ def _caps(path: Path, number: int, words: list[str]) -> dict[str, int]:
     for word in words:
         name, _, value = word.partition("=")
         known = name in CAPS and CAPS[name] not in caps
-        if not known or not (value.isascii() and value.isdigit()) or not 1 <= int(value[:20]) <= CAP_MAX:
+        if not known or not (value.isascii() and value.isdigit()) or not 1 <= int(value[:20]) <= CAP_MAX or len(value) > 20:
             expected = f"requests=N or tokens=N, each once, N 1 to {CAP_MAX}"
             raise InputError("E_KEYS", path, f"line {number}", repr(word[:40]), expected)
         caps[CAPS[name]] = int(value)

@@ -11,6 +11,7 @@ from outrider.serve.errors import ApiError
 BODY_BYTES_MAX = 8 << 20
 BODY_READ_S = 30.0
 JSON_DEPTH_MAX = 16
+JSON_MEMBERS_MAX = 1024  # of an object
 
 
 async def read_json(request: Request) -> dict[str, Any]:
@@ -18,7 +19,8 @@ async def read_json(request: Request) -> dict[str, Any]:
 
     Raises:
         ApiError: 413 for a body over BODY_BYTES_MAX, 408 for one that takes over BODY_READ_S, 415 for a compressed one,
-            400 for what is no JSON object in UTF-8 or is nested deeper than JSON_DEPTH_MAX.
+            400 for what is no JSON object in UTF-8, is nested deeper than JSON_DEPTH_MAX or has an object of more than
+            JSON_MEMBERS_MAX members.
     """
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.strip().lower() not in ("", "identity"):
@@ -50,7 +52,7 @@ async def _read(request: Request) -> bytes:
 def parse_object(raw: bytes) -> dict[str, Any]:
     """Raises ApiError 400 for anything but a JSON object that RFC 8259 allows, of limited depth."""
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+        value = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_object)
     except UnicodeDecodeError as error:
         raise ApiError(400, f"The body is not UTF-8: byte {error.start}.", code="invalid_utf8") from None
     except RecursionError:
@@ -61,6 +63,12 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         raise ApiError(400, f"The body is a {type(value).__name__}, not an object.", code="invalid_json")
     _check_nested(value)
     return value
+
+
+def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(members) > JSON_MEMBERS_MAX:
+        raise ValueError(f"an object has {len(members)} members, at most {JSON_MEMBERS_MAX} are taken")
+    return dict(members)
 
 
 def _no_constant(name: str) -> None:

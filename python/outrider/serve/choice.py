@@ -46,7 +46,7 @@ class Choice:
         self._held: list[tuple[str, int | None]] = []  # pieces that the stop matcher holds back
 
     def add(self, event: dict[str, Any]) -> Delta:
-        """After the delta with a finish, nothing more comes; the stream may have to be cancelled (`stopped_early`)."""
+        """After the delta with a finish, nothing more may come; the stream may have to be cancelled."""
         delta = Delta()
         tokens, rows = event["tokens"], event["logprobs"] or []
         own = len(rows) - len(tokens) if rows else 0  # rows of the prompt come first
@@ -68,9 +68,13 @@ class Choice:
             self._append(delta, self._text.finish(), self._expert(self.written - 1))
             if self._stop.hit is None:
                 self._send(delta, self._stop.finish())
-            self.finish = delta.finish = "stop" if self._stop.hit is not None else event["finish"]
+            self.finish = delta.finish = "stop" if self._stop.hit is not None else self._end(event["finish"])
         self.cached = max(self.cached, event["cached_tokens"] or 0)
         return delta
+
+    def _end(self, finish: str) -> str:
+        """An end that a dropped token brought is none of the text."""
+        return "length" if self._limit == 0 and finish == "stop" else finish
 
     def _expert(self, place: int) -> int | None:
         index = len(self.prompt) + place

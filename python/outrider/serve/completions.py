@@ -1,5 +1,6 @@
 """`/v1/completions`: plain texts, with the log-probabilities that evaluation programs read."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -38,7 +39,10 @@ async def completion_answer(run: Run) -> dict[str, Any]:
             parts[index].text += delta.text
             parts[index].prompt_rows += delta.prompt_logprobs
             parts[index].rows += delta.logprobs
-    choices = [part.choice(run.choices[part.index].finish) for part in parts]
+    choices = []
+    for part in parts:
+        choices.append(part.choice(run.choices[part.index].finish))
+        await asyncio.sleep(0)  # one with many log-probabilities takes its time
     return _head(run) | {"choices": choices, "usage": run.usage()}
 
 
@@ -54,7 +58,7 @@ async def completion_chunks(run: Run) -> AsyncIterator[dict[str, Any]]:
             if part.echoes and not run.choices[index].written and delta.finish is None:
                 continue  # the prompt goes out whole
             choice = part.choice(delta.finish, offsets[index])
-            offsets[index] += len(choice["text"])
+            offsets[index] = part.end
             waiting[index] = _Part(run, index, echoes=False)
             if choice["text"] or choice["logprobs"] or delta.finish:
                 yield head | {"choices": [choice]} | extension(run, delta)
@@ -71,6 +75,7 @@ class _Part:
         self.text = ""
         self.prompt_rows: list[LogprobRow] = []
         self.rows: list[LogprobRow] = []
+        self.end = 0  # offset in the text behind the last row, once it was made
 
     def choice(self, finish: str | None, offset: int = 0) -> dict[str, Any]:
         prompt = self.run.choices[self.index].prompt
@@ -81,12 +86,16 @@ class _Part:
             own = self.prompt_rows[-(len(prompt) - 1) :] if len(prompt) > 1 else []
             first, rows = prompt[0], [None, *own, *self.rows]  # nothing stands before the first token
         wanted = self.run.request.logprobs is not None
-        logprobs = _logprobs(self.run.state, rows, first, offset) if wanted else None
+        logprobs = None
+        if wanted:
+            logprobs, self.end = _logprobs(self.run.state, rows, first, offset)
         return {"index": self.index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
 
-def _logprobs(state: ServeState, rows: list[LogprobRow | None], first: int | None, offset: int) -> dict[str, Any]:
-    """Four lists, one entry a token; `first` is the token of a row None."""
+def _logprobs(
+    state: ServeState, rows: list[LogprobRow | None], first: int | None, offset: int
+) -> tuple[dict[str, Any], int]:
+    """Four lists, one entry a token, and the offset behind the last; `first` is the token of a row None."""
     ids: list[int] = [row[0] if row is not None else first for row in rows]  # type: ignore[misc]
     offsets = []
     for token in ids:
@@ -94,12 +103,13 @@ def _logprobs(state: ServeState, rows: list[LogprobRow | None], first: int | Non
         begins = [byte & 0xC0 != 0x80 for byte in raw]  # a character; the others go on with one
         offsets.append(max(offset - (not begins[0]), 0) if raw else offset)
         offset += sum(begins)
-    return {
+    lists = {
         "tokens": [state.tokenizer.token_text(token) for token in ids],
         "token_logprobs": [None if row is None else row[1] for row in rows],
         "top_logprobs": [None if row is None else _top(state, row) for row in rows],
         "text_offset": offsets,
     }
+    return lists, offset
 
 
 def _top(state: ServeState, row: LogprobRow) -> dict[str, float]:

@@ -70,10 +70,12 @@ class Mailbox:
         return index, event
 
     def cancel(self, index: int) -> None:
-        """Ends one choice; its remaining events are dropped."""
+        """Ends one choice; its remaining events are dropped, also those that wait here."""
         for stream in [stream for stream, of in self._open.items() if of == index]:
             del self._open[stream]
             self._hub.cancel(stream)
+        self._waiting_tokens -= sum(len(event["tokens"]) for of, event in self._events if of == index)
+        self._events = deque(item for item in self._events if item[0] != index)
 
     def close(self) -> None:
         """Cancels what still runs. May be called twice."""

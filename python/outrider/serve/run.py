@@ -41,7 +41,7 @@ class Run:
         except BaseException as error:
             if isinstance(error, ApiError) and error.code == "context_length_exceeded":
                 error.param = error.param or ("messages" if self.chat else "prompt")
-            self.close("rejected" if getattr(error, "status", 0) == 429 else "invalid")
+            self.close({429: "rejected", 503: "failed"}.get(getattr(error, "status", 0), "invalid"))
             raise
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:

@@ -38,7 +38,8 @@ def deadline_of(header: str | None) -> int | None:
     """Milliseconds of `X-Outrider-Deadline-Ms`; raises ApiError 400."""
     if header is None:
         return None
-    if not header.isascii() or not header.isdigit() or not 1 <= int(header[:12]) <= 86_400_000:
+    digits = header.isascii() and header.isdigit() and len(header) <= 12
+    if not digits or not 1 <= int(header) <= 86_400_000:
         message = "X-Outrider-Deadline-Ms: expected 1 to 86400000."
         raise ApiError(400, message, code="invalid_value", param="X-Outrider-Deadline-Ms")
     return int(header)

@@ -10,6 +10,7 @@ CHOICES_MAX = 16
 PROMPTS_MAX = 128
 STOPS_MAX = 16
 STOP_CHARS_MAX = 256
+PARTS_MAX = 4096  # of a message's content
 TOP_LOGPROBS_MAX = 20
 
 # Fields that say something about the caller and change no answer.
@@ -94,7 +95,7 @@ class TextPart(_Strict):
 
 class Message(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=PARTS_MAX, fail_fast=True)]
     name: str | None = None
     # Of answers that a client sends back as it got them.
     refusal: None = None
@@ -104,22 +105,26 @@ class Message(_Strict):
     tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
+_Messages = Annotated[list[Message], Field(min_length=1, max_length=4096, fail_fast=True)]
+
+
 class ChatRequest(_Common):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    messages: _Messages
     max_completion_tokens: Annotated[int, Field(ge=1, le=1 << 31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
 
 
-_Ids = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1)]
+# Lists end at their first wrong item: one error for each of a million would take seconds and gigabytes.
+_Ids = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1, fail_fast=True)]
 
 
 class CompletionRequest(_Common):
     prompt: (
         str
         | _Ids
-        | Annotated[list[str], Field(min_length=1, max_length=PROMPTS_MAX)]
-        | Annotated[list[_Ids], Field(min_length=1, max_length=PROMPTS_MAX)]
+        | Annotated[list[str], Field(min_length=1, max_length=PROMPTS_MAX, fail_fast=True)]
+        | Annotated[list[_Ids], Field(min_length=1, max_length=PROMPTS_MAX, fail_fast=True)]
     )
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
@@ -135,7 +140,7 @@ class CompletionRequest(_Common):
 class TokenizeRequest(_Strict):
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
+    messages: _Messages | None = None
     add_special_tokens: bool = True
 
 

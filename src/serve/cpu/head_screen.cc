@@ -18,8 +18,8 @@ using sampling::Floats;
 
 using Panel = std::pair<int64_t, int64_t>;  // as in ScreenMemory
 
-constexpr size_t kRows = 512;  // of a block whose bounds are kept
-constexpr int64_t kTasks = 64;
+constexpr size_t kRows = 512;       // of a block whose bounds are kept
+constexpr int64_t kManyPanels = 4;  // one in so many is as dear as all of them at once
 // Of |x| that rounding to blocks of 16-bit numbers loses at most: half a step of 1/32767 of a block's largest number,
 // sqrt(32) numbers long, is 8.7e-5.
 constexpr double kInputLoss = 1e-4;
@@ -67,7 +67,7 @@ std::optional<int64_t> HeadScreen::Likeliest(const Matrix& head, const float* x,
   OUTRIDER_CHECK(on() && head.rows() == copy_.rows() && head.columns() == copy_.columns(), "another head");
   memory.rows.resize(best.size());
   if (!TakeNorms(x, memory)) return std::nullopt;
-  const int64_t tokens = std::ssize(best), columns = head.columns(), rows = head.rows();
+  const int64_t tokens = std::ssize(best), rows = head.rows();
   memory.logits.resize(std::max(memory.logits.size(), static_cast<size_t>(tokens * rows)));
   float* logits = memory.logits.data();
   kernels::Linear(copy_, {x, tokens, logits, rows}, memory.scratch, workers);
@@ -84,17 +84,29 @@ std::optional<int64_t> HeadScreen::Likeliest(const Matrix& head, const float* x,
       if (panels.empty() || panels.back() != panel) panels.push_back(panel);
     }
   }
-  const int64_t count = std::ssize(panels), tasks = std::min(count, kTasks);
-  workers.Run(tasks, [&](int64_t task, int) {
-    for (int64_t i = task * count / tasks; i < (task + 1) * count / tasks; ++i) {
-      const auto [t, panel] = panels[static_cast<size_t>(i)];
-      kernels::LinearPanel(head, {x + t * columns, 1, logits + t * rows, rows}, panel);
-    }
-  });
+  const int64_t read = ComputeDoubtful(head, x, memory, workers);
   for (int64_t t = 0; t < tokens; ++t) {
     const auto logit = [&](int32_t id) { return logits[t * rows + id]; };
     best[static_cast<size_t>(t)] = *std::ranges::max_element(memory.rows[static_cast<size_t>(t)].ids, {}, logit);
   }
+  return read;
+}
+
+// Logits of memory.panels in place of their estimates. Many of them are computed with all others, which reads each
+// panel once for all tokens. Returns the bytes read.
+int64_t HeadScreen::ComputeDoubtful(const Matrix& head, const float* x, ScreenMemory& memory,
+                                    kernels::Workers& workers) const {
+  std::vector<Panel>& panels = memory.panels;
+  float* logits = memory.logits.data();
+  const int64_t columns = head.columns(), rows = head.rows(), count = std::ssize(panels);
+  if (count > head.panels() / kManyPanels + 1) {
+    kernels::Linear(head, {x, std::ssize(memory.rows), logits, rows}, memory.scratch, workers);
+    return head.bytes();
+  }
+  workers.Run(count, [&](int64_t i, int) {
+    const auto [t, panel] = panels[static_cast<size_t>(i)];
+    kernels::LinearPanel(head, {x + t * columns, 1, logits + t * rows, rows}, panel);
+  });
   std::ranges::sort(panels, {}, &Panel::second);
   const auto again = std::ranges::unique(panels, {}, &Panel::second);
   return (count - std::ssize(again)) * head.panel_bytes();

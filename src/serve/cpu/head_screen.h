@@ -52,6 +52,8 @@ class HeadScreen {
   bool TakeNorms(const float* x, ScreenMemory& memory) const;
   void FindBounds(const float* estimates, ScreenMemory::Row& row) const;
   void FindCandidates(const float* estimates, ScreenMemory::Row& row) const;
+  int64_t ComputeDoubtful(const kernels::Matrix& head, const float* x, ScreenMemory& memory,
+                          kernels::Workers& workers) const;
 
   kernels::Matrix copy_;
   std::vector<float> reach_;  // per row; empty: off

@@ -107,6 +107,30 @@ TEST(HeadScreen, RowsThatAreNearlyEqual) {
   }
 }
 
+// Likewise a few among many, each computed for itself.
+TEST(HeadScreen, AFewRowsThatAreNearlyEqual) {
+  Head head = RandomHead(6000, 15);
+  std::mt19937 random(16);
+  std::uniform_int_distribution<int64_t> column(0, kColumns - 1);
+  const std::vector<float> best = RandomInput(1, 17);
+  for (int64_t r = 50; r < head.rows; r += 400) {
+    for (int64_t k = 0; k < kColumns; ++k) head.Row(r)[k] = 2 * best[static_cast<size_t>(k)];
+    for (int i = 0; i < 3; ++i) head.Row(r)[column(random)] *= 1 + 1e-3F * static_cast<float>(i - 1);
+  }
+  const Matrix whole = head.As(Number::kF32);
+  bool confused = false;
+  for (uint32_t seed = 0; seed < 30; ++seed) {
+    std::vector<float> x = RandomInput(1, 100 + seed);
+    for (size_t k = 0; k < x.size(); ++k) x[k] = best[k] + 0.1F * x[k];
+    const Screened found = Screen(whole, x);
+    ASSERT_EQ(found.best, FromAllLogits(whole, x)) << seed;
+    EXPECT_GT(found.bytes, 0);
+    EXPECT_LE(found.bytes, 15 * whole.panel_bytes());
+    confused = confused || FromAllLogits(head.As(Number::kI8), x) != found.best;
+  }
+  EXPECT_TRUE(confused) << "a test that shows nothing";
+}
+
 TEST(HeadScreen, TheLowestOfEqualRows) {
   Head head = RandomHead(900, 6);
   const std::vector<float> x = RandomInput(20, 7);

@@ -31,15 +31,16 @@ TEST(PromptBudget, NoMoreThanOnePassIsSaved) {
   budget.Spent(0.0164);
   EXPECT_EQ(budget.Next(0.001, kFit, 64, kLimits), 0);
   budget.Spent(0.5);
-  EXPECT_EQ(budget.Next(0.0164, kFit, 64, kLimits), 0) << "a pass that took long is paid back";
-  EXPECT_EQ(budget.Next(0.0164, kFit, 64, kLimits), 64) << "as far as one more pass";
+  for (int step = 0; step < 2; ++step)
+    EXPECT_EQ(budget.Next(0.0163, kFit, 64, kLimits), 0) << "a pass that took long is paid back";
+  EXPECT_EQ(budget.Next(0.0163, kFit, 64, kLimits), 64) << "as far as one more pass";
 }
 
 TEST(PromptBudget, WithoutABoundEachStepMayHaveOne) {
   PromptBudget budget;
   for (int step = 0; step < 5; ++step) {
     EXPECT_EQ(budget.Next(kFit.PromptSeconds(64), kFit, 64, kLimits), 64);
-    budget.Spent(0.0164);
+    budget.Spent(0.0164 * (1 + 0.1 * step));  // passes that take longer are nobody's debt
   }
 }
 
