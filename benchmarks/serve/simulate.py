@@ -70,7 +70,8 @@ MACHINES = (
 
 def routed(core: Any, artifact: Path, parent: Path, rows: list[load.Row], ids: list[list[int]]) -> dict[str, Any]:
     """What the simulator takes: arrivals with experts, bytes of sets, and how alike the masks are."""
-    passes = core.CpuPasses(str(artifact), str(parent), "int8", 2, 0, PAGES, PAGES)
+    parent_of = str(parent) if (artifact / "outrider_adapter.safetensors").exists() else ""
+    passes = core.CpuPasses(str(artifact), parent_of, "int8", 2, 0, PAGES, PAGES)
     experts = passes.shape["experts"]
     pages = np.arange(PAGES, dtype=np.int32)
     routes = [np.asarray(passes.route([core.CpuRoute(np.array(one, np.int32), 0, pages)])) for one in ids]
