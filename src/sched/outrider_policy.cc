@@ -17,6 +17,7 @@ namespace outrider::sched {
 namespace {
 
 constexpr double kHeldPerAdded = 4;  // time that prompts are held at most, in what they would cost the others
+constexpr double kSharedGain = 1.5;  // what waiting for another prompt has to save, in what it costs
 
 class OutriderPlanner {
  public:
@@ -117,14 +118,14 @@ class OutriderPlanner {
   }
 
   // A pass of prompts costs all that write its setup, once for all prompts that share it; those that wait for it pay
-  // with their time. So they wait while it is likely that another one comes before that is dearer, and no longer,
-  // together, than the setup is for the others: the most that waiting in vain may cost is what it may save.
+  // with their time. So they wait while it is likely to save clearly more than it costs, and no longer, together, than
+  // the setup is for the others: the most that waiting in vain may cost is what it may save.
   bool MorePromptsPay(const std::vector<size_t>& prompts) const {
     const PromptPass& pass = snapshot_.prompt_pass;
     const auto cut = [&](size_t item) { return plan_.Taken(item) < At(item).tokens; };
     if (pass.setup_s <= 0 || plan_.Room(Lane::kPrefill) <= 0 || std::ranges::any_of(prompts, cut)) return false;
     const auto texts = static_cast<double>(decode_.size()), waiting = static_cast<double>(prompts.size());
-    if (waiting >= pass.prompts_per_s * pass.setup_s * (texts + waiting)) return false;
+    if (kSharedGain * waiting >= pass.prompts_per_s * pass.setup_s * (texts + waiting)) return false;
     double waited_s = 0;
     for (const size_t item : prompts)
       waited_s += static_cast<double>(snapshot_.step - At(item).ready_since) * pass.step_s;

@@ -111,7 +111,8 @@ def _caps(path: Path, number: int, words: list[str]) -> dict[str, int]:
     for word in words:
         name, _, value = word.partition("=")
         known = name in CAPS and CAPS[name] not in caps
-        if not known or not (value.isascii() and value.isdigit()) or not 1 <= int(value[:20]) <= CAP_MAX or len(value) > 20:
+        digits = value.isascii() and value.isdigit() and len(value) <= 20
+        if not known or not digits or not 1 <= int(value) <= CAP_MAX:
             expected = f"requests=N or tokens=N, each once, N 1 to {CAP_MAX}"
             raise InputError("E_KEYS", path, f"line {number}", repr(word[:40]), expected)
         caps[CAPS[name]] = int(value)

@@ -171,8 +171,11 @@ TEST(Outrider, PromptsWaitForMoreToShareTheirPass) {
   EXPECT_EQ(Plan(Apart().Prompt({0, 0, 0}, 20).Prompt({0}, 20)), "d0 d1 d2 p3:3 p4:1 | held | experts 1") << "full";
   EXPECT_EQ(Plan(Apart().Prompt({0, 0}, 20, 1)), "d0 d1 d2 p3:2 | held | experts 1") << "it has priority";
   SnapshotCase c = Apart();
-  c.prompt_pass.prompts_per_s = 0.25;
-  EXPECT_EQ(Plan(c.Prompt({0, 0}, 20)), "d0 d1 d2 p3:2 | held | experts 1") << "the next one comes too late";
+  c.prompt_pass.prompts_per_s = 0.37;
+  EXPECT_EQ(Plan(c.Prompt({0, 0}, 20)), "d0 d1 d2 p3:2 | held | experts 1") << "1.48 times what it costs";
+  c = Apart();
+  c.prompt_pass.prompts_per_s = 0.38;
+  EXPECT_EQ(Plan(c.Prompt({0, 0}, 20)), "d0 d1 d2 | held 3 | experts 1") << "1.52 times";
   c = Apart();
   c.prompt_pass.setup_s = 100;
   EXPECT_EQ(Plan(c.Prompt({0, 0}, 10)), "d0 d1 d2 p3:2 | held | experts 1") << "ten steps are the most";
