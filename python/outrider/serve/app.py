@@ -170,7 +170,7 @@ def _model(state: ServeState) -> dict[str, Any]:
 async def _answer(request: Request, run: Run, work: Awaitable[dict[str, Any]]) -> Response:
     try:
         answer = await unless_gone(request, work)
-        if run.request.logprobs:  # may be megabytes, while others are written to
+        if run.request.logprobs is not None and run.request.logprobs is not False:  # megabytes, while others wait
             return await asyncio.to_thread(JSONResponse, answer)
         return JSONResponse(answer)
     finally:
