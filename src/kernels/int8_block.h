@@ -29,15 +29,20 @@ inline uint16_t HalfNotBelow(float value) {
 
 inline uint16_t ScaleOf(const float* values) {
   float most = 0;
-  for (int64_t i = 0; i < kBlock; ++i) most = std::fmax(most, std::fabs(values[i]));
+  for (int64_t i = 0; i < kBlock; ++i) {
+    const float size = std::fabs(values[i]);
+    most = size > most ? size : most;  // what is no number does not count
+  }
   return HalfNotBelow(most / 127);
 }
 
-// The nearest multiple of the scale.
+// The nearest multiple of the scale, the even one of two.
 inline int8_t WholeOf(float value, float scale) {
+  constexpr float kUnits = 0x1.8p23F;  // numbers of this size have no fraction: adding it rounds
   if (scale == 0) return 0;
-  const float whole = std::nearbyint(value / scale);
-  return static_cast<int8_t>(std::fmin(std::fmax(whole, -127.0F), 127.0F));
+  const float whole = (value / scale + kUnits) - kUnits;
+  const float above = whole > -127 ? whole : -127.0F;
+  return static_cast<int8_t>(above < 127 ? above : 127.0F);
 }
 
 }  // namespace outrider::kernels

@@ -73,18 +73,21 @@ void Matrix::PackRow(int64_t row, const float* values) {
 void Matrix::Row(int64_t row, float* to) const {
   const std::byte* panel = data_.data() + row / kPanelRows * panel_bytes();
   const int64_t lane = row % kPanelRows;
-  for (int64_t k = 0; k < columns_; ++k) {
-    if (number_ == Number::kF32) {
-      to[k] = reinterpret_cast<const float*>(panel)[k * kPanelRows + lane];
-    } else if (number_ == Number::kBf16) {
-      to[k] = FloatOf(reinterpret_cast<const uint16_t*>(panel)[(k / 2 * kPanelRows + lane) * 2 + k % 2]);
-    } else {
-      const std::byte* block = panel + k / kBlock * kBlockBytes;
-      uint16_t scale = 0;
-      std::memcpy(&scale, block + lane * kScaleBytes, kScaleBytes);
-      const auto whole = static_cast<int8_t>(block[PlaceInBlock(lane, k % kBlock)]);
-      to[k] = static_cast<float>(whole) * FloatOfHalf(scale);
-    }
+  if (number_ == Number::kF32) {
+    for (int64_t k = 0; k < columns_; ++k) to[k] = reinterpret_cast<const float*>(panel)[k * kPanelRows + lane];
+    return;
+  }
+  if (number_ == Number::kBf16) {
+    const auto* from = reinterpret_cast<const uint16_t*>(panel);
+    for (int64_t k = 0; k < columns_; ++k) to[k] = FloatOf(from[(k / 2 * kPanelRows + lane) * 2 + k % 2]);
+    return;
+  }
+  for (int64_t first = 0; first < columns_; first += kBlock, panel += kBlockBytes) {
+    uint16_t half = 0;
+    std::memcpy(&half, panel + lane * kScaleBytes, kScaleBytes);
+    const float scale = FloatOfHalf(half);
+    for (int64_t k = 0; k < std::min(kBlock, columns_ - first); ++k)
+      to[first + k] = static_cast<float>(static_cast<int8_t>(panel[PlaceInBlock(lane, k)])) * scale;
   }
 }
 
