@@ -74,6 +74,14 @@ struct Settings {
   }
 };
 
+std::vector<std::string> OptionNames() {
+  Settings settings;
+  std::vector<std::string> names;
+  for (const auto& [name, value] : settings.Fields()) names.emplace_back(name);
+  std::ranges::sort(names);
+  return names;
+}
+
 Settings Parse(const py::kwargs& keywords) {
   Settings settings;
   const auto fields = settings.Fields();
@@ -286,6 +294,7 @@ ServeModel Load(const std::string& folder, const std::string& parent, const std:
 
 void DefineServe(py::module_& m) {
   using Unlocked = py::call_guard<py::gil_scoped_release>;
+  m.def("serve_option_names", &OptionNames, "Further keywords of ServeEngine, sorted.");
   rejected_type = PyErr_NewException("outrider._core.ServeRejected", nullptr, nullptr);
   m.add_object("ServeRejected", py::reinterpret_borrow<py::object>(rejected_type));
   py::class_<ServeModel>(m, "ServeModel",

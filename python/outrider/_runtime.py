@@ -7,6 +7,7 @@ Everything in this package reaches ``outrider._core`` through :func:`core`, so t
 import atexit
 import importlib
 import os
+import sys
 from types import ModuleType
 
 _core: ModuleType | None = None
@@ -33,9 +34,17 @@ def core() -> ModuleType:
 
 
 def _shut_down() -> None:
-    """Stops the graph runner thread while the interpreter still works. A forked child has no such thread."""
-    if not _forked:
-        core().shutdown()
+    """Stops the graph runner thread while the interpreter still works. A forked child has no such thread.
+
+    An error of the last operations, for which nobody waited, is shown as one that ends a program is.
+    """
+    if _forked:
+        return
+    try:
+        core().flush()
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    core().shutdown()
 
 
 def in_forked_child() -> bool:

@@ -123,10 +123,13 @@ def load_text_tokenizer(folder: Path, parent: Path | None = None) -> "PreTrained
     """The tokenizer of a model folder, or of its parent where the folder has none.
 
     Raises:
-        InputError: E_READ when neither has one.
+        InputError: E_READ when neither has one, E_USAGE for a folder without weights without its parent.
     """
     from transformers import AutoTokenizer
 
+    from outrider.refactor.artifact import check_parent
+
+    check_parent(folder, parent)
     own = (folder / "tokenizer.json").is_file() or parent is None
     place = folder if own else parent
     if not (place / "tokenizer.json").is_file():

@@ -3,8 +3,10 @@
 #include <ATen/core/VariableHooksInterface.h>
 #include <torch/csrc/autograd/engine.h>
 
+#include <memory>
 #include <string_view>
 #include <typeinfo>
+#include <utility>
 
 #include "seam/keys.h"
 #include "seam/outer_dummy_node.h"
@@ -52,6 +54,17 @@ class WatchedEngine final : public Engine {
     }
     watcher_.BackwardExit(/*completed=*/true);
     return captured;
+  }
+
+  // All else is the other engine's as well: what Python's makes of saved tensors and anomalies, torch casts to its types.
+  c10::intrusive_ptr<at::ivalue::Future> execute_with_graph_task(const std::shared_ptr<torch::autograd::GraphTask>& task,
+                                                                 NodePtr<torch::autograd::Node> root,
+                                                                 torch::autograd::InputBuffer&& inputs) override {
+    return real_.execute_with_graph_task(task, std::move(root), std::move(inputs));
+  }
+  std::unique_ptr<torch::autograd::AnomalyMetadata> make_anomaly_metadata() override { return real_.make_anomaly_metadata(); }
+  std::unique_ptr<torch::autograd::SavedVariableHooks> get_default_saved_variable_hooks() override {
+    return real_.get_default_saved_variable_hooks();
   }
 
   Engine& Real() const { return real_; }

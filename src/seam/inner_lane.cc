@@ -144,7 +144,7 @@ InnerLane::Route InnerLane::Classify(Flow& flow) {
   if (info.metadata_only || info.changes_metadata) return info.metadata_only ? Route::kHost : Route::kInline;
   if (on_cpu && info.Draws(call.args)) return Route::kHost;
   if (LeavesDevice(call) || (!on_cpu && host_data)) return Route::kTransfer;
-  if (!supported || info.MustRunInline()) return Route::kInline;
+  if (!supported || info.MustRunInline() || MayResize(call)) return Route::kInline;
   return PrepareExternals(flow) ? Route::kDefer : Route::kInline;
 }
 

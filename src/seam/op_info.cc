@@ -120,6 +120,7 @@ OpInfo::OpInfo(const c10::OperatorHandle& op) : handle(op) {
     spec.writes = (alias != nullptr && alias->isWrite()) || HiddenWrite(base, argument.name());
     if (random && SwitchesDrawing(argument.name())) draw_switch = static_cast<int>(args.size());
     writes_any |= spec.writes;
+    has_out |= argument.is_out();
     args.push_back(spec);
   }
   overwrites = random_fill || Contains(kOverwrites, base) || (writes_any && Contains(kFactoriesWithOut, base));

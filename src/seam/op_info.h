@@ -46,6 +46,7 @@ struct OpInfo {
   bool metadata_only = false;    // never reads the data of its inputs
   bool reshapes = false;         // changes_metadata, but only sizes and strides: neither bytes nor storage matter
   bool writes_any = false;
+  bool has_out = false;         // writes `out` arguments, which it resizes where they have other sizes than its results
   bool composite = false;       // made of other operators, which the lane sees one by one
   bool overwrites = false;      // fills its written argument without reading it
   bool prepares_input = false;  // hands a fresh tensor on unchanged

@@ -1,6 +1,7 @@
 #include "seam/outer_recorder.h"
 
 #include <ATen/SavedTensorHooks.h>
+#include <c10/core/impl/PythonDispatcherTLS.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
@@ -23,7 +24,9 @@ namespace {
 
 // What on this thread looks into operators or their saved tensors, so that an event may not hide them.
 std::string Watcher() {
-  if (c10::impl::dispatch_mode_enabled()) return "INNER_FOREIGN: a dispatch mode is active";
+  if (c10::impl::dispatch_mode_enabled() || c10::impl::PythonDispatcherTLS::get_state() != nullptr) {
+    return "INNER_FOREIGN: a dispatch mode is active";
+  }
   if (!at::SavedTensorDefaultHooks::get_tls_state().stack.empty()) return "INNER_HOOK: saved-tensor hooks are active";
   return "";
 }

@@ -2,6 +2,7 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/clone.h>
+#include <c10/core/impl/PythonDispatcherTLS.h>
 #include <torch/csrc/autograd/graph_task.h>
 
 #include <cstring>
@@ -10,6 +11,7 @@
 #include "seam/lazy_impl.h"
 #include "seam/outer_recorder.h"
 #include "seam/outer_trace.h"
+#include "seam/shape_inference.h"
 #include "seam/storage_record.h"
 
 namespace outrider::seam {
@@ -143,7 +145,7 @@ void OuterRecorder::BeforeDeviceOp(const Call& call) {
   const bool draw = compute_device_.is_cpu() && info.Draws(call.args);
   if (info.fetch || info.data_dependent || info.odd_returns) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " inside an event");
   if (info.foreign || info.pinned_inline) Refuse("INNER_FOREIGN: operator " + info.name + " cannot be replayed");
-  if (info.changes_metadata) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " changes the shape of a tensor in place");
+  if (info.changes_metadata || MayResize(call)) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " changes the shape of a tensor in place");
   if (draw && !info.random_fill && !info.random_like && !call.tensors.empty()) Refuse("INNER_DATA_DEPENDENT: operator " + info.name + " draws from values");
   DeviceOp op;
   op.info = call.info;
@@ -210,6 +212,7 @@ bool ShareCounter(const c10::TensorImpl& a, const c10::TensorImpl& b) {
 at::Tensor CopyNumber(const at::Tensor& tensor) {
   LanesOff off;
   at::AutoDispatchBelowADInplaceOrView below_autograd;
+  const c10::impl::DisablePythonDispatcher no_python;  // a fake tensor's operator may be under way
   at::Tensor copy = at::clone(tensor);
   if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) copy.unsafeGetTensorImpl()->set_wrapped_number(true);
   return copy;

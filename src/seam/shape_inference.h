@@ -11,6 +11,9 @@ namespace outrider::seam {
 // kernels are written in it).
 std::unique_ptr<ShapeClass> InferShapes(const Call& call);
 
+// An `out` argument of the call may have other sizes afterwards: told by its Meta kernel, and supposed without one.
+bool MayResize(const Call& call);
+
 // True when `inferred` predicts what was recorded: geometry and aliasing of every output.
 bool SamePrediction(const ShapeClass& inferred, const ShapeClass& recorded);
 

@@ -274,6 +274,21 @@ bool NamesADevice(const Call& call) {
   return false;
 }
 
+// The Meta kernel on `metas`, which it makes; results on the stack. False without such a kernel, or when it refuses.
+bool RunMeta(const Call& call, std::vector<at::Tensor>& metas, Stack& stack) {
+  if (!call.info->handle.hasComputedKernelForDispatchKey(c10::DispatchKey::Meta) || NamesADevice(call)) return false;
+  std::vector<std::pair<const StorageImpl*, c10::Storage>> storages;
+  for (const auto* tensor : call.tensors) metas.push_back(tensor == nullptr ? at::Tensor() : MetaLike(*tensor, storages));
+  PushMetaArguments(call, metas, stack);
+  try {
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    call.info->handle.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::Meta), &stack);
+  } catch (const std::exception&) {
+    return false;  // the recorded run decides; a real error shows itself there
+  }
+  return true;
+}
+
 }  // namespace
 
 bool DescribeReturns(const Call& call, c10::ArrayRef<at::Tensor> operands, c10::ArrayRef<c10::IValue> results, bool meta,
@@ -311,19 +326,24 @@ bool DescribeReturns(const Call& call, c10::ArrayRef<at::Tensor> operands, c10::
   return true;
 }
 
-std::unique_ptr<ShapeClass> InferShapes(const Call& call) {
-  if (!call.info->handle.hasComputedKernelForDispatchKey(c10::DispatchKey::Meta) || NamesADevice(call)) return nullptr;
-  std::vector<std::pair<const StorageImpl*, c10::Storage>> storages;
-  std::vector<at::Tensor> metas;
-  for (const auto* tensor : call.tensors) metas.push_back(tensor == nullptr ? at::Tensor() : MetaLike(*tensor, storages));
-  Stack stack;
-  PushMetaArguments(call, metas, stack);
-  try {
-    at::AutoDispatchBelowADInplaceOrView below_autograd;
-    call.info->handle.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::Meta), &stack);
-  } catch (const std::exception&) {
-    return nullptr;  // the recorded run decides; a real error shows itself there
+bool MayResize(const Call& call) {
+  if (!call.info->has_out) return false;
+  for (size_t i = 0; i < call.tensors.size(); ++i) {
+    if (call.writes[i] && call.tensors[i] != nullptr && call.tensors[i]->numel() == 0) return true;
   }
+  std::vector<at::Tensor> metas;
+  Stack stack;
+  if (!RunMeta(call, metas, stack)) return true;
+  for (size_t i = 0; i < call.tensors.size(); ++i) {
+    if (call.writes[i] && call.tensors[i] != nullptr && metas[i].sizes() != call.tensors[i]->sizes()) return true;
+  }
+  return false;
+}
+
+std::unique_ptr<ShapeClass> InferShapes(const Call& call) {
+  std::vector<at::Tensor> metas;
+  Stack stack;
+  if (!RunMeta(call, metas, stack)) return nullptr;
   auto shapes = std::make_unique<ShapeClass>();
   if (!DescribeReturns(call, metas, stack, /*meta=*/true, *shapes)) return nullptr;
   return shapes;

@@ -103,6 +103,13 @@ def seal(folder: Path) -> None:
     write_file(folder / SUM, _sum_line(text.encode()))
 
 
+def check_parent(folder: Path, parent: Path | None) -> None:
+    """Raises InputError E_USAGE for a folder without weights when its parent is not given."""
+    weights = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+    if parent is None and (folder / HEADER).is_file() and not weights:
+        raise InputError("E_USAGE", folder, "--parent", "none for a folder without weights", "--parent PARENT's folder")
+
+
 def check_files(folder: Path) -> None:
     """Compares every file that `seal` saw with its checksum; hand-made folders have none.
 

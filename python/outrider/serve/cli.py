@@ -1,9 +1,11 @@
 """`outrider serve`. Nothing heavy is imported before the options are known to be good."""
 
+import contextlib
 import logging
+import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -63,7 +65,16 @@ def serve_command(
             state = start.make_state(options, inputs, engine, rejected)
             print(start.greeting(options, state, sock.getsockname()[1]), flush=True)
             code = serve(state, sock)
-    raise typer.Exit(code)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """At once: all is closed, and unloading torch takes an interpreter longer than Ctrl-C may."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _require_packages() -> None:

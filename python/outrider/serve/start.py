@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from outrider.refactor.artifact import HEADER, MASKS, SUM, check_files
+from outrider.refactor.artifact import HEADER, MASKS, SUM, check_files, check_parent
 from outrider.refactor.errors import InputError
 from outrider.refactor.sums import check_sums
 from outrider.serve.access import is_loopback
@@ -107,7 +107,12 @@ def check_checksums(options: ServeOptions) -> None:
 
 
 def tokenizer_of(options: ServeOptions) -> ServeTokenizer:
-    """That of the folder, or of its parent where the folder has none."""
+    """That of the folder, or of its parent where the folder has none.
+
+    Raises:
+        InputError: E_USAGE, E_TOKENIZER.
+    """
+    check_parent(options.model, options.parent)
     own = (options.model / "tokenizer.json").is_file() or options.parent is None
     return ServeTokenizer(options.model if own else options.parent)  # type: ignore[arg-type]
 
@@ -120,6 +125,7 @@ def load_model(options: ServeOptions) -> Any:
 
 
 def _source(options: ServeOptions) -> dict[str, str]:
+    check_parent(options.model, options.parent)
     given = {"parent": str(options.parent or ""), "device": options.device}
     if options.weights:
         given["weight_format"] = options.weights
@@ -140,10 +146,10 @@ def open_engine(options: ServeOptions) -> tuple[Any, type[Exception]]:
         given["tpot_goal_ms"] = options.tpot_goal_ms
     try:
         engine = core.ServeEngine(options.loaded or str(options.model), **given, **options.engine)
-    except TypeError:
-        names = ", ".join(options.engine) or "none"
-        expected = "names and types of src/serve/options.h and src/sched/step_plan.h"
-        raise InputError("E_OPTION", "outrider serve", "--option", names, expected) from None
+    except TypeError as error:
+        expected = "whole numbers, true or false for " + ", ".join(core.serve_option_names())
+        found = str(error).removeprefix("ServeEngine: ")
+        raise InputError("E_OPTION", "outrider serve", "--option", found, expected) from None
     return engine, core.ServeRejected
 
 

@@ -266,6 +266,7 @@ def _make_load(
     source = load.read_trace(trace) if trace else load.poisson(rows, seed)
     scale = scale if trace else 1
     shaped = load.shape(trace.name if trace else "poisson", source, count=rows, scale=scale, context=context, seed=seed)
+    load.check_rate(shaped)
     domains = text_source.domain_tokens(texts, lambda text: tokenizer.encode(text, special=False))
     about = {"seed": seed, "scale_lengths": scale, "context": context, "domains": sorted(domains)}
     return Prepared(shaped, text_source.prompts_of(shaped, domains, seed), about)

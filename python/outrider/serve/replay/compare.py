@@ -11,6 +11,7 @@ from typing import Any
 from outrider.refactor.errors import InputError
 from outrider.serve.replay.drive import RunResult, run
 from outrider.serve.replay.figures import Goal, figures, markdown, percentile, summary, time_per_token
+from outrider.serve.replay.load import check_rate
 from outrider.serve.replay.load_file import Prepared
 
 BASE = "chunked_fcfs"
@@ -63,10 +64,7 @@ def compare(
         InputError: E_USAGE when `found` is of another load or other options, E_TRACE for a load without a rate.
     """
     load = plan.prepared.load
-    if not math.isfinite(load.rate):
-        found_rows = f"{len(load.rows)} requests at one instant"
-        expected = "two at different times: rates are what is compared"
-        raise InputError("E_TRACE", load.name, "arrivals", found_rows, expected)
+    check_rate(load)
     result = begin(plan) if found is None else _resumed(plan, found)
     goal = Goal(**result["goal"])
     most = result["saturation_requests_per_s"]

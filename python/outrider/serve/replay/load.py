@@ -49,6 +49,14 @@ class Load:
         return (len(self.rows) - 1) / span if span else math.inf
 
 
+def check_rate(load: Load) -> None:
+    """Raises InputError E_TRACE for a load that has no rate."""
+    if not math.isfinite(load.rate):
+        found = f"{len(load.rows)} requests at one instant"
+        expected = "two at different times: rates are what is compared"
+        raise InputError("E_TRACE", load.name, "arrivals", found, expected)
+
+
 def poisson(rows: int, seed: int, *, prompt_mean: int = 96, written_mean: int = 32) -> Iterator[Row]:
     """One request a second on average; lengths are geometric-like, as in chats."""
     draw, now = random.Random(seed), 0.0
