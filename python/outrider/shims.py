@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from outrider import _runtime, compile_pause
+from outrider import _runtime, compile_pause, tensor_swaps
 from outrider.patching import PatchSet
 
 _patches = PatchSet()
@@ -78,7 +78,7 @@ def install() -> None:
     _install_backward()
     _install_addresses()
     _install_history()
-    _install_swaps()
+    tensor_swaps.install(_patches, _bypassed)
     _install_setters()
     _install_generators()
     _install_streams()
@@ -331,28 +331,6 @@ def _install_history() -> None:
         return classmethod(functools.wraps(original.__func__)(apply))  # type: ignore[attr-defined]
 
     _patches.wrap(torch.autograd.Function, "apply", applies_function)
-
-
-def _swaps_tensors(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps the exchange of two tensors' contents, which torch refuses while anybody holds a weak reference to one.
-    Recordings and plans do, so they are forgotten; within a step they are needed.
-    """
-
-    @functools.wraps(original)
-    def swap(first: Any, second: Any) -> Any:
-        from outrider import api
-
-        if not _bypassed() and not api.inside_step():
-            _runtime.core().reset()
-        return original(first, second)
-
-    return swap
-
-
-def _install_swaps() -> None:
-    import torch
-
-    _patches.wrap(torch._C, "_swap_tensor_impl", _swaps_tensors)
 
 
 def _install_setters() -> None:
