@@ -33,7 +33,8 @@ class _Engine(fake_engine.FakeEngine):
 
 
 core = ModuleType("outrider._core")
-core.ServeEngine, core.ServeRejected, core.shutdown = _Engine, fake_engine.ServeRejected, lambda: None
+core.ServeEngine, core.ServeRejected = _Engine, fake_engine.ServeRejected
+core.flush = core.shutdown = lambda: None
 sys.modules["outrider._core"] = core
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """`outrider serve`. Nothing heavy is imported before the options are known to be good."""
 
+import atexit
 import contextlib
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -36,6 +37,8 @@ def serve_command(
     drain_timeout: Annotated[float, typer.Option(help="Seconds that running work has at the end.", min=0)] = 30.0,
 ) -> None:
     """Serves MODEL over an OpenAI-compatible API until Ctrl-C."""
+    ended: list[int] = []
+    atexit.register(lambda: _leave_with(*ended) if ended else None)  # before torch registers anything, so after it
     with input_errors():
         _require_packages()
         from outrider.serve import start
@@ -65,11 +68,12 @@ def serve_command(
             state = start.make_state(options, inputs, engine, rejected)
             print(start.greeting(options, state, sock.getsockname()[1]), flush=True)
             code = serve(state, sock)
-    _leave(code)
+            ended.append(code)
+    raise typer.Exit(code)
 
 
-def _leave(code: int) -> NoReturn:
-    """At once: all is closed, and unloading torch takes an interpreter longer than Ctrl-C may."""
+def _leave_with(code: int) -> None:
+    """Once all else has ended: unloading torch takes an interpreter longer than Ctrl-C may."""
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
