@@ -297,7 +297,7 @@ def test_what_lacks_or_has_too_much_is_one_line(made, tmp_path):
     prompt = ["--prompt", "what"]
     data = ["--data", str(made.data)]
     for arguments, says in (
-        (["generate", str(made.adapter), *prompt], "tokenizer.json"),
+        (["generate", str(made.adapter), *prompt], "expected --parent"),
         (["generate", str(made.adapter), "--parent", str(other), *prompt], "sha256 of the weights"),
         (["generate", str(made.parent), "--parent", str(made.parent), *prompt], "expected a refactored model"),
         (["eval", "perplexity", str(made.adapter), *data], "expected --parent"),
