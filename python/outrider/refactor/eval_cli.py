@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from outrider.refactor.artifact import HEADER
+from outrider.refactor.artifact import HEADER, check_parent
 from outrider.refactor.atomic import write_file
 from outrider.refactor.cli import input_errors
 from outrider.refactor.errors import InputError
@@ -167,18 +167,18 @@ def load_model(folder: Path, device: str, dtype: str, parent: Path | None = None
     `parent`: of a folder without weights of its own.
 
     Raises:
-        InputError: E_MODEL when there is no such model, it cannot be loaded, or the parent is not the one that an
-            adapter was tuned beside.
+        InputError: E_USAGE when the parent is missing; E_MODEL when there is no such model, it cannot be loaded, or the
+            parent is not the one that an adapter was tuned beside.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     if dtype not in ("float32", "bfloat16", "float16"):
         raise InputError("E_USAGE", folder, "--dtype", repr(dtype), "float32, bfloat16 or float16")
+    check_parent(folder, parent)
     weights = parent or folder
     if not (weights / "config.json").is_file():
-        expected = "a HF model folder" if parent or not (folder / HEADER).exists() else "--parent, its weights"
-        raise InputError("E_MODEL", weights, "config.json", "no such file", expected)
+        raise InputError("E_MODEL", weights, "config.json", "no such file", "a HF model folder")
     if parent:
         _require_parent_of(folder, parent)
     try:

@@ -177,8 +177,9 @@ int64_t CpuExecutor::HeadOfLikeliest(std::span<int64_t> best) {
       return *read + screen.bytes() + std::ssize(model_.norm()) * 4;
   }
   const auto vocab = static_cast<size_t>(shape_.vocab);
-  if (logits_.size() < best.size() * vocab) logits_.resize(best.size() * vocab);
-  const std::span<float> logits = std::span(logits_).first(best.size() * vocab);
+  std::vector<float>& memory = screen_memory_.logits;
+  if (memory.size() < best.size() * vocab) memory.resize(best.size() * vocab);
+  const std::span<float> logits = std::span(memory).first(best.size() * vocab);
   Head(logits);
   workers_->Run(std::ssize(best), [&](int64_t row, int) {
     best[static_cast<size_t>(row)] = sampling::LikeliestId(logits.subspan(static_cast<size_t>(row) * vocab, vocab));

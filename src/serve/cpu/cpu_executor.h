@@ -59,8 +59,7 @@ class CpuExecutor : public Executor {
   std::vector<float> chosen_;                    // logits of a layer's router
   int64_t chosen_bytes_ = 0;                     // of FFNs, of the experts that the layers chose
   std::vector<float> x_, normed_, qkv_, mixed_;  // [step_tokens_max, ...]
-  std::vector<float> logits_;                    // where nobody else wants them
-  ScreenMemory screen_memory_;
+  ScreenMemory screen_memory_;                   // of likeliest ids
 };
 
 // Radians per position of each pair of a head, fp32.
